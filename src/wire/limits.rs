@@ -1,0 +1,55 @@
+//! Every bound of the wire, in one place, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Bytes of a frame header: one of kind, three of length.
+pub const FRAME_HEADER: usize = 4;
+
+/// Bytes of payload in one `Data`, `Stderr` frame. With its header it fills 64 KiB, which is one mux frame.
+pub const MAX_DATA: usize = 64 * 1024 - FRAME_HEADER;
+
+/// Bytes of an `Open` frame. An argument vector has to fit; nothing else comes near.
+pub const MAX_OPEN: usize = 128 * 1024;
+
+/// Bytes of an `Accept`, `Refuse`, `Abort`, `Exit` or `Signal` frame: a code and a sentence.
+pub const MAX_ANSWER: usize = 8 * 1024;
+
+/// Bytes of one JSON-RPC message. Bulk travels in `Data` frames beside it.
+pub const MAX_MESSAGE: usize = 1024 * 1024;
+
+/// Bytes of one datagram: what UDP over IPv4 carries (65 507), plus a SOCKS5 address in front.
+pub const MAX_DATAGRAM: usize = 65_507 + 262;
+
+/// Bytes of one control message between a program and the coordinator.
+pub const MAX_CONTROL: usize = 16 * 1024;
+
+/// Bytes of one binary WebSocket message. Larger messages hold up everything behind them on a slow link.
+pub const MAX_CARRIER_MESSAGE: usize = 128 * 1024;
+
+/// Streams that one peer may have open in one session. The multiplexer's own limit is above it, because
+/// reaching that one ends the whole session.
+pub const MAX_STREAMS: usize = 8 * 1024;
+
+/// Streams for calls and processes in one session at a time; a forwarded connection is cheaper than either.
+pub const MAX_CALLS: usize = 256;
+
+/// Listeners that one session may hold in the workspace.
+pub const MAX_LISTENERS: usize = 256;
+
+/// UDP flows that one forward keeps; the one idle for longest makes room.
+pub const MAX_UDP_FLOWS: usize = 1024;
+
+/// Characters of a sentence that a peer sends for a person to read.
+pub const MAX_SENTENCE: usize = 2 * 1024;
+
+/// How long a new stream may take to present its open frame.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long dialling a target may take before the forward is refused.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a TLS handshake, outer or inner, may take as a whole.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a UDP flow lives without a datagram (RFC 4787 asks for at least two minutes).
+pub const UDP_IDLE: Duration = Duration::from_secs(150);

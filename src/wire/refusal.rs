@@ -1,0 +1,107 @@
+//! Why something was refused: a code for programs and a sentence for people.
+
+use serde::{Deserialize, Serialize};
+
+use super::limits::MAX_SENTENCE;
+
+/// Why, for programs. Names are never reused; a code this version does not know reads as `Other`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// The kind of stream, the method or the version is not known here.
+    Unsupported,
+    /// The bytes do not parse as what they should be.
+    Malformed,
+    /// Over a bound.
+    TooLarge,
+    /// The arguments do not fit what was declared.
+    InvalidArguments,
+    /// Nothing by that name is declared in the laptop's configuration.
+    NotDeclared,
+    /// A rule or a person said no.
+    Denied,
+    /// It is declared, but it is not there.
+    NotFound,
+    /// The target answered with a refusal.
+    TargetRefused,
+    /// The target cannot be reached.
+    TargetUnreachable,
+    /// It took longer than its bound.
+    Timeout,
+    /// The address to listen on is taken.
+    AddressInUse,
+    /// Too much of it at once; the same may succeed later.
+    Busy,
+    /// The other side is not there now.
+    Unavailable,
+    /// The caller took it back.
+    Cancelled,
+    /// A fault on this side.
+    Internal,
+    /// A code from a newer version.
+    #[serde(other)]
+    Other,
+}
+
+/// A refusal: a code, and a sentence a person can act on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Why, for programs.
+    pub code: RefusalCode,
+    /// What happened, why, and after `hint:` what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal with its sentence cut to [`MAX_SENTENCE`] characters.
+    pub fn new(code: RefusalCode, message: impl Into<String>) -> Refusal {
+        let mut message: String = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MAX_SENTENCE) {
+            message.truncate(end);
+        }
+        Refusal { code, message }
+    }
+
+    /// JSON bytes, within the bound of an answer frame.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads what a peer sent. What does not parse becomes a refusal that says so.
+    /// Control characters are dropped, so that a hostile sentence cannot drive a terminal.
+    pub fn from_bytes(bytes: &[u8]) -> Refusal {
+        let mut refusal: Refusal = serde_json::from_slice(bytes).unwrap_or_else(|_| {
+            Refusal::new(RefusalCode::Malformed, "the other side refused without a readable reason")
+        });
+        refusal.message = printable(&refusal.message);
+        Refusal::new(refusal.code, refusal.message)
+    }
+}
+
+/// `text` without control characters other than line feed and tab. For everything of a peer that a terminal shows.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_from_the_future_is_tolerated() {
+        let refusal = Refusal::from_bytes(br#"{"code":"quota_of_2031","message":"no","more":1}"#);
+        assert_eq!(refusal.code, RefusalCode::Other);
+        assert_eq!(refusal.message, "no");
+    }
+
+    #[test]
+    fn a_hostile_sentence_is_cut_and_cleaned() {
+        let long = format!("{{\"code\":\"denied\",\"message\":\"\\u001b[2J{}\"}}", "x".repeat(100_000));
+        let refusal = Refusal::from_bytes(long.as_bytes());
+        assert!(refusal.message.starts_with("[2J"));
+        assert_eq!(refusal.message.chars().count(), MAX_SENTENCE);
+        assert!(refusal.to_bytes().len() <= super::super::limits::MAX_ANSWER);
+        assert_eq!(Refusal::from_bytes(b"\xff\xfe").code, RefusalCode::Malformed);
+    }
+}
