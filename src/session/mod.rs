@@ -4,3 +4,4 @@
 //! that is for `service`. Only `mux` names the multiplexer's crate.
 
 pub mod framed;
+pub mod opener;
