@@ -14,14 +14,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 
+pub use crate::transport::Io;
 use crate::wire::frame::FrameError;
 use crate::wire::limits::{FRAME_HEADER, MAX_DATA, OPEN_TIMEOUT};
 use crate::wire::open::Accepted;
 use crate::wire::{FrameHeader, FrameKind, Open, Refusal, RefusalCode};
-
-/// Any byte stream that frames can travel on.
-pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
 
 /// What ends a stream before its time.
 #[derive(Debug, thiserror::Error)]
@@ -276,6 +273,11 @@ impl<S: Io> FramedStream<S> {
     pub fn new(io: S) -> FramedStream<S> {
         let (read, write) = tokio::io::split(io);
         FramedStream { reader: FrameReader::new(read), writer: FrameWriter::new(write) }
+    }
+
+    /// The stream beneath, for a gateway that passes the rest on as it is. Only between frames.
+    pub fn into_inner(self) -> S {
+        self.reader.io.unsplit(self.writer.io)
     }
 
     /// Opens: sends the open frame. The caller may send content before the answer.

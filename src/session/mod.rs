@@ -3,5 +3,8 @@
 //! Who is at the other end is settled here, before the first stream. What a stream does is not known here:
 //! that is for `service`. Only `mux` names the multiplexer's crate.
 
+pub mod coalesce;
+pub mod establish;
 pub mod framed;
+pub mod mux;
 pub mod opener;

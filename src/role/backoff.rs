@@ -1,0 +1,51 @@
+//! How long to wait before the next attempt: exponential, with jitter, endless.
+
+use std::time::Duration;
+
+/// First wait.
+pub const FIRST: Duration = Duration::from_millis(200);
+
+/// Longest wait.
+pub const LONGEST: Duration = Duration::from_secs(30);
+
+/// Waits between attempts.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The next wait, between half and all of the exponential step; `random` is in 0..1.
+    pub fn next(&mut self, random: f64) -> Duration {
+        let step = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        step.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
+    }
+
+    /// Attempts that failed in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// It worked: start over.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_to_its_bound_and_starts_over() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..100).map(|_| backoff.next(1.0)).collect();
+        assert_eq!(waits[0], FIRST);
+        assert_eq!(waits[1], FIRST * 2);
+        assert_eq!(waits[99], LONGEST);
+        assert!(backoff.next(0.0) >= LONGEST / 2);
+        backoff.reset();
+        assert!(backoff.next(0.5) < FIRST);
+    }
+}

@@ -1,0 +1,279 @@
+//! The rendezvous: stubs park connections here, laptops ask for a workspace, and the two are joined.
+//!
+//! After a join it copies messages and counts them; it holds no key that could open them. Parked connections cost a
+//! socket, its TLS state and a small task; a workspace may park [`MAX_PARKED`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio_tungstenite::WebSocketStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::transport::Io;
+use crate::transport::carrier::{Arrival, Carrier, Drain, relay};
+use crate::wire::control::Control;
+use crate::wire::name::{DeviceName, WorkspaceName};
+use crate::wire::{Refusal, RefusalCode};
+
+/// Connections that one workspace may have parked. A new one beyond pushes out the oldest, which may be dead.
+pub const MAX_PARKED: usize = 4;
+
+/// How long a laptop waits for the workspace's stub to appear. A stub that just lost its network is back within this.
+pub const STUB_WAIT: Duration = Duration::from_secs(20);
+
+/// Clients of a coordinator that stops come back at a moment within this, so that they do not arrive all at once.
+pub const DRAIN_SPREAD: Duration = Duration::from_secs(3);
+
+/// Where connections wait for each other.
+#[derive(Debug)]
+pub struct Rendezvous<T> {
+    parked: Mutex<HashMap<WorkspaceName, Slot<T>>>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    waiting: VecDeque<Parked<T>>,
+    arrivals: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Parked<T> {
+    id: u64,
+    claim: oneshot::Sender<Claim<T>>,
+}
+
+/// A laptop's wish for a parked connection: who asks, and where to send the connection.
+#[derive(Debug)]
+struct Claim<T> {
+    session: String,
+    device: DeviceName,
+    give: oneshot::Sender<WebSocketStream<T>>,
+}
+
+impl<T: Io> Rendezvous<T> {
+    /// Ends everything it holds when `stop` is cancelled, telling clients when to come back.
+    pub fn new(stop: CancellationToken) -> Rendezvous<T> {
+        Rendezvous { parked: Mutex::new(HashMap::new()), stop }
+    }
+
+    /// How many connections of a workspace are parked.
+    pub fn parked(&self, workspace: &WorkspaceName) -> usize {
+        self.with(|parked| parked.get(workspace).map_or(0, |slot| slot.waiting.len()))
+    }
+
+    /// Holds a stub's connection until a laptop claims it, the stub leaves, or the coordinator stops.
+    pub async fn park(&self, workspace: WorkspaceName, mut carrier: Carrier<T>) {
+        if carrier.send_control(&Control::Parked {}).await.is_err() {
+            return;
+        }
+        let (claim, claimed) = oneshot::channel();
+        let id = rand::random();
+        self.with(|parked| {
+            let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
+            slot.waiting.push_back(Parked { id, claim });
+            if slot.waiting.len() > MAX_PARKED {
+                slot.waiting.pop_front();
+            }
+            slot.arrivals.notify_waiters();
+        });
+        tokio::select! {
+            claim = claimed => match claim {
+                Ok(claim) => {
+                    let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
+                    if carrier.send_control(&join).await.is_ok() {
+                        let _ = claim.give.send(carrier.into_websocket());
+                    }
+                    return;
+                }
+                Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
+            },
+            arrival = carrier.arrival() => match arrival {
+                Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
+                Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
+                Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+            },
+            () = self.stop.cancelled() => {
+                let _ = carrier.send_control(&drain()).await;
+            }
+        }
+        self.with(|parked| {
+            if let Some(slot) = parked.get_mut(&workspace) {
+                slot.waiting.retain(|p| p.id != id);
+                if slot.waiting.is_empty() && Arc::strong_count(&slot.arrivals) == 1 {
+                    parked.remove(&workspace);
+                }
+            }
+        });
+        carrier.close().await;
+    }
+
+    /// Joins a laptop's connection to one that the workspace parked, and copies until either ends.
+    pub async fn connect(&self, workspace: WorkspaceName, device: DeviceName, mut laptop: Carrier<T>) {
+        let session = uuid::Uuid::now_v7().simple().to_string();
+        let stub = tokio::select! {
+            stub = self.claim(&workspace, &device, &session) => stub,
+            arrival = laptop.arrival() => {
+                tracing::debug!(%workspace, ?arrival, "the laptop left before its workspace came");
+                return;
+            }
+        };
+        let Some(stub) = stub else {
+            let text = format!(
+                "the stub of workspace `{workspace}` is not connected. hint: is nexus-stub running in the workspace?"
+            );
+            let refused = Control::Refused(Refusal::new(RefusalCode::Unavailable, text));
+            let _ = laptop.send_control(&refused).await;
+            laptop.close().await;
+            return;
+        };
+        let join = Control::Join { session: session.clone(), device: None };
+        if laptop.send_control(&join).await.is_err() {
+            return;
+        }
+        tracing::info!(%workspace, %device, session, "joined");
+        let drain = Drain { when: self.stop.clone().cancelled_owned(), say: drain() };
+        let (relayed, outcome) = relay(laptop.into_websocket(), stub, drain).await;
+        let (up, down) = (relayed.forth, relayed.back);
+        match outcome {
+            Ok(()) => tracing::info!(%workspace, %device, session, up, down, "parted"),
+            Err(error) => tracing::info!(%workspace, %device, session, up, down, %error, "parted"),
+        }
+    }
+
+    async fn claim(&self, workspace: &WorkspaceName, device: &DeviceName, session: &str) -> Option<WebSocketStream<T>> {
+        let deadline = tokio::time::Instant::now() + STUB_WAIT;
+        loop {
+            let arrivals = self.with(|parked| {
+                let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
+                slot.arrivals.clone()
+            });
+            // Registered before looking, so that an arrival in between is not missed.
+            let mut arrival = std::pin::pin!(arrivals.notified());
+            arrival.as_mut().enable();
+            // The newest is the least likely to be dead.
+            while let Some(parked) = self.with(|parked| parked.get_mut(workspace)?.waiting.pop_back()) {
+                let (give, given) = oneshot::channel();
+                let claim = Claim { session: session.to_owned(), device: device.clone(), give };
+                if parked.claim.send(claim).is_ok()
+                    && let Ok(stub) = given.await
+                {
+                    return Some(stub);
+                }
+            }
+            tokio::select! {
+                () = arrival => {}
+                () = tokio::time::sleep_until(deadline) => return None,
+                () = self.stop.cancelled() => return None,
+            }
+        }
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut HashMap<WorkspaceName, Slot<T>>) -> R) -> R {
+        f(&mut self.parked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<T> Slot<T> {
+    fn new() -> Slot<T> {
+        Slot { waiting: VecDeque::new(), arrivals: Arc::new(Notify::new()) }
+    }
+}
+
+fn drain() -> Control {
+    let spread = DRAIN_SPREAD.as_millis() as u64;
+    Control::Drain { reconnect_after_ms: rand::random_range(0..=spread) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::carrier::{Side, websocket};
+    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    async fn ends() -> (Carrier<DuplexStream>, Carrier<DuplexStream>) {
+        let (near, far) = crate::transport::memory::pair();
+        let near = Carrier::new(websocket(near, Bytes::new(), Side::Client).await);
+        let far = Carrier::new(websocket(far, Bytes::new(), Side::Server).await);
+        (near, far)
+    }
+
+    fn control(arrival: std::io::Result<Option<Arrival>>) -> Control {
+        match arrival {
+            Ok(Some(Arrival::Control(control))) => control,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn joins_whoever_comes_first() {
+        for stub_first in [true, false] {
+            let rendezvous = Arc::new(Rendezvous::new(CancellationToken::new()));
+            let (mut stub, stub_far) = ends().await;
+            let (mut laptop, laptop_far) = ends().await;
+            let name: WorkspaceName = "w".parse().unwrap();
+            let park = {
+                let (rendezvous, name) = (rendezvous.clone(), name.clone());
+                async move { rendezvous.park(name, stub_far).await }
+            };
+            let connect = {
+                let (rendezvous, name) = (rendezvous.clone(), name.clone());
+                async move { rendezvous.connect(name, "d".parse().unwrap(), laptop_far).await }
+            };
+            let mut tasks = tokio::task::JoinSet::new();
+            if stub_first {
+                tasks.spawn(park);
+                assert_eq!(control(stub.arrival().await), Control::Parked {});
+                tasks.spawn(connect);
+            } else {
+                tasks.spawn(connect);
+                tokio::task::yield_now().await;
+                tasks.spawn(park);
+                assert_eq!(control(stub.arrival().await), Control::Parked {});
+            }
+            assert!(matches!(control(stub.arrival().await), Control::Join { device: Some(d), .. } if d == "d"));
+            assert!(matches!(control(laptop.arrival().await), Control::Join { .. }));
+            laptop.write_all(b"hi").await.unwrap();
+            laptop.flush().await.unwrap();
+            let mut got = [0; 2];
+            stub.read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"hi");
+            assert_eq!(rendezvous.parked(&name), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_tells_everyone_when_to_come_back() {
+        let stop = CancellationToken::new();
+        let rendezvous = Arc::new(Rendezvous::new(stop.clone()));
+        let (mut stub, far) = ends().await;
+        let park = tokio::spawn({
+            let rendezvous = rendezvous.clone();
+            async move { rendezvous.park("w".parse().unwrap(), far).await }
+        });
+        assert_eq!(control(stub.arrival().await), Control::Parked {});
+        stop.cancel();
+        assert!(matches!(control(stub.arrival().await), Control::Drain { reconnect_after_ms } if reconnect_after_ms <= 3000));
+        drop(stub);
+        park.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_newest_connections_stay_parked() {
+        let rendezvous = Arc::new(Rendezvous::new(CancellationToken::new()));
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut stubs = Vec::new();
+        for _ in 0..MAX_PARKED + 2 {
+            let (mut stub, far) = ends().await;
+            let rendezvous = rendezvous.clone();
+            tasks.spawn(async move { rendezvous.park("w".parse().unwrap(), far).await });
+            assert_eq!(control(stub.arrival().await), Control::Parked {});
+            stubs.push(stub);
+        }
+        assert!(matches!(stubs[0].arrival().await, Ok(None)));
+        assert_eq!(rendezvous.parked(&"w".parse().unwrap()), MAX_PARKED);
+    }
+}

@@ -1,0 +1,10 @@
+//! The three roles: the laptop, the workspace, the coordinator. None imports another; `cli` composes them.
+
+pub mod backoff;
+#[cfg(feature = "coordinator")]
+pub mod coordinator;
+pub mod files;
+#[cfg(feature = "proxy")]
+pub mod proxy;
+#[cfg(feature = "stub")]
+pub mod stub;

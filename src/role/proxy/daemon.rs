@@ -1,0 +1,239 @@
+//! A running `up`: the tunnel, its forwards, the control socket, and the workspace's calls.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::control::ControlSocket;
+use super::forwards::{ForwardRequest, ForwardStatus, Forwards};
+use super::tunnel::{Tunnel, TunnelError};
+use crate::service::call::server;
+use crate::service::copy::splice;
+use crate::service::laptop::Laptop;
+use crate::service::remote::serve_accepted;
+use crate::session::framed::{Frame, FramedStream};
+use crate::session::mux::MuxStream;
+use crate::session::opener::Opener;
+use crate::wire::call::{Request, Response};
+use crate::wire::{FrameKind, Open, Refusal, RefusalCode, StreamRequest};
+
+/// How long the first frame of a local command may take.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a stop waits for what is under way.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What `status` tells.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The workspace.
+    pub workspace: String,
+    /// The process that keeps it up.
+    pub pid: u32,
+    /// Its program version.
+    pub version: String,
+    /// The coordinator's address.
+    pub coordinator: String,
+    /// This device's name there.
+    pub device: String,
+    /// Seconds since `up`.
+    pub uptime_s: u64,
+    /// How the tunnel is: `state` and what belongs to it.
+    pub tunnel: Value,
+    /// The way its bytes take.
+    pub path: String,
+    /// The forwards.
+    pub forwards: Vec<ForwardStatus>,
+    /// Where the log goes, when it runs in the background.
+    pub log: Option<PathBuf>,
+}
+
+/// A running `up`.
+#[derive(Debug)]
+pub struct Daemon {
+    tunnel: Arc<Tunnel>,
+    device: String,
+    forwards: Forwards,
+    laptop: Arc<Laptop>,
+    log: Option<PathBuf>,
+    began: Instant,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Daemon {
+    /// A daemon around a tunnel; `stop` ends it.
+    pub fn new(
+        tunnel: Tunnel,
+        device: String,
+        laptop: Laptop,
+        log: Option<PathBuf>,
+        stop: CancellationToken,
+    ) -> Arc<Daemon> {
+        let tasks = TaskTracker::new();
+        let forwards = Forwards::new(tunnel.opener(), tasks.clone(), stop.clone());
+        Arc::new(Daemon {
+            tunnel: Arc::new(tunnel),
+            device,
+            forwards,
+            laptop: Arc::new(laptop),
+            log,
+            began: Instant::now(),
+            tasks,
+            stop,
+        })
+    }
+
+    /// The tunnel.
+    pub fn tunnel(&self) -> &Arc<Tunnel> {
+        &self.tunnel
+    }
+
+    /// The forwards.
+    pub fn forwards(&self) -> &Forwards {
+        &self.forwards
+    }
+
+    /// Runs until stopped; then everything it started is gone.
+    pub async fn run(self: Arc<Self>, socket: ControlSocket) -> Result<(), TunnelError> {
+        let control = {
+            let (daemon, stop) = (self.clone(), self.stop.clone());
+            async move {
+                loop {
+                    let stream = tokio::select! {
+                        stream = socket.accept() => stream,
+                        () = stop.cancelled() => return,
+                    };
+                    let daemon = daemon.clone();
+                    daemon.tasks.clone().spawn(async move {
+                        tokio::select! {
+                            () = daemon.local(stream) => {}
+                            () = daemon.stop.cancelled() => {}
+                        }
+                    });
+                }
+            }
+        };
+        self.tasks.spawn(control);
+        let serve = {
+            let daemon = self.clone();
+            move |stream| {
+                let daemon = daemon.clone();
+                async move { daemon.incoming(stream).await }
+            }
+        };
+        let outcome = self.tunnel.clone().run(serve, self.stop.clone()).await;
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await;
+        outcome
+    }
+
+    /// How everything is.
+    pub fn status(&self) -> Status {
+        Status {
+            workspace: self.tunnel.workspace().to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            coordinator: self.tunnel.client().url().to_string(),
+            device: self.device.clone(),
+            uptime_s: self.began.elapsed().as_secs(),
+            tunnel: serde_json::to_value(&*self.tunnel.state().borrow()).unwrap_or_default(),
+            path: "relay".into(),
+            forwards: self.forwards.status(),
+            log: self.log.clone(),
+        }
+    }
+
+    /// A stream that the workspace opened: a call, or a connection to a port that we asked it to listen on.
+    async fn incoming(&self, stream: MuxStream) {
+        let Ok((open, stream)) = FramedStream::accept(stream).await else { return };
+        match open.request {
+            StreamRequest::Call {} => server::serve(stream, &self.laptop, self.tunnel.workspace()).await,
+            StreamRequest::Accepted { listener, peer } => match self.forwards.target(listener) {
+                Some(target) => {
+                    tracing::debug!(listener, peer, %target, "a connection from the workspace");
+                    if let Err(error) = Box::pin(serve_accepted(stream, &target)).await {
+                        tracing::debug!(%target, %error, "a connection from the workspace ended");
+                    }
+                }
+                None => {
+                    let text = "no forward of that number exists on the laptop";
+                    stream.refuse(&Refusal::new(RefusalCode::NotDeclared, text)).await;
+                }
+            },
+            request => {
+                tracing::warn!(target: "audit", kind = request.name(), "the workspace asked for what it may not have");
+                let text = format!("a laptop does not serve streams of kind `{}`", request.name());
+                stream.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
+            }
+        }
+    }
+
+    /// A connection from another command on this laptop.
+    async fn local(&self, stream: UnixStream) {
+        let mut stream = FramedStream::new(stream);
+        let Ok(Ok(frame)) = tokio::time::timeout(LOCAL_TIMEOUT, stream.reader.expect()).await else { return };
+        match frame.kind {
+            FrameKind::Message => self.local_call(frame, stream).await,
+            FrameKind::Open => match Open::parse(&frame.payload) {
+                Ok(open) => self.pass(&open, stream).await,
+                Err(refusal) => stream.refuse(&refusal).await,
+            },
+            _ => {}
+        }
+    }
+
+    async fn local_call(&self, frame: Frame, mut stream: FramedStream<UnixStream>) {
+        let Ok(request) = Request::parse(&frame.payload) else { return };
+        let mut lease = None;
+        let outcome = match request.method.as_str() {
+            "status" => Ok(serde_json::to_value(self.status()).unwrap_or_default()),
+            "down" => Ok(Value::Null),
+            "forward" => match serde_json::from_value::<ForwardRequest>(request.params) {
+                Ok(asked) => self.forwards.add(&asked).await.map(|status| {
+                    lease = Some(status.id);
+                    serde_json::to_value(status).unwrap_or_default()
+                }),
+                Err(error) => Err(Refusal::new(RefusalCode::InvalidArguments, error.to_string())),
+            },
+            method => {
+                let text = format!("the running program does not know `{method}`. hint: restart it with this release");
+                Err(Refusal::new(RefusalCode::Unsupported, text))
+            }
+        };
+        let _ = stream.writer.send_json(FrameKind::Message, &Response::new(request.id, outcome)).await;
+        if let Some(id) = lease {
+            // The forward lives as long as the command that asked for it.
+            let _ = stream.reader.next().await;
+            self.forwards.remove(id);
+        }
+        if request.method == "down" {
+            self.stop.cancel();
+        }
+    }
+
+    /// Passes a local command's stream to the workspace, as it is.
+    async fn pass(&self, open: &Open, local: FramedStream<UnixStream>) {
+        if !matches!(open.request, StreamRequest::Process(_) | StreamRequest::Connect { .. }) {
+            let text = format!("the control socket does not pass streams of kind `{}`", open.request.name());
+            return local.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
+        }
+        let remote = match self.tunnel.opener().open().await {
+            Ok(remote) => remote,
+            Err(refusal) => return local.refuse(&refusal).await,
+        };
+        match FramedStream::open(remote, open).await {
+            Ok(remote) => {
+                let _ = splice(local.into_inner(), remote.into_inner()).await;
+            }
+            Err(error) => local.refuse(&error.into_refusal()).await,
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The forwards of one tunnel: what listens where, and how it is doing. They outlive every session; listeners in the
+//! workspace are opened again in each.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::tunnel::TunnelOpener;
+use crate::service::forward::LocalForward;
+use crate::service::forward_spec::{DynamicSpec, ForwardSpec};
+use crate::service::remote::RemoteForward;
+use crate::service::socks::SocksForward;
+use crate::service::stats::ForwardStats;
+use crate::service::udp::UdpForward;
+use crate::wire::limits::MAX_LISTENERS;
+use crate::wire::{Endpoint, Refusal, RefusalCode};
+
+/// How long a listener in the workspace that could not be opened waits for the next attempt.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// How long a new `-R` waits for the workspace's verdict before it goes on in the background.
+const FIRST_VERDICT: Duration = Duration::from_secs(10);
+
+/// What kind of forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForwardKind {
+    /// `-L`: listens on the laptop.
+    Local,
+    /// `-R`: listens in the workspace.
+    Remote,
+    /// `-D`: SOCKS5 on the laptop.
+    Dynamic,
+}
+
+/// A forward that is asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ForwardRequest {
+    /// What kind.
+    pub kind: ForwardKind,
+    /// As on the command line: `8080:127.0.0.1:3000`.
+    pub spec: String,
+}
+
+/// How a forward is doing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ForwardStatus {
+    /// Its number in this run.
+    pub id: u32,
+    /// What kind.
+    pub kind: ForwardKind,
+    /// Where it listens.
+    pub listen: String,
+    /// Where it leads; nothing for SOCKS.
+    pub target: Option<String>,
+    /// Whether connections get through now.
+    pub ready: bool,
+    /// Why not, or the last refusal.
+    pub error: Option<String>,
+    /// Connections (or UDP flows) open now; laptop-side listeners only.
+    pub open: u64,
+    /// Connections since it began; laptop-side listeners only.
+    pub total: u64,
+    /// Bytes from the laptop to the workspace; laptop-side listeners only.
+    pub sent: u64,
+    /// Bytes from the workspace to the laptop; laptop-side listeners only.
+    pub received: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: ForwardKind,
+    target: Option<Endpoint>,
+    stats: Option<Arc<ForwardStats>>,
+    listening: watch::Receiver<Listening>,
+    _end: DropGuard,
+}
+
+#[derive(Debug, Clone)]
+enum Listening {
+    Waiting(Endpoint),
+    At(Endpoint),
+    Refused(Endpoint, Refusal),
+}
+
+impl Listening {
+    fn endpoint(&self) -> &Endpoint {
+        match self {
+            Listening::Waiting(at) | Listening::At(at) | Listening::Refused(at, _) => at,
+        }
+    }
+}
+
+/// The forwards of one tunnel.
+#[derive(Debug)]
+pub struct Forwards {
+    opener: TunnelOpener,
+    entries: Mutex<(u32, BTreeMap<u32, Entry>)>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Forwards {
+    /// No forwards yet; all end with `stop`.
+    pub fn new(opener: TunnelOpener, tasks: TaskTracker, stop: CancellationToken) -> Forwards {
+        Forwards { opener, entries: Mutex::default(), tasks, stop }
+    }
+
+    /// Adds a forward; gives its number and where it listens.
+    pub async fn add(&self, request: &ForwardRequest) -> Result<ForwardStatus, Refusal> {
+        let bad = |e: &dyn std::fmt::Display| Refusal::new(RefusalCode::InvalidArguments, e.to_string());
+        let end = self.stop.child_token();
+        let opener = self.opener.clone();
+        let (stats, listening, target) = match request.kind {
+            ForwardKind::Dynamic => {
+                let spec: DynamicSpec = request.spec.parse().map_err(|e| bad(&e))?;
+                let forward = SocksForward::bind(opener, &spec.bind).await?;
+                let at = watch::Sender::new(Listening::At(forward.bound().clone())).subscribe();
+                let stats = forward.stats();
+                self.tasks.spawn(forward.run(end.clone()));
+                (Some(stats), at, None)
+            }
+            ForwardKind::Local => {
+                let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
+                let target = spec.target.clone();
+                let (stats, at) = if matches!(spec.bind, Endpoint::Udp { .. }) {
+                    let forward = UdpForward::bind(opener, &spec.bind, spec.target).await?;
+                    let (stats, at) = (forward.stats(), forward.bound().clone());
+                    self.tasks.spawn(forward.run(end.clone()));
+                    (stats, at)
+                } else {
+                    let forward = LocalForward::bind(opener, &spec.bind, spec.target).await?;
+                    let (stats, at) = (forward.stats(), forward.bound().clone());
+                    self.tasks.spawn(forward.run(end.clone()));
+                    (stats, at)
+                };
+                (Some(stats), watch::Sender::new(Listening::At(at)).subscribe(), Some(target))
+            }
+            ForwardKind::Remote => {
+                let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
+                let (report, listening) = watch::channel(Listening::Waiting(spec.bind.clone()));
+                let id = self.insert(ForwardKind::Remote, Some(spec.target), None, listening.clone(), end.clone())?;
+                let keep = keep_listening(opener, spec.bind, id, report);
+                let stop = end.clone();
+                self.tasks.spawn(async move {
+                    tokio::select! {
+                        () = keep => {}
+                        () = stop.cancelled() => {}
+                    }
+                });
+                return self.first_verdict(id, listening).await;
+            }
+        };
+        let id = self.insert(request.kind, target, stats, listening, end)?;
+        self.status_of(id).ok_or_else(|| Refusal::new(RefusalCode::Cancelled, "the forward was removed"))
+    }
+
+    /// Ends a forward.
+    pub fn remove(&self, id: u32) {
+        self.entries().1.remove(&id);
+    }
+
+    /// Where a connection that listener `id` accepted in the workspace leads.
+    pub fn target(&self, id: u32) -> Option<Endpoint> {
+        self.entries().1.get(&id).filter(|e| e.kind == ForwardKind::Remote)?.target.clone()
+    }
+
+    /// How all are doing.
+    pub fn status(&self) -> Vec<ForwardStatus> {
+        let ids: Vec<u32> = self.entries().1.keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.status_of(id)).collect()
+    }
+
+    fn insert(
+        &self,
+        kind: ForwardKind,
+        target: Option<Endpoint>,
+        stats: Option<Arc<ForwardStats>>,
+        listening: watch::Receiver<Listening>,
+        end: CancellationToken,
+    ) -> Result<u32, Refusal> {
+        let mut entries = self.entries();
+        if entries.1.len() >= MAX_LISTENERS {
+            end.cancel();
+            let text = format!("{MAX_LISTENERS} forwards exist already. hint: end some first");
+            return Err(Refusal::new(RefusalCode::Busy, text));
+        }
+        entries.0 += 1;
+        let id = entries.0;
+        entries.1.insert(id, Entry { kind, target, stats, listening, _end: end.drop_guard() });
+        Ok(id)
+    }
+
+    async fn first_verdict(&self, id: u32, mut listening: watch::Receiver<Listening>) -> Result<ForwardStatus, Refusal> {
+        let verdict = listening.wait_for(|state| !matches!(state, Listening::Waiting(_)));
+        let refused = match tokio::time::timeout(FIRST_VERDICT, verdict).await {
+            Ok(Ok(state)) => match &*state {
+                Listening::Refused(_, refusal) => Some(refusal.clone()),
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some(refusal) = refused {
+            self.remove(id);
+            return Err(refusal);
+        }
+        self.status_of(id).ok_or_else(|| Refusal::new(RefusalCode::Cancelled, "the forward was removed"))
+    }
+
+    fn status_of(&self, id: u32) -> Option<ForwardStatus> {
+        let up = self.opener.is_up();
+        let entries = self.entries();
+        let entry = entries.1.get(&id)?;
+        let listening = entry.listening.borrow().clone();
+        let (sent, received) = entry.stats.as_ref().map_or((0, 0), |s| (s.bytes().sent, s.bytes().received));
+        let error = match &listening {
+            Listening::Refused(_, refusal) => Some(refusal.to_string()),
+            _ if !up => Some("the tunnel is down".into()),
+            _ => entry.stats.as_ref().and_then(|s| s.last_error()).map(|refusal| refusal.to_string()),
+        };
+        Some(ForwardStatus {
+            id,
+            kind: entry.kind,
+            listen: listening.endpoint().to_string(),
+            target: entry.target.as_ref().map(ToString::to_string),
+            ready: up && matches!(listening, Listening::At(_)),
+            error,
+            open: entry.stats.as_ref().map_or(0, |s| s.open()),
+            total: entry.stats.as_ref().map_or(0, |s| s.total()),
+            sent,
+            received,
+        })
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, (u32, BTreeMap<u32, Entry>)> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens the listener in every session. A port that was picked once is asked for again.
+async fn keep_listening(mut opener: TunnelOpener, mut bind: Endpoint, id: u32, report: watch::Sender<Listening>) {
+    let mut last = None;
+    while let Some(session) = opener.session_after(last.as_ref()).await {
+        match RemoteForward::open(&session, &bind, id).await {
+            Ok((bound, mut listener)) => {
+                bind = bound;
+                report.send_replace(Listening::At(bind.clone()));
+                let why = listener.lost().await;
+                tracing::debug!(%bind, %why, "a listener in the workspace is gone");
+                report.send_replace(Listening::Waiting(bind.clone()));
+                last = session.is_closed().then_some(session);
+            }
+            Err(refusal) => {
+                report.send_replace(Listening::Refused(bind.clone(), refusal));
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}

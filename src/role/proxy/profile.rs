@@ -1,0 +1,151 @@
+//! What a laptop keeps of a coordinator: its address and authority, this device's key and certificate, and the pinned
+//! keys of the workspaces it has met there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::code::{Code, CodeKind};
+use crate::identity::{Credential, KeyPin, PrivateKey, Trust};
+use crate::role::files;
+use crate::transport::address::CoordinatorUrl;
+use crate::transport::client::{ClientError, first_contact};
+use crate::wire::name::{DeviceName, WorkspaceName};
+use crate::wire::onboarding::{PAIR_PATH, PairAnswer, PairRequest};
+
+/// Why there is no usable profile.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// A file.
+    #[error("{0}")]
+    File(#[from] std::io::Error),
+    /// Its content.
+    #[error("{path} is damaged: {why}. hint: pair again with a new code (nexus-coordinator invite)")]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
+    /// Never paired.
+    #[error(
+        "this device is not paired with {0}. hint: get a code there with `nexus-coordinator invite` and run \
+         nexus-proxy pair {0} CODE"
+    )]
+    NotPaired(CoordinatorUrl),
+    /// The coordinator.
+    #[error("{0}")]
+    Coordinator(#[from] ClientError),
+    /// A code that is not one, or for something else.
+    #[error("{0}")]
+    Code(String),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    url: CoordinatorUrl,
+    device: DeviceName,
+    workspaces: BTreeMap<WorkspaceName, KeyPin>,
+}
+
+/// A profile, in its directory.
+#[derive(Debug)]
+pub struct Profile {
+    dir: PathBuf,
+    kept: Kept,
+    /// Whom to trust.
+    pub trust: Trust,
+    /// This device's key and certificate.
+    pub credential: Credential,
+}
+
+/// The directory of the profile for `url` below `root`.
+pub fn directory(root: &Path, url: &CoordinatorUrl) -> PathBuf {
+    root.join(url.authority().replace([':', '[', ']', '/'], "_"))
+}
+
+impl Profile {
+    /// Reads what pairing left in `dir`.
+    pub fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
+        let (Some(kept), Some(ca), Some(chain), Some(key)) = (
+            files::read(&dir.join("profile.json"))?,
+            files::read(&dir.join("ca.pem"))?,
+            files::read(&dir.join("chain.pem"))?,
+            files::read(&dir.join("key.pem"))?,
+        ) else {
+            return Err(ProfileError::NotPaired(url.clone()));
+        };
+        let damaged = |file: &str, why: String| ProfileError::Damaged { path: dir.join(file), why };
+        let kept = serde_json::from_str(&kept).map_err(|e| damaged("profile.json", e.to_string()))?;
+        let trust = Trust::from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
+        let key = PrivateKey::from_pem(&key).map_err(|e| damaged("key.pem", e.to_string()))?;
+        let credential = Credential::from_pem(&chain, key).map_err(|e| damaged("chain.pem", e.to_string()))?;
+        Ok(Profile { dir: dir.to_owned(), kept, trust, credential })
+    }
+
+    /// Makes a key here, has it certified with a one-time code, and keeps the result in `dir`.
+    pub async fn pair(
+        dir: &Path,
+        url: &CoordinatorUrl,
+        code: &str,
+        device: DeviceName,
+    ) -> Result<Profile, ProfileError> {
+        let parsed: Code = code.parse().map_err(|e| ProfileError::Code(format!("{e}")))?;
+        if parsed.kind() != CodeKind::Pair {
+            let text = "this is an enrolment code for a stub. hint: nexus-coordinator invite makes one for a laptop";
+            return Err(ProfileError::Code(text.into()));
+        }
+        files::private_dir(dir)?;
+        let key = PrivateKey::generate().map_err(ClientError::from)?;
+        let csr = key.csr_pem().map_err(ClientError::from)?;
+        let request = PairRequest { code: code.to_owned(), device: device.clone(), csr };
+        let (answer, trust): (PairAnswer, Trust) = first_contact(url, &parsed, PAIR_PATH, &request).await?;
+        let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
+        let kept = Kept { url: url.clone(), device, workspaces: BTreeMap::new() };
+        let profile = Profile { dir: dir.to_owned(), kept, trust, credential };
+        files::write(&dir.join("key.pem"), profile.credential.key.to_pem().as_bytes())?;
+        files::write(&dir.join("ca.pem"), profile.trust.to_pem().as_bytes())?;
+        files::write(&dir.join("chain.pem"), profile.credential.to_pem().as_bytes())?;
+        // Last: its presence says that the rest is whole.
+        profile.save()?;
+        Ok(profile)
+    }
+
+    /// This device's name.
+    pub fn device(&self) -> &DeviceName {
+        &self.kept.device
+    }
+
+    /// The key of a workspace, if it was met before.
+    pub fn pin(&self, workspace: &WorkspaceName) -> Option<KeyPin> {
+        self.kept.workspaces.get(workspace).copied()
+    }
+
+    /// Pins the key of a workspace at first contact.
+    pub fn set_pin(&mut self, workspace: &WorkspaceName, pin: KeyPin) -> Result<(), ProfileError> {
+        if self.kept.workspaces.insert(workspace.clone(), pin) != Some(pin) {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the key of a workspace that was made anew.
+    pub fn forget(&mut self, workspace: &WorkspaceName) -> Result<bool, ProfileError> {
+        let known = self.kept.workspaces.remove(workspace).is_some();
+        self.save()?;
+        Ok(known)
+    }
+
+    /// Keeps a renewed certificate.
+    pub fn save_credential(&mut self, credential: Credential) -> Result<(), ProfileError> {
+        files::write(&self.dir.join("chain.pem"), credential.to_pem().as_bytes())?;
+        self.credential = credential;
+        Ok(())
+    }
+
+    fn save(&self) -> Result<(), ProfileError> {
+        let kept = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other)?;
+        Ok(files::write(&self.dir.join("profile.json"), &kept)?)
+    }
+}

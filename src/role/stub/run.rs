@@ -1,0 +1,217 @@
+//! The stub's life: one connection parked at the coordinator at all times, a task for every session that comes of it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::gateway::Gateway;
+use super::laptops::Laptops;
+use super::session::{Workspace, serve};
+use super::state::StubState;
+use crate::identity::error::IdentityError;
+use crate::identity::uri::Role;
+use crate::identity::verify::{ClientAuth, Expect, server_config};
+use crate::role::backoff::Backoff;
+use crate::session::establish;
+use crate::transport::address::CoordinatorUrl;
+use crate::transport::carrier::Arrival;
+use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClient};
+use crate::wire::control::Control;
+
+/// How often the certificate's age is looked at.
+const RENEWAL_CHECK: Duration = Duration::from_secs(60);
+
+/// How long a stop waits for sessions.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a stub runs with.
+#[derive(Debug)]
+pub struct StubConfig {
+    /// Where the coordinator is.
+    pub coordinator: CoordinatorUrl,
+    /// The workspace as laptops see it.
+    pub workspace: Workspace,
+    /// The socket for programs in the workspace.
+    pub socket: PathBuf,
+}
+
+/// Something worth a line of output.
+#[derive(Debug, Clone)]
+pub enum StubEvent {
+    /// A connection is parked: laptops can come.
+    Parked,
+    /// The coordinator is not reached; the next attempt is after this time.
+    Waiting(String, Duration),
+    /// A session began with this device.
+    SessionBegan(String),
+    /// And ended.
+    SessionEnded(String),
+}
+
+struct Stub {
+    client: CoordinatorClient,
+    state: Mutex<StubState>,
+    workspace: Arc<Workspace>,
+    laptops: Arc<Laptops>,
+    events: Box<dyn Fn(StubEvent) + Send + Sync>,
+}
+
+/// Runs until `stop`. Ends by itself only when trying on is pointless: revoked, or the wrong coordinator.
+pub async fn run(
+    config: StubConfig,
+    state: StubState,
+    events: impl Fn(StubEvent) + Send + Sync + 'static,
+    stop: CancellationToken,
+) -> Result<(), ClientError> {
+    let gateway = Gateway::bind(&config.socket)
+        .map_err(|e| ClientError::Dial(format!("the workspace's socket cannot be opened: {e}")))?;
+    let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone());
+    let stub = Arc::new(Stub {
+        client,
+        state: Mutex::new(state),
+        workspace: Arc::new(config.workspace),
+        laptops: Arc::new(Laptops::default()),
+        events: Box::new(events),
+    });
+    let tasks = TaskTracker::new();
+    tasks.spawn(gateway.run(stub.laptops.clone(), stop.clone()));
+    tasks.spawn({
+        let (stub, stop) = (stub.clone(), stop.clone());
+        async move { stub.keep_certificate(stop).await }
+    });
+    let outcome = stub.keep_parked(&tasks, &stop).await;
+    stop.cancel();
+    tasks.close();
+    let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
+    outcome
+}
+
+impl Stub {
+    async fn keep_parked(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), ClientError> {
+        let mut backoff = Backoff::default();
+        loop {
+            let parked = tokio::select! {
+                parked = self.park(&mut backoff) => parked,
+                () = stop.cancelled() => return Ok(()),
+            };
+            let wait = match parked {
+                Ok(Parked::Joined { carrier, session }) => {
+                    let (stub, stop) = (self.clone(), stop.clone());
+                    tasks.spawn(async move { stub.session(carrier, session, stop).await });
+                    continue;
+                }
+                Ok(Parked::Drain(wait)) => wait,
+                Ok(Parked::Ended) => backoff.next(rand::random()),
+                Err(error) if !error.is_passing() => return Err(error),
+                Err(error) => {
+                    let wait = backoff.next(rand::random());
+                    (self.events)(StubEvent::Waiting(error.to_string(), wait));
+                    wait
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Parks a connection and waits for what becomes of it.
+    async fn park(&self, backoff: &mut Backoff) -> Result<Parked, ClientError> {
+        let mut carrier = self.client.park().await?;
+        loop {
+            match carrier.arrival().await {
+                Ok(Some(Arrival::Control(Control::Parked {}))) => {
+                    backoff.reset();
+                    (self.events)(StubEvent::Parked);
+                }
+                Ok(Some(Arrival::Control(Control::Join { session, .. }))) => {
+                    return Ok(Parked::Joined { carrier: Box::new(carrier), session });
+                }
+                Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
+                    return Ok(Parked::Drain(Duration::from_millis(reconnect_after_ms.min(60_000))));
+                }
+                Ok(Some(Arrival::Control(Control::Refused(refusal)))) => return Err(refusal.into()),
+                Ok(Some(Arrival::Control(Control::Unknown))) => {}
+                Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
+                Err(error) => {
+                    tracing::debug!(%error, "the parked connection broke");
+                    return Ok(Parked::Ended);
+                }
+            }
+        }
+    }
+
+    async fn session(self: Arc<Self>, carrier: Box<CoordinatorCarrier>, session: String, stop: CancellationToken) {
+        let tls = match self.inner_tls() {
+            Ok(tls) => tls,
+            Err(error) => return tracing::error!(%error, "no TLS configuration"),
+        };
+        let established = match establish::accept(carrier, tls).await {
+            Ok(established) => established,
+            Err(error) => return tracing::warn!(session, %error, "a laptop was refused"),
+        };
+        let peer = established.peer.clone();
+        let Role::Device(device) = peer.identity.role else { return };
+        if let Err(error) = self.remember(peer.pin) {
+            return tracing::error!(%error, "the first device could not be remembered");
+        }
+        let (id, end) = self.laptops.enter(peer.pin, established.opener.clone());
+        tracing::info!(session, %device, "session");
+        (self.events)(StubEvent::SessionBegan(device.to_string()));
+        tokio::select! {
+            outcome = serve(established, self.workspace.clone(), end) => {
+                tracing::info!(session, %device, ?outcome, "session over");
+            }
+            () = stop.cancelled() => {}
+        }
+        self.laptops.leave(id);
+        (self.events)(StubEvent::SessionEnded(device.to_string()));
+    }
+
+    /// The inner TLS server: devices on the list only, checked anew for each session.
+    fn inner_tls(self: &Arc<Self>) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
+        let stub = self.clone();
+        let check = Arc::new(move |peer: &crate::identity::certificate::PeerCertificate| {
+            if stub.state().admits(&peer.pin) { Ok(()) } else { Err(IdentityError::UnknownDevice { found: peer.pin }) }
+        });
+        let credential = self.client.credential();
+        server_config(self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])
+    }
+
+    /// Writes down the first device of a workspace that had none.
+    fn remember(&self, pin: crate::identity::KeyPin) -> Result<(), super::state::StateError> {
+        let mut state = self.state();
+        if state.takes_first() { state.add_device(pin) } else { Ok(()) }
+    }
+
+    async fn keep_certificate(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(RENEWAL_CHECK) => {}
+                () = stop.cancelled() => return,
+            }
+            match self.client.renew_if_due(SystemTime::now()).await {
+                Ok(None) => {}
+                Ok(Some(fresh)) => match self.state().save_credential((*fresh).clone()) {
+                    Ok(()) => tracing::info!("certificate renewed"),
+                    Err(error) => tracing::error!(%error, "the renewed certificate could not be kept"),
+                },
+                Err(error) => tracing::warn!(%error, "the certificate could not be renewed yet"),
+            }
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, StubState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Parked {
+    Joined { carrier: Box<CoordinatorCarrier>, session: String },
+    Drain(Duration),
+    Ended,
+}

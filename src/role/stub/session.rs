@@ -1,0 +1,116 @@
+//! One session of one laptop: what it may ask of the workspace, stream by stream.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::service::forward::serve_connect;
+use crate::service::process::{ProcessDefaults, serve_process};
+use crate::service::remote::serve_listen;
+use crate::service::udp::{serve_udp, serve_udp_associate};
+use crate::session::establish::Session;
+use crate::session::framed::FramedStream;
+use crate::session::mux::{MuxOpener, MuxStream};
+use crate::wire::limits::{MAX_CALLS, MAX_LISTENERS};
+use crate::wire::open::Accepted;
+use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
+
+/// The workspace as a laptop's streams see it.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    /// Its directory: where processes start and relative socket paths are looked up.
+    pub dir: PathBuf,
+    /// The environment of its processes.
+    pub env: BTreeMap<String, String>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    workspace: Arc<Workspace>,
+    opener: MuxOpener,
+    processes: Arc<Semaphore>,
+    listeners: Arc<Semaphore>,
+}
+
+/// Serves the session until it ends or `end` is cancelled; then everything it started is gone.
+pub async fn serve(mut session: Session, workspace: Arc<Workspace>, end: CancellationToken) -> std::io::Result<()> {
+    let shared = Shared {
+        workspace,
+        opener: session.opener.clone(),
+        processes: Arc::new(Semaphore::new(MAX_CALLS)),
+        listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
+    };
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = session.acceptor.accept() => match stream {
+                Some(stream) => {
+                    let shared = shared.clone();
+                    streams.spawn(async move { serve_stream(stream, shared).await });
+                }
+                None => break,
+            },
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+            () = end.cancelled() => break,
+        }
+    }
+    streams.shutdown().await;
+    drop(session.acceptor);
+    Ok(())
+}
+
+async fn serve_stream(stream: MuxStream, shared: Shared) {
+    let (open, mut stream) = match FramedStream::accept(stream).await {
+        Ok(opened) => opened,
+        Err(error) => return tracing::debug!(%error, "a stream did not open"),
+    };
+    let Open { request, trace } = open;
+    let kind = request.name();
+    tracing::debug!(kind, trace, "stream");
+    let outcome = match request {
+        StreamRequest::Hello { version, instance } => {
+            tracing::info!(version, instance, "the laptop says hello");
+            let accepted = Accepted { version: Some(env!("CARGO_PKG_VERSION").into()), ..Accepted::default() };
+            let answered = stream.accepted(&accepted).await;
+            let _ = stream.writer.close().await;
+            answered.map_err(Into::into)
+        }
+        StreamRequest::Connect { target } => Box::pin(serve_connect(stream, &target, &shared.workspace.dir)).await.map(drop),
+        StreamRequest::Udp { target } => Box::pin(serve_udp(stream, &target)).await,
+        StreamRequest::UdpAssociate {} => Box::pin(serve_udp_associate(stream)).await,
+        StreamRequest::Listen { bind, listener } => match permit(&shared.listeners) {
+            Some(_permit) => {
+                let dir = &shared.workspace.dir;
+                Box::pin(serve_listen(stream, &bind, listener, dir, shared.opener.clone())).await
+            }
+            None => return stream.refuse(&busy("listeners")).await,
+        },
+        StreamRequest::Process(request) => match permit(&shared.processes) {
+            Some(_permit) => {
+                let workspace = &shared.workspace;
+                let defaults = ProcessDefaults { cwd: workspace.dir.clone(), env: workspace.env.clone() };
+                Box::pin(serve_process(stream, request, &defaults)).await
+            }
+            None => return stream.refuse(&busy("processes")).await,
+        },
+        StreamRequest::Accepted { .. } | StreamRequest::Call {} | StreamRequest::Unknown => {
+            let text = format!("a workspace does not serve streams of kind `{kind}`. hint: is the stub of the same release?");
+            return stream.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(kind, %error, "stream ended");
+    }
+}
+
+fn permit(semaphore: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    semaphore.clone().try_acquire_owned().ok()
+}
+
+fn busy(what: &str) -> Refusal {
+    Refusal::new(RefusalCode::Busy, format!("too many {what} in this session. hint: end some and try again"))
+}

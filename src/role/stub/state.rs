@@ -1,0 +1,153 @@
+//! What a stub keeps: its key and certificate, its coordinator, and the keys of the devices it serves.
+//!
+//! The list of devices is given at enrolment and changed afterwards only over a session of a device on it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::code::{Code, CodeKind};
+use crate::identity::{Credential, KeyPin, PrivateKey, Trust};
+use crate::role::files;
+use crate::transport::address::CoordinatorUrl;
+use crate::transport::client::{ClientError, first_contact};
+use crate::wire::name::WorkspaceName;
+use crate::wire::onboarding::{ENROLL_PATH, EnrollAnswer, EnrollRequest};
+
+/// Devices that one workspace serves at most.
+pub const MAX_DEVICES: usize = 64;
+
+/// Why there is no usable state.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file.
+    #[error("{0}")]
+    File(#[from] std::io::Error),
+    /// Its content.
+    #[error("{path} is damaged: {why}. hint: enrol again with a new code (nexus-coordinator workspace add NAME --reissue)")]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
+    /// It never enrolled.
+    #[error(
+        "this workspace is not enrolled. hint: get a code with `nexus-coordinator workspace add NAME` and run \
+         nexus-stub run --coordinator URL --enroll CODE"
+    )]
+    NotEnrolled,
+    /// The coordinator.
+    #[error("{0}")]
+    Coordinator(#[from] ClientError),
+    /// A code that is not one, or for something else.
+    #[error("{0}")]
+    Code(String),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    workspace: WorkspaceName,
+    devices: BTreeSet<KeyPin>,
+    trust_first_device: bool,
+}
+
+/// The state, in its directory.
+#[derive(Debug)]
+pub struct StubState {
+    dir: PathBuf,
+    kept: Kept,
+    /// Whom to trust.
+    pub trust: Trust,
+    /// Key and certificate.
+    pub credential: Credential,
+}
+
+impl StubState {
+    /// Reads what enrolment left in `dir`.
+    pub fn load(dir: &Path) -> Result<StubState, StateError> {
+        let (Some(kept), Some(ca), Some(chain), Some(key)) = (
+            files::read(&dir.join("stub.json"))?,
+            files::read(&dir.join("ca.pem"))?,
+            files::read(&dir.join("chain.pem"))?,
+            files::read(&dir.join("key.pem"))?,
+        ) else {
+            return Err(StateError::NotEnrolled);
+        };
+        let damaged = |file: &str, why: String| StateError::Damaged { path: dir.join(file), why };
+        let kept = serde_json::from_str(&kept).map_err(|e| damaged("stub.json", e.to_string()))?;
+        let trust = Trust::from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
+        let key = PrivateKey::from_pem(&key).map_err(|e| damaged("key.pem", e.to_string()))?;
+        let credential = Credential::from_pem(&chain, key).map_err(|e| damaged("chain.pem", e.to_string()))?;
+        Ok(StubState { dir: dir.to_owned(), kept, trust, credential })
+    }
+
+    /// Makes a key here, has it certified with a one-time code, and keeps the result in `dir`.
+    pub async fn enroll(dir: &Path, url: &CoordinatorUrl, code: &str) -> Result<StubState, StateError> {
+        let parsed: Code = code.parse().map_err(|e| StateError::Code(format!("{e}")))?;
+        if parsed.kind() != CodeKind::Enroll {
+            let text = "this is a pairing code for a laptop. hint: nexus-coordinator workspace add NAME makes one for a stub";
+            return Err(StateError::Code(text.into()));
+        }
+        files::private_dir(dir)?;
+        let key = PrivateKey::generate().map_err(ClientError::from)?;
+        let csr = key.csr_pem().map_err(ClientError::from)?;
+        let request = EnrollRequest { code: code.to_owned(), csr };
+        let (answer, trust): (EnrollAnswer, Trust) = first_contact(url, &parsed, ENROLL_PATH, &request).await?;
+        let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
+        let kept = Kept {
+            workspace: answer.workspace,
+            devices: answer.devices.into_iter().collect(),
+            trust_first_device: answer.trust_first_device,
+        };
+        let state = StubState { dir: dir.to_owned(), kept, trust, credential };
+        files::write(&dir.join("key.pem"), state.credential.key.to_pem().as_bytes())?;
+        files::write(&dir.join("ca.pem"), state.trust.to_pem().as_bytes())?;
+        files::write(&dir.join("chain.pem"), state.credential.to_pem().as_bytes())?;
+        // Last: its presence says that the rest is whole.
+        state.save()?;
+        Ok(state)
+    }
+
+    /// The workspace's name.
+    pub fn workspace(&self) -> &WorkspaceName {
+        &self.kept.workspace
+    }
+
+    /// The keys of the devices it serves.
+    pub fn devices(&self) -> &BTreeSet<KeyPin> {
+        &self.kept.devices
+    }
+
+    /// Whether a device with this key is served. A workspace that was made before any device existed takes the first.
+    pub fn admits(&self, pin: &KeyPin) -> bool {
+        self.kept.devices.contains(pin) || self.takes_first()
+    }
+
+    /// Whether the next device becomes the first on the list.
+    pub fn takes_first(&self) -> bool {
+        self.kept.trust_first_device && self.kept.devices.is_empty()
+    }
+
+    /// Puts a device on the list.
+    pub fn add_device(&mut self, pin: KeyPin) -> Result<(), StateError> {
+        if self.kept.devices.len() < MAX_DEVICES && self.kept.devices.insert(pin) {
+            self.kept.trust_first_device = false;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a renewed certificate.
+    pub fn save_credential(&mut self, credential: Credential) -> Result<(), StateError> {
+        files::write(&self.dir.join("chain.pem"), credential.to_pem().as_bytes())?;
+        self.credential = credential;
+        Ok(())
+    }
+
+    fn save(&self) -> Result<(), StateError> {
+        let kept = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other)?;
+        Ok(files::write(&self.dir.join("stub.json"), &kept)?)
+    }
+}

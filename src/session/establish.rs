@@ -1,0 +1,151 @@
+//! Beginning a session: mutual TLS end to end, the multiplexer, and a first stream that proves both.
+//!
+//! The laptop is the TLS client and the workspace the TLS server. Who the peer must be is in the TLS configuration,
+//! which `identity` makes; a peer that fails it never gets as far as a stream.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{ClientConfig, ServerConfig};
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::framed::{FramedStream, StreamError};
+use super::mux::{End, MuxAcceptor, MuxOpener, multiplex};
+use super::opener::Opener;
+use crate::identity::certificate::PeerCertificate;
+use crate::identity::error::IdentityError;
+use crate::lifeline::Lifeline;
+use crate::transport::Io;
+use crate::wire::limits::HANDSHAKE_TIMEOUT;
+use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
+
+/// The server name in the inner handshake. The certificate is checked by its URI name and pin, not by this.
+const INNER_NAME: &str = "workspace.nexus.invalid";
+
+/// How long the first stream may take once TLS is up.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A session that stands: streams can be opened and accepted. Dropping it ends it.
+#[derive(Debug)]
+pub struct Session {
+    /// Opens streams.
+    pub opener: MuxOpener,
+    /// Streams that the other end opens.
+    pub acceptor: MuxAcceptor,
+    /// Who is at the other end, proven.
+    pub peer: PeerCertificate,
+    driver: JoinSet<io::Result<()>>,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The inner TLS failed.
+    #[error("no end-to-end session: {0}")]
+    Tls(String),
+    /// It took too long.
+    #[error("no end-to-end session: the other side did not answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The other side would not begin.
+    #[error("no end-to-end session: {0}")]
+    Refused(Refusal),
+}
+
+impl SessionError {
+    /// Whether trying again without changing anything is pointless: the peer is not who it must be.
+    pub fn is_identity(&self) -> bool {
+        matches!(self, SessionError::Tls(_))
+    }
+}
+
+impl Session {
+    /// Ends when the session does, with the reason.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        match self.driver.join_next().await {
+            None => Ok(()),
+            Some(Ok(outcome)) => outcome,
+            Some(Err(error)) => Err(io::Error::other(error)),
+        }
+    }
+
+    fn start<T: Io>(io: T, end: End, peer: PeerCertificate) -> Session {
+        let (opener, acceptor, drive) = multiplex(io, end);
+        let mut driver = JoinSet::new();
+        driver.spawn(drive);
+        Session { opener, acceptor, peer, driver }
+    }
+}
+
+/// What the laptop learns when a session begins.
+#[derive(Debug, Clone)]
+pub struct Greeting {
+    /// The stub's program version.
+    pub version: String,
+}
+
+/// The laptop's end: TLS client, and the hello that proves the session end to end.
+pub async fn connect<C: Io>(
+    carrier: C,
+    tls: Arc<ClientConfig>,
+    instance: &str,
+) -> Result<(Session, Greeting), SessionError> {
+    let name = ServerName::try_from(INNER_NAME).map_err(|e| SessionError::Tls(e.to_string()))?;
+    let handshake = TlsConnector::from(tls).connect(name, Lifeline::new(carrier));
+    let tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
+    let peer = peer_of(tls.get_ref().1.peer_certificates())?;
+    let mut session = Session::start(tls, End::Laptop, peer);
+    let hello = async {
+        let io = session.opener.open().await?;
+        let request = StreamRequest::Hello { version: env!("CARGO_PKG_VERSION").into(), instance: instance.into() };
+        let mut stream = FramedStream::open(io, &Open::new(request)).await.map_err(StreamError::into_refusal)?;
+        let answer = stream.answer().await.map_err(StreamError::into_refusal)?;
+        let _ = stream.writer.close().await;
+        Ok(Greeting { version: answer.version.unwrap_or_default() })
+    };
+    let hello = tokio::time::timeout(HELLO_TIMEOUT, hello).await;
+    let greeting: Result<Greeting, Refusal> = hello.map_err(|_| SessionError::Timeout(HELLO_TIMEOUT))?;
+    match greeting {
+        Ok(greeting) => Ok((session, greeting)),
+        Err(refusal) => {
+            // The workspace's verdict on our certificate arrives only after our side of the handshake is done.
+            let ended = tokio::time::timeout(Duration::from_secs(1), session.ended()).await;
+            match ended {
+                Ok(Err(error)) => Err(SessionError::Tls(explain(&error))),
+                _ => Err(SessionError::Refused(refusal)),
+            }
+        }
+    }
+}
+
+/// The workspace's end: TLS server.
+pub async fn accept<C: Io>(carrier: C, tls: Arc<ServerConfig>) -> Result<Session, SessionError> {
+    let handshake = TlsAcceptor::from(tls).accept(Lifeline::new(carrier));
+    let tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
+    let peer = peer_of(tls.get_ref().1.peer_certificates())?;
+    Ok(Session::start(tls, End::Workspace, peer))
+}
+
+async fn within<T>(time: Duration, handshake: impl Future<Output = io::Result<T>>) -> Result<T, SessionError> {
+    match tokio::time::timeout(time, handshake).await {
+        Err(_) => Err(SessionError::Timeout(time)),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            let text = "the other side ended the connection before the session began";
+            Err(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, text)))
+        }
+        Ok(Err(error)) => Err(SessionError::Tls(explain(&error))),
+        Ok(Ok(stream)) => Ok(stream),
+    }
+}
+
+fn explain(error: &io::Error) -> String {
+    IdentityError::explain(error).unwrap_or_else(|| error.to_string())
+}
+
+fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<PeerCertificate, SessionError> {
+    let leaf = certificates.and_then(<[_]>::first);
+    let leaf = leaf.ok_or_else(|| SessionError::Tls("the other side showed no certificate".into()))?;
+    PeerCertificate::parse(leaf).map_err(|e| SessionError::Tls(e.to_string()))
+}

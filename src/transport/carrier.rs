@@ -1,0 +1,442 @@
+//! The WebSocket carrier: binary messages are one byte stream, text messages are control, pings keep it alive.
+//!
+//! Writes are gathered into messages of up to [`MESSAGE`] bytes and leave when flushed. A peer that is silent for
+//! [`SILENCE`] is taken for dead. Over a bound, or malformed: the carrier ends with an error.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::{Sink, SinkExt, Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use super::Io;
+use crate::wire::control::Control;
+use crate::wire::limits::MAX_CARRIER_MESSAGE;
+
+/// Bytes gathered before a message leaves without being flushed.
+pub const MESSAGE: usize = 64 * 1024;
+
+/// How often a ping leaves, so that a NAT or a load balancer with an idle timeout of a minute keeps the connection.
+pub const PING: Duration = Duration::from_secs(15);
+
+/// A peer that sends nothing, not even a pong, for this long is dead.
+pub const SILENCE: Duration = Duration::from_secs(45);
+
+/// Bytes read from a connection at a time. The buffer exists for as long as the connection does, parked ones too.
+const READ_BUFFER: usize = 8 * 1024;
+
+/// Bytes that may wait in the WebSocket layer for a slow connection: a message, and control messages beside it.
+const WRITE_BUFFER: usize = MAX_CARRIER_MESSAGE + 64 * 1024;
+
+/// Which end of the upgrade this program was, and whether masking was negotiated away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// It dialled, and masks what it sends.
+    Client,
+    /// It accepted.
+    Server,
+    /// Neither end masks.
+    Unmasked,
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(WRITE_BUFFER)
+        .max_message_size(Some(MAX_CARRIER_MESSAGE))
+        .max_frame_size(Some(MAX_CARRIER_MESSAGE))
+        .accept_unmasked_frames(false)
+}
+
+/// A WebSocket on an upgraded connection. `read_ahead` is what the HTTP layer had already read.
+pub async fn websocket<T: Io>(io: T, read_ahead: Bytes, side: Side) -> WebSocketStream<T> {
+    let role = if side == Side::Client { Role::Client } else { Role::Server };
+    let config = config().accept_unmasked_frames(side == Side::Unmasked);
+    WebSocketStream::from_partially_read(io, read_ahead.into(), role, Some(config)).await
+}
+
+fn io_error(error: tungstenite::Error) -> io::Error {
+    match error {
+        tungstenite::Error::Io(error) => error,
+        tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
+        error => io::Error::new(io::ErrorKind::InvalidData, error),
+    }
+}
+
+/// What arrived on a carrier that is not yet, or not only, a byte stream.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A control message.
+    Control(Control),
+    /// Bytes of the session.
+    Bytes(Bytes),
+}
+
+/// A WebSocket as a byte stream with control messages beside it.
+#[derive(Debug)]
+pub struct Carrier<T> {
+    ws: WebSocketStream<T>,
+    incoming: Bytes,
+    outgoing: BytesMut,
+    ping: Interval,
+    heard: Instant,
+    drain: Option<Duration>,
+}
+
+impl<T: Io> Carrier<T> {
+    /// A carrier on `ws`.
+    pub fn new(ws: WebSocketStream<T>) -> Carrier<T> {
+        let mut ping = interval_at(Instant::now() + PING, PING);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Carrier { ws, incoming: Bytes::new(), outgoing: BytesMut::new(), ping, heard: Instant::now(), drain: None }
+    }
+
+    /// The next control message or bytes; `None` when the peer closed.
+    pub async fn arrival(&mut self) -> io::Result<Option<Arrival>> {
+        std::future::poll_fn(|cx| self.poll_arrival(cx)).await
+    }
+
+    /// Sends a control message.
+    pub async fn send_control(&mut self, control: &Control) -> io::Result<()> {
+        self.ws.send(Message::text(control.to_text())).await.map_err(io_error)
+    }
+
+    /// Says goodbye, so that the peer sees an end and not a break.
+    pub async fn close(mut self) {
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.ws.close(None)).await;
+    }
+
+    /// The WebSocket beneath, for the relay, which copies messages.
+    pub fn into_websocket(self) -> WebSocketStream<T> {
+        self.ws
+    }
+
+    /// When the coordinator asked us to come back, if it is about to stop.
+    pub fn drain(&self) -> Option<Duration> {
+        self.drain
+    }
+
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Arrival>>> {
+        loop {
+            match self.ws.poll_next_unpin(cx) {
+                Poll::Pending => {
+                    ready!(self.poll_alive(cx))?;
+                    return Poll::Pending;
+                }
+                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Some(Err(tungstenite::Error::ConnectionClosed))) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io_error(error))),
+                Poll::Ready(Some(Ok(message))) => {
+                    self.heard = Instant::now();
+                    match message {
+                        Message::Binary(bytes) => return Poll::Ready(Ok(Some(Arrival::Bytes(bytes)))),
+                        Message::Text(text) => {
+                            let control = Control::parse(&text)
+                                .map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal))?;
+                            return Poll::Ready(Ok(Some(Arrival::Control(control))));
+                        }
+                        Message::Close(_) => return Poll::Ready(Ok(None)),
+                        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Pending while the peer is alive; sends the pings that are due.
+    fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.ping.poll_tick(cx).is_ready() {
+            if self.heard.elapsed() > SILENCE {
+                let error = io::Error::new(io::ErrorKind::TimedOut, "the connection went silent");
+                return Poll::Ready(Err(error));
+            }
+            if Pin::new(&mut self.ws).poll_ready(cx).map_err(io_error)?.is_ready() {
+                Pin::new(&mut self.ws).start_send(Message::Ping(Bytes::new())).map_err(io_error)?;
+                let _ = Pin::new(&mut self.ws).poll_flush(cx).map_err(io_error)?;
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.outgoing.is_empty() {
+            ready!(Pin::new(&mut self.ws).poll_ready(cx)).map_err(io_error)?;
+            let message = Message::Binary(self.outgoing.split().freeze());
+            Pin::new(&mut self.ws).start_send(message).map_err(io_error)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_gather(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.outgoing.len() >= MESSAGE {
+            ready!(self.poll_send(cx))?;
+        }
+        let mut taken = 0;
+        for buf in bufs {
+            let n = buf.len().min(MESSAGE.saturating_sub(self.outgoing.len()));
+            self.outgoing.extend_from_slice(&buf[..n]);
+            taken += n;
+            if n < buf.len() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+}
+
+impl<T: Io> AsyncRead for Carrier<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.incoming.is_empty() {
+            match ready!(self.poll_arrival(cx))? {
+                None => return Poll::Ready(Ok(())),
+                Some(Arrival::Bytes(bytes)) => self.incoming = bytes,
+                Some(Arrival::Control(Control::Drain { reconnect_after_ms })) => {
+                    self.drain = Some(Duration::from_millis(reconnect_after_ms));
+                }
+                Some(Arrival::Control(_)) => {}
+            }
+        }
+        let n = self.incoming.len().min(buf.remaining());
+        buf.put_slice(&self.incoming[..n]);
+        self.incoming.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: Io> AsyncWrite for Carrier<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_gather(cx, &[io::IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_gather(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.ws).poll_flush(cx).map_err(io_error)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        Pin::new(&mut self.ws).poll_close(cx).map_err(io_error)
+    }
+}
+
+/// What a relay counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Relayed {
+    /// Bytes from the first to the second.
+    pub forth: u64,
+    /// Bytes from the second to the first.
+    pub back: u64,
+}
+
+#[derive(Debug, Default)]
+struct Direction {
+    waiting: Option<Message>,
+    unflushed: bool,
+    done: bool,
+    bytes: u64,
+}
+
+/// When to end a relay early, and what to tell both sides then.
+#[derive(Debug)]
+pub struct Drain<F> {
+    /// Ready when the relay must end.
+    pub when: F,
+    /// Sent to both sides.
+    pub say: Control,
+}
+
+/// Copies binary messages both ways until either side ends, then ends the other. Never looks into them.
+/// Holds one message of each direction at most; a side that does not read stops the other.
+/// Ends when a side is silent for [`SILENCE`]: both ping.
+pub async fn relay<A: Io, B: Io, F: Future<Output = ()>>(
+    mut a: WebSocketStream<A>,
+    mut b: WebSocketStream<B>,
+    drain: Drain<F>,
+) -> (Relayed, io::Result<()>) {
+    let (mut forth, mut back) = (Direction::default(), Direction::default());
+    let mut check = interval_at(Instant::now() + PING, PING);
+    let (mut heard_a, mut heard_b) = (Instant::now(), Instant::now());
+    let mut when = std::pin::pin!(drain.when);
+    let mut draining = false;
+    let outcome = std::future::poll_fn(|cx| {
+        if when.as_mut().poll(cx).is_ready() {
+            draining = true;
+            return Poll::Ready(Ok(()));
+        }
+        let ab = poll_copy(cx, &mut a, &mut b, &mut forth, &mut heard_a);
+        let ba = poll_copy(cx, &mut b, &mut a, &mut back, &mut heard_b);
+        if let Poll::Ready(outcome) = ab {
+            return Poll::Ready(outcome);
+        }
+        if let Poll::Ready(outcome) = ba {
+            return Poll::Ready(outcome);
+        }
+        while check.poll_tick(cx).is_ready() {
+            if heard_a.elapsed() > SILENCE || heard_b.elapsed() > SILENCE {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    let close = async {
+        if draining {
+            let say = Message::text(drain.say.to_text());
+            let _ = futures::future::join(a.send(say.clone()), b.send(say)).await;
+        }
+        let _ = futures::future::join(a.close(None), b.close(None)).await;
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), close).await;
+    (Relayed { forth: forth.bytes, back: back.bytes }, outcome)
+}
+
+fn poll_copy<A: Io, B: Io>(
+    cx: &mut Context<'_>,
+    from: &mut WebSocketStream<A>,
+    to: &mut WebSocketStream<B>,
+    direction: &mut Direction,
+    heard: &mut Instant,
+) -> Poll<io::Result<()>> {
+    let mut to = Pin::new(to);
+    loop {
+        if direction.waiting.is_some() {
+            ready!(to.as_mut().poll_ready(cx)).map_err(io_error)?;
+            if let Some(message) = direction.waiting.take() {
+                to.as_mut().start_send(message).map_err(io_error)?;
+                direction.unflushed = true;
+            }
+        }
+        if !direction.done {
+            match Pin::new(&mut *from).poll_next(cx) {
+                Poll::Ready(Some(Ok(message))) => {
+                    *heard = Instant::now();
+                    match message {
+                        Message::Binary(bytes) => {
+                            direction.bytes += bytes.len() as u64;
+                            direction.waiting = Some(Message::Binary(bytes));
+                        }
+                        Message::Close(_) => direction.done = true,
+                        _ => {}
+                    }
+                    continue;
+                }
+                Poll::Ready(Some(Err(tungstenite::Error::ConnectionClosed))) | Poll::Ready(None) => {
+                    direction.done = true;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io_error(error))),
+                Poll::Pending => {}
+            }
+        }
+        if direction.unflushed {
+            ready!(to.as_mut().poll_flush(cx)).map_err(io_error)?;
+            direction.unflushed = false;
+        }
+        return if direction.done { Poll::Ready(Ok(())) } else { Poll::Pending };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn ends(unmasked: bool) -> (Carrier<tokio::io::DuplexStream>, Carrier<tokio::io::DuplexStream>) {
+        let (a, b) = crate::transport::memory::pair();
+        let (client, server) = if unmasked { (Side::Unmasked, Side::Unmasked) } else { (Side::Client, Side::Server) };
+        let a = Carrier::new(websocket(a, Bytes::new(), client).await);
+        let b = Carrier::new(websocket(b, Bytes::new(), server).await);
+        (a, b)
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_masked_and_unmasked_and_a_flush_delivers() {
+        for unmasked in [false, true] {
+            let (mut a, mut b) = ends(unmasked).await;
+            let sent: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
+            let send = async {
+                a.write_all(&sent).await.unwrap();
+                a.flush().await.unwrap();
+            };
+            let mut got = vec![0; sent.len()];
+            let receive = b.read_exact(&mut got);
+            tokio::join!(send, async { receive.await.unwrap() });
+            assert_eq!(got, sent);
+            a.shutdown().await.unwrap();
+            assert_eq!(b.read(&mut got).await.unwrap(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn control_passes_beside_bytes() {
+        let (mut a, mut b) = ends(false).await;
+        a.send_control(&Control::Parked {}).await.unwrap();
+        a.write_all(b"x").await.unwrap();
+        a.flush().await.unwrap();
+        assert!(matches!(b.arrival().await.unwrap(), Some(Arrival::Control(Control::Parked {}))));
+        assert!(matches!(b.arrival().await.unwrap(), Some(Arrival::Bytes(x)) if &x[..] == b"x"));
+    }
+
+    #[tokio::test]
+    async fn a_message_over_the_bound_ends_the_carrier() {
+        let (a, mut b) = ends(false).await;
+        let mut ws = a.into_websocket();
+        ws.get_ref(); // the raw WebSocket has no bound of its own on what it sends
+        let send = ws.send(Message::binary(vec![0; MAX_CARRIER_MESSAGE + 1]));
+        let (_, got) = tokio::join!(async { let _ = send.await; }, b.arrival());
+        assert_eq!(got.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn an_unmasked_frame_is_refused_where_masking_was_agreed() {
+        let (mut a, b) = crate::transport::memory::pair();
+        a.write_all(&[0x82, 0x01, 0x41]).await.unwrap();
+        let mut b = Carrier::new(websocket(b, Bytes::new(), Side::Server).await);
+        assert!(b.arrival().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_relay_copies_both_ways_and_ends_both() {
+        let (mut laptop, near) = ends(false).await;
+        let (far, mut stub) = ends(true).await;
+        let relay = tokio::spawn(relay(
+            near.into_websocket(),
+            far.into_websocket(),
+            Drain { when: std::future::pending(), say: Control::Unknown },
+        ));
+        let sent = vec![5; 300_000];
+        let mut got = vec![0; sent.len()];
+        let send = async {
+            laptop.write_all(&sent).await.unwrap();
+            laptop.flush().await.unwrap();
+        };
+        tokio::join!(send, async { stub.read_exact(&mut got).await.unwrap() });
+        assert_eq!(got, sent);
+        stub.write_all(b"back").await.unwrap();
+        stub.flush().await.unwrap();
+        laptop.read_exact(&mut got[..4]).await.unwrap();
+        drop(stub);
+        assert!(laptop.read(&mut got).await.map_or(true, |n| n == 0));
+        let (relayed, _) = relay.await.unwrap();
+        assert_eq!(relayed, Relayed { forth: 300_000, back: 4 });
+    }
+}

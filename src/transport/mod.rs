@@ -1,0 +1,20 @@
+//! Carriers: connections that bring bytes from one program to the next. WebSocket over TLS to the coordinator,
+//! through a corporate proxy where there is one; a pipe in memory for tests.
+//!
+//! A carrier knows nothing of sessions: it moves bytes, and control messages beside them, until it breaks.
+
+pub mod address;
+pub mod carrier;
+pub mod client;
+pub mod dial;
+pub mod http;
+pub mod memory;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Any byte stream.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
+
+/// A byte stream whose type does not matter.
+pub type BoxIo = Box<dyn Io>;
