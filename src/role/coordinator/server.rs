@@ -7,8 +7,9 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
@@ -26,11 +27,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
+use super::api;
+use super::authority::server_credential;
 use super::registry::Registry;
 use super::rendezvous::Rendezvous;
 use crate::identity::certificate::PeerCertificate;
 use crate::identity::uri::Role;
+use crate::identity::verify::{ClientAuth, Expect, server_config};
 use crate::transport::carrier::{Carrier, Side, websocket};
+use crate::transport::client::ALPN;
 use crate::transport::http::{MASKING, MASKING_NONE, text_of};
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -66,10 +71,44 @@ struct Shared {
     tasks: TaskTracker,
 }
 
-/// Serves until `stop`, then tells clients when to come back and waits for them, within [`DRAIN_TIMEOUT`].
-pub async fn serve(
+/// How long the coordinator's own certificate lives. Its key exists in memory only.
+const OWN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How often it is made anew; connections that stand keep theirs.
+const OWN_RENEWAL: Duration = Duration::from_secs(24 * 3600);
+
+/// Serves `registry`'s members on `listener` until `stop`. `names` are DNS names and addresses for the certificate.
+pub async fn run(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    registry: Registry,
+    names: Vec<String>,
+    stop: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let make = || {
+        let own = server_credential(registry.authority(), OWN_LIFETIME, SystemTime::now(), &names)?;
+        server_config(registry.authority().trust(), &own, ClientAuth::Optional(Expect::AnyClient), ALPN)
+    };
+    let tls = Arc::new(ArcSwap::new(make()?));
+    let renew = async {
+        loop {
+            tokio::time::sleep(OWN_RENEWAL).await;
+            match make() {
+                Ok(fresh) => tls.store(fresh),
+                Err(error) => tracing::error!(%error, "the coordinator's certificate could not be renewed"),
+            }
+        }
+    };
+    let api = api::router(registry.clone());
+    tokio::select! {
+        served = serve(listener, tls.clone(), Arc::new(registry.clone()), api, stop) => Ok(served?),
+        () = renew => Ok(()),
+    }
+}
+
+/// Serves until `stop`, then tells clients when to come back and waits for them, within [`DRAIN_TIMEOUT`].
+async fn serve(
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ServerConfig>>,
     registry: Arc<Registry>,
     api: axum::Router,
     stop: CancellationToken,
@@ -78,7 +117,6 @@ pub async fn serve(
     let rendezvous = Arc::new(Rendezvous::new(stop.clone()));
     let shared = Shared { registry, rendezvous, api, tasks: tasks.clone() };
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let acceptor = TlsAcceptor::from(tls);
     loop {
         let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
         let accepted = tokio::select! {
@@ -94,7 +132,8 @@ pub async fn serve(
                 continue;
             }
         };
-        let (shared, acceptor, stop) = (shared.clone(), acceptor.clone(), stop.clone());
+        let (shared, stop) = (shared.clone(), stop.clone());
+        let acceptor = TlsAcceptor::from(tls.load_full());
         tasks.spawn(async move {
             tokio::select! {
                 () = connection(tcp, peer, acceptor, shared) => {}
@@ -189,13 +228,13 @@ async fn admit(
         refusal(StatusCode::UNAUTHORIZED, RefusalCode::Denied, text)
     })?;
     let denied = |refusal| (StatusCode::FORBIDDEN, refusal);
-    shared.registry.authorize(&certificate).await.map_err(denied)?;
+    shared.registry.authorize(&certificate, SystemTime::now()).await.map_err(denied)?;
     let purpose = match (certificate.identity.role.clone(), request.uri().path().strip_prefix(CONNECT_PATH)) {
         (Role::Workspace(name), None) => Purpose::Park(name),
         (Role::Device(device), Some(name)) => {
             let name = name.parse::<WorkspaceName>();
             let name = name.map_err(|e| refusal(StatusCode::BAD_REQUEST, RefusalCode::Malformed, &e.to_string()))?;
-            shared.registry.may_connect(&device, &name).await.map_err(denied)?;
+            shared.registry.workspace(&name).await.map_err(denied)?;
             Purpose::Connect(name, device)
         }
         _ => {

@@ -1,0 +1,205 @@
+//! A first run with nothing configured: a coordinator inside this process, on loopback, and a workspace that is a
+//! directory with a stub as a child process. Real TLS, real pairing, real enrolment; only no second machine.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+
+use super::coordinator;
+use super::failure::{self, Failure};
+use super::home::Home;
+use crate::role::coordinator::registry::{AddWorkspace, Registry};
+use crate::role::coordinator::server;
+use crate::role::files;
+use crate::role::proxy::profile::Profile;
+use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
+use crate::role::stub::state::StubState;
+use crate::transport::address::CoordinatorUrl;
+use crate::wire::name::{DeviceName, WorkspaceName};
+
+/// Where things of an embedded workspace are, below the data directory.
+#[derive(Debug, Clone)]
+pub struct Places {
+    coordinator: PathBuf,
+    profile: PathBuf,
+    state: PathBuf,
+    bin: PathBuf,
+    /// The workspace's own directory.
+    pub workspace: PathBuf,
+    /// What the stub says.
+    pub log: PathBuf,
+}
+
+impl Places {
+    /// The places of a workspace.
+    pub fn new(home: &Home, workspace: &WorkspaceName) -> Places {
+        let root = home.data.join("local").join(workspace.as_str());
+        Places {
+            coordinator: root.join("coordinator"),
+            profile: root.join("profile"),
+            state: root.join("stub"),
+            bin: root.join("bin"),
+            workspace: root.join("workspace"),
+            log: root.join("stub.log"),
+        }
+    }
+}
+
+/// A coordinator inside this process.
+#[derive(Debug)]
+pub struct Embedded {
+    registry: Registry,
+    task: tokio::task::JoinSet<()>,
+    stop: CancellationToken,
+    /// Its address on loopback.
+    pub url: CoordinatorUrl,
+}
+
+impl Embedded {
+    /// Starts it on a free port.
+    pub async fn start(places: &Places) -> Result<Embedded, Failure> {
+        let registry = coordinator::registry(&places.coordinator).await?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = CoordinatorUrl::from(listener.local_addr()?);
+        let stop = CancellationToken::new();
+        let mut task = tokio::task::JoinSet::new();
+        let serve = server::run(listener, registry.clone(), vec!["127.0.0.1".into()], stop.clone());
+        task.spawn(async move {
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "the embedded coordinator ended");
+            }
+        });
+        Ok(Embedded { registry, task, stop, url })
+    }
+
+    /// This device's profile, paired anew when there is none.
+    pub async fn profile(&self, places: &Places, device: &DeviceName) -> Result<Profile, Failure> {
+        if let Ok(profile) = Profile::load(&places.profile, &self.url)
+            && profile.trust.ca_pin() == self.registry.authority().trust().ca_pin()
+        {
+            return Ok(profile);
+        }
+        let code = self.registry.invite(Duration::from_secs(60), SystemTime::now()).await?;
+        // A lost profile leaves its device behind; a fresh name needs no cleaning up first.
+        let known = self.registry.list_devices().await?;
+        let mut name = device.clone();
+        for n in 2.. {
+            if !known.iter().any(|d| d.name == name) {
+                break;
+            }
+            name = format!("{:.55}-{n}", device.as_str()).parse().map_err(|e| Failure::new(failure::FAILED, e))?;
+        }
+        let profile = Profile::pair(&places.profile, &self.url, &code.reveal(), name).await;
+        profile.map_err(|e| Failure::new(failure::FAILED, e))
+    }
+
+    /// Starts the workspace's stub, enrolling it when it is new.
+    pub async fn workspace(
+        &self,
+        places: &Places,
+        workspace: &WorkspaceName,
+        profile: &mut Profile,
+    ) -> Result<StubProcess, Failure> {
+        files::private_dir(&places.workspace)?;
+        files::private_dir(&places.state)?;
+        let pin = profile.credential.key.pin();
+        let enrolled = StubState::load(&places.state).is_ok_and(|state| {
+            state.admits(&pin) && state.trust.ca_pin() == self.registry.authority().trust().ca_pin()
+        });
+        let mut code = None;
+        if !enrolled {
+            let _ = std::fs::remove_file(places.state.join("stub.json"));
+            let exists = self.registry.workspace(workspace).await.is_ok();
+            let options = AddWorkspace { reissue: exists, ..AddWorkspace::default() };
+            code = Some(self.registry.add_workspace(workspace, &options, SystemTime::now()).await?);
+            profile.forget(workspace).map_err(|e| Failure::new(failure::FAILED, e))?;
+        }
+        let code = code.map(|code| code.reveal());
+        StubProcess::start(places, &self.url, code.as_ref().map(|code| code.as_str()))
+    }
+
+    /// Ends it; clients are told.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(6), self.task.join_next()).await;
+    }
+}
+
+/// The stub of a workspace on this machine, a child process. Ends when its standard input does, so that it cannot
+/// outlive this process, however that ends.
+#[derive(Debug)]
+pub struct StubProcess {
+    child: Child,
+}
+
+impl StubProcess {
+    fn start(places: &Places, url: &CoordinatorUrl, code: Option<&str>) -> Result<StubProcess, Failure> {
+        let program = link_stub(&places.bin)?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&places.log)?;
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".into());
+        let mut command = Command::new(&program);
+        command
+            .args(["run", "-v", "--exit-with-stdin", "--coordinator", &url.to_string()])
+            .arg("--state")
+            .arg(&places.state)
+            .arg("--workspace")
+            .arg(&places.workspace)
+            .current_dir(&places.workspace)
+            // Nothing of this shell's environment: it may hold secrets that the workspace must not see.
+            .env_clear()
+            .env("PATH", format!("{}:{path}", places.bin.display()))
+            .env("HOME", &places.workspace)
+            .env(SOCKET_ENV, places.state.join(SOCKET))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            // Ctrl-C on the terminal is for this process; the stub's end is ours to order.
+            .process_group(0)
+            .kill_on_drop(true);
+        for name in ["LANG", "LC_ALL", "TERM", "TZ", "USER", "LOGNAME", "SHELL", "TMPDIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        if let Some(code) = code {
+            command.env("NEXUS_ENROLL", code);
+        }
+        let child = command.spawn().map_err(|e| Failure::new(failure::FAILED, format!("{}: {e}", program.display())))?;
+        Ok(StubProcess { child })
+    }
+
+    /// Returns when the stub ends by itself, with how.
+    pub async fn ended(&mut self) -> String {
+        match self.child.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Ends it: politely, then not.
+    pub async fn stop(mut self) {
+        drop(self.child.stdin.take());
+        if tokio::time::timeout(Duration::from_secs(6), self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+}
+
+/// Puts `nexus-stub` into the workspace's own program directory: the program beside this one, or this one under that
+/// name, since it is both.
+fn link_stub(bin: &Path) -> Result<PathBuf, Failure> {
+    files::private_dir(bin)?;
+    let own = std::env::current_exe()?;
+    let beside = own.with_file_name("nexus-stub");
+    let target = if beside.is_file() { beside } else { own };
+    let link = bin.join("nexus-stub");
+    if std::fs::read_link(&link).ok().as_ref() != Some(&target) {
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&target, &link)?;
+    }
+    Ok(link)
+}

@@ -1,0 +1,78 @@
+//! How a command fails: a sentence, what to do, and an exit code that a script can use.
+
+use std::process::ExitCode;
+
+use crate::wire::{Refusal, RefusalCode};
+
+/// Something went wrong.
+pub const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+pub const USAGE: u8 = 2;
+/// The other side is not there: nothing is up, no coordinator, no stub.
+pub const UNAVAILABLE: u8 = 3;
+/// It was refused: not declared, not allowed.
+pub const REFUSED: u8 = 4;
+/// `exec`: nexus-proxy itself failed, not the command.
+pub const EXEC_FAILED: u8 = 125;
+/// `exec`: the program cannot be executed.
+pub const EXEC_DENIED: u8 = 126;
+/// `exec`: there is no such program.
+pub const EXEC_MISSING: u8 = 127;
+
+/// The table of exit codes, for `--help`.
+pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not up or not reachable, \
+    4 refused. `exec` passes the command's own code on; 125 is a failure of nexus-proxy, 126 a program that cannot be \
+    executed, 127 one that does not exist, 128+N a signal N.";
+
+/// A failed command.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What happened and why; after `hint:` what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with its exit code.
+    pub fn new(code: u8, message: impl std::fmt::Display) -> Failure {
+        Failure { code, message: message.to_string() }
+    }
+
+    /// Prints it to standard error and gives the exit code.
+    pub fn report(self, json: bool) -> ExitCode {
+        let (what, hint) = match self.message.split_once("hint: ") {
+            Some((what, hint)) => (what.trim_end().trim_end_matches(['.', ';']), Some(hint)),
+            None => (self.message.as_str(), None),
+        };
+        if json {
+            let error = serde_json::json!({"error": {"exit_code": self.code, "message": what, "hint": hint}});
+            anstream::eprintln!("{error}");
+        } else {
+            use owo_colors::OwoColorize;
+            anstream::eprintln!("{} {what}", "error:".red().bold());
+            if let Some(hint) = hint {
+                anstream::eprintln!("{} {hint}", "hint:".cyan().bold());
+            }
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        let code = match refusal.code {
+            RefusalCode::Unavailable | RefusalCode::Timeout => UNAVAILABLE,
+            RefusalCode::NotDeclared | RefusalCode::Denied => REFUSED,
+            RefusalCode::InvalidArguments => USAGE,
+            _ => FAILED,
+        };
+        Failure { code, message: refusal.message }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::new(FAILED, error)
+    }
+}

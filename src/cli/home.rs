@@ -1,0 +1,47 @@
+//! Where a program keeps things: configuration, state, sockets. `NEXUS_HOME` puts all of a laptop's in one place.
+
+use std::path::PathBuf;
+
+/// Everything of one user on a laptop.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The declared tools, tokens, files.
+    pub config: PathBuf,
+    /// Keys, pins, the embedded coordinator.
+    pub data: PathBuf,
+    /// Sockets of what runs now.
+    pub run: PathBuf,
+}
+
+impl Home {
+    /// `$NEXUS_HOME` when it is set; else `~/.nexus/config.yaml`, the user's data directory, and `$XDG_RUNTIME_DIR`.
+    #[cfg(feature = "proxy")]
+    pub fn find() -> std::io::Result<Home> {
+        if let Some(home) = std::env::var_os("NEXUS_HOME").map(PathBuf::from) {
+            return Ok(Home { config: home.join("config.yaml"), data: home.join("data"), run: home.join("run") });
+        }
+        let user = etcetera::home_dir().map_err(std::io::Error::other)?;
+        let data = data_dir("nexus-proxy")?;
+        let run = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        let run = run.map_or_else(|| data.join("run"), |dir| PathBuf::from(dir).join("nexus-proxy"));
+        Ok(Home { config: user.join(".nexus/config.yaml"), data, run })
+    }
+}
+
+/// A directory below the user's data directory; below `/var/lib` for root, whose programs are services.
+#[cfg(any(feature = "proxy", feature = "coordinator"))]
+pub fn data_dir(name: &str) -> std::io::Result<PathBuf> {
+    use etcetera::BaseStrategy;
+    let strategy = etcetera::choose_base_strategy().map_err(std::io::Error::other)?;
+    Ok(strategy.data_dir().join(name))
+}
+
+/// Where a stub keeps its state: `/var/lib/nexus-stub` for root, else below the home directory.
+#[cfg(feature = "stub")]
+pub fn stub_state() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return "/var/lib/nexus-stub".into();
+    }
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    home.join(".local/state/nexus-stub")
+}

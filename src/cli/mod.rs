@@ -1,0 +1,79 @@
+//! What a person types: arguments, output, hints, signals. Composes the roles; decides nothing that a role decides.
+
+#[cfg(feature = "coordinator")]
+pub mod coordinator;
+#[cfg(all(feature = "proxy", feature = "coordinator"))]
+mod embedded;
+mod failure;
+mod generate;
+mod home;
+mod log;
+mod output;
+#[cfg(feature = "proxy")]
+pub mod proxy;
+mod signals;
+#[cfg(feature = "stub")]
+pub mod stub;
+#[cfg(feature = "proxy")]
+mod up;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// The name under which this program was started: `nexus-stub` for a link to `nexus-proxy`, and the like.
+fn called(arguments: &[OsString]) -> Option<&str> {
+    std::path::Path::new(arguments.first()?).file_name()?.to_str()
+}
+
+/// `nexus-proxy`, or the program whose name it was started under.
+#[cfg(feature = "proxy")]
+pub fn proxy_main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match called(&arguments) {
+        #[cfg(feature = "stub")]
+        Some("nexus-stub") => stub::main(arguments),
+        #[cfg(feature = "coordinator")]
+        Some("nexus-coordinator") => coordinator::main(arguments),
+        _ => proxy::main(arguments),
+    }
+}
+
+/// `nexus-stub`.
+#[cfg(feature = "stub")]
+pub fn stub_main() -> ExitCode {
+    stub::main(std::env::args_os().collect())
+}
+
+/// `nexus-coordinator`.
+#[cfg(feature = "coordinator")]
+pub fn coordinator_main() -> ExitCode {
+    coordinator::main(std::env::args_os().collect())
+}
+
+/// Parses arguments, runs the command on a runtime, prints what failed, and gives the exit code.
+fn run<A, F>(arguments: Vec<OsString>, common: impl Fn(&A) -> &log::Common, command: impl FnOnce(A) -> F) -> ExitCode
+where
+    A: clap::Parser,
+    F: Future<Output = Result<u8, failure::Failure>>,
+{
+    let parsed = match A::try_parse_from(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+        }
+    };
+    let json = common(&parsed).json;
+    log::start(common(&parsed));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::Failure::from(error).report(json),
+    };
+    let outcome = runtime.block_on(command(parsed));
+    // A blocking read of standard input would hold a runtime that waits for its threads.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.report(json),
+    }
+}

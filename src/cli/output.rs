@@ -1,0 +1,42 @@
+//! Output on standard output: aligned lines for people, JSON lines for programs.
+
+use owo_colors::OwoColorize;
+use serde_json::Value;
+
+/// Where a command's output goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// Output as `--json` says.
+    pub fn new(json: bool) -> Output {
+        Output { json }
+    }
+
+    /// Whether programs read it.
+    pub fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// A line: `label  text`, or the JSON object `value`. A reader that is gone is no error.
+    pub fn line(self, label: &str, text: &str, value: &Value) {
+        use std::io::Write;
+        let mut out = anstream::stdout();
+        let _ = if self.json {
+            writeln!(out, "{value}")
+        } else {
+            writeln!(out, "  {:<12} {text}", label.bold())
+        };
+        let _ = out.flush();
+    }
+
+    /// A text as it is, or the JSON object `value`.
+    pub fn plain(self, text: &str, value: &Value) {
+        use std::io::Write;
+        let mut out = anstream::stdout();
+        let _ = if self.json { writeln!(out, "{value}") } else { writeln!(out, "{text}") };
+        let _ = out.flush();
+    }
+}

@@ -1,0 +1,390 @@
+//! `nexus-proxy`: the laptop's program.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{self, Failure};
+use super::generate::{self, Generate};
+use super::home::Home;
+use super::log::Common;
+use super::output::Output;
+use super::up::{self, Up};
+use crate::role::proxy::config::Config;
+use crate::role::proxy::control::{self, socket_path};
+use crate::role::proxy::daemon::Status;
+use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
+use crate::role::proxy::profile::{self, Profile};
+use crate::service::process_run::run_process;
+use crate::session::framed::{FramedStream, StreamError};
+use crate::transport::address::CoordinatorUrl;
+use crate::wire::name::{DeviceName, WorkspaceName};
+use crate::wire::open::ProcessRequest;
+use crate::wire::{Open, RefusalCode, StreamRequest};
+
+/// A coding agent works in a remote workspace; your secrets, tools and localhost stay on this laptop.
+///
+/// `nexus-proxy up` is all a first run needs: it starts a coordinator and a workspace on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "nexus-proxy", version, after_help = failure::EXIT_CODES)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Brings a workspace up and keeps it: connects, forwards, serves its calls. Ctrl-C ends it.
+    Up(Up),
+    /// Runs a program in a workspace; output streams, standard input and exit code are passed on.
+    Exec(Exec),
+    /// Forwards ports while it runs. Ctrl-C ends them; other forwards go on.
+    Forward(Forward),
+    /// How what is up is doing.
+    Status {
+        /// One workspace; all that are up without it.
+        workspace: Option<WorkspaceName>,
+    },
+    /// Ends a workspace's `up`, and everything it started.
+    Down {
+        /// The workspace.
+        #[arg(default_value = "default")]
+        workspace: WorkspaceName,
+    },
+    /// Pairs this laptop with a coordinator: the key is made here and stays here.
+    Pair {
+        /// The coordinator: https://HOST:PORT.
+        url: CoordinatorUrl,
+        /// From `nexus-coordinator invite`.
+        code: String,
+        /// This device's name there [default: the host name].
+        #[arg(long)]
+        name: Option<DeviceName>,
+    },
+    /// Forgets the pinned key of a workspace, after you made that workspace anew.
+    Forget {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// Its coordinator.
+        #[arg(long, env = "NEXUS_COORDINATOR")]
+        coordinator: CoordinatorUrl,
+    },
+    /// The configuration: ~/.nexus/config.yaml.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Shell completions and man pages.
+    #[command(subcommand)]
+    Generate(Generate),
+}
+
+#[derive(Debug, Args)]
+struct Exec {
+    /// The workspace.
+    workspace: WorkspaceName,
+    /// Working directory there, relative to the workspace's own.
+    #[arg(long)]
+    cwd: Option<String>,
+    /// KEY=VALUE for its environment. Repeatable.
+    #[arg(long = "env", value_parser = key_value)]
+    env: Vec<(String, String)>,
+    /// The program and its arguments; no shell reads them.
+    #[arg(last = true, required = true)]
+    argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Forward {
+    /// The workspace.
+    workspace: WorkspaceName,
+    #[command(flatten)]
+    flags: ForwardFlags,
+}
+
+/// `-L`, `-R` and `-D`.
+#[derive(Debug, Default, Args)]
+pub struct ForwardFlags {
+    /// [BIND:]PORT:HOST:HOSTPORT[/udp] or paths of Unix sockets: listens here, leads into the workspace. Port 0 picks one.
+    #[arg(short = 'L', value_name = "SPEC")]
+    local: Vec<String>,
+    /// The same shape the other way: listens in the workspace, leads to a service of this laptop.
+    #[arg(short = 'R', value_name = "SPEC")]
+    remote: Vec<String>,
+    /// [BIND:]PORT: SOCKS5 here, into the workspace's network; names are resolved there.
+    #[arg(short = 'D', value_name = "SPEC")]
+    dynamic: Vec<String>,
+}
+
+impl ForwardFlags {
+    /// What is asked for.
+    pub fn requests(&self) -> Vec<ForwardRequest> {
+        let of = |kind, specs: &[String]| {
+            specs.iter().map(move |spec| ForwardRequest { kind, spec: spec.clone() }).collect::<Vec<_>>()
+        };
+        let mut all = of(ForwardKind::Local, &self.local);
+        all.extend(of(ForwardKind::Remote, &self.remote));
+        all.extend(of(ForwardKind::Dynamic, &self.dynamic));
+        all
+    }
+
+    /// As arguments again, for the background process.
+    pub fn arguments(&self) -> Vec<String> {
+        let of = |flag: &'static str, specs: &[String]| {
+            specs.iter().flat_map(move |spec| [flag.to_owned(), spec.clone()]).collect::<Vec<_>>()
+        };
+        [of("-L", &self.local), of("-R", &self.remote), of("-D", &self.dynamic)].concat()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Reads the configuration and says what it declares, or what is wrong with it.
+    Check {
+        /// The file [default: ~/.nexus/config.yaml].
+        path: Option<PathBuf>,
+    },
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".into()),
+    }
+}
+
+/// The program.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    super::run(arguments, |a: &Arguments| &a.common, command)
+}
+
+async fn command(arguments: Arguments) -> Result<u8, Failure> {
+    let common = arguments.common;
+    let output = Output::new(common.json);
+    match arguments.command {
+        Command::Up(args) => up::run(args, &common).await,
+        Command::Exec(args) => exec(args).await,
+        Command::Forward(args) => forward(args, output).await,
+        Command::Status { workspace } => status(workspace, output).await,
+        Command::Down { workspace } => down(workspace, output).await,
+        Command::Pair { url, code, name } => pair(url, code, name, output).await,
+        Command::Forget { workspace, coordinator } => {
+            let dir = profile::directory(&Home::find()?.data.join("coordinators"), &coordinator);
+            let mut profile = Profile::load(&dir, &coordinator).map_err(|e| Failure::new(failure::USAGE, e))?;
+            let known = profile.forget(&workspace).map_err(|e| Failure::new(failure::FAILED, e))?;
+            let text = if known { "its key is forgotten; the next contact pins it anew" } else { "no key of it was known" };
+            output.plain(text, &json!({"workspace": workspace, "forgotten": known}));
+            Ok(0)
+        }
+        Command::Config(ConfigCommand::Check { path }) => {
+            let path = path.map_or_else(|| Home::find().map(|home| home.config), Ok)?;
+            let config = Config::load(&path).map_err(|e| Failure::new(failure::USAGE, e))?;
+            let declared = config.summary();
+            output.plain(&format!("{}: {declared}", path.display()), &json!({"path": path, "declared": declared}));
+            Ok(0)
+        }
+        Command::Generate(what) => generate::run::<Arguments>(&what),
+    }
+}
+
+/// The forwards that the configuration asks for.
+pub fn configured(config: &Config) -> Result<Vec<ForwardRequest>, Failure> {
+    let forwards = config.forwards();
+    let flags = ForwardFlags {
+        local: forwards.local.clone(),
+        remote: forwards.remote.clone(),
+        dynamic: forwards.dynamic.clone(),
+    };
+    Ok(flags.requests())
+}
+
+/// A line about a forward that began.
+pub fn show_forward(output: Output, status: &ForwardStatus) {
+    let (here, there) = match status.kind {
+        ForwardKind::Local => (format!("{} here", status.listen), "in the workspace"),
+        ForwardKind::Remote => (format!("{} in the workspace", status.listen), "here"),
+        ForwardKind::Dynamic => (format!("{} here", status.listen), "the workspace's network (SOCKS5)"),
+    };
+    let target = status.target.as_ref().map(|target| format!("{target} ")).unwrap_or_default();
+    output.line("forward", &format!("{here} → {target}{there}"), &json!({"event": "forward", "forward": status}));
+}
+
+async fn exec(args: Exec) -> Result<u8, Failure> {
+    let own = |failure: Failure| Failure { code: failure::EXEC_FAILED, ..failure };
+    let home = Home::find()?;
+    let stream = control::connect(&home.run, &args.workspace).await.map_err(|e| own(e.into()))?;
+    let env = args.env.into_iter().collect();
+    let request = StreamRequest::Process(ProcessRequest { argv: args.argv, cwd: args.cwd, env });
+    let stream = FramedStream::open(stream, &Open::new(request)).await;
+    let stream = stream.map_err(|e| own(e.into_refusal().into()))?;
+    let (send, signals) = tokio::sync::mpsc::channel(8);
+    let forward_signals = async move {
+        let (Ok(mut int), Ok(mut term), Ok(mut hup)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+        else {
+            return std::future::pending::<()>().await;
+        };
+        loop {
+            let number = tokio::select! {
+                _ = int.recv() => 2,
+                _ = term.recv() => 15,
+                _ = hup.recv() => 1,
+            };
+            let _ = send.send(number).await;
+        }
+    };
+    let run = run_process(stream, tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr(), signals);
+    let exit = tokio::select! {
+        exit = run => exit,
+        () = forward_signals => unreachable!("signals are passed on for ever"),
+    };
+    match exit {
+        Ok(exit) => Ok(u8::try_from(exit.shell_code()).unwrap_or(failure::FAILED)),
+        Err(refusal) => {
+            let code = match refusal.code {
+                RefusalCode::NotFound => failure::EXEC_MISSING,
+                RefusalCode::Denied => failure::EXEC_DENIED,
+                _ => failure::EXEC_FAILED,
+            };
+            Err(Failure::new(code, refusal))
+        }
+    }
+}
+
+async fn forward(args: Forward, output: Output) -> Result<u8, Failure> {
+    let requests = args.flags.requests();
+    if requests.is_empty() {
+        let text = "nothing to forward. hint: -L 8080:127.0.0.1:3000, -R 5432:127.0.0.1:5432 or -D 1080";
+        return Err(Failure::new(failure::USAGE, text));
+    }
+    let home = Home::find()?;
+    let mut leases = Vec::new();
+    for request in &requests {
+        let stream = control::connect(&home.run, &args.workspace).await?;
+        let params = serde_json::to_value(request).unwrap_or_default();
+        let (status, stream): (ForwardStatus, _) = control::call(stream, "forward", params).await?;
+        show_forward(output, &status);
+        leases.push(stream);
+    }
+    let stop = CancellationToken::new();
+    let lost = futures::future::select_all(leases.iter_mut().map(|lease| Box::pin(lease.reader.next())));
+    tokio::select! {
+        _ = lost => {
+            let text = format!("workspace `{}` is not up any more. hint: run `nexus-proxy up {0}` again", args.workspace);
+            Err(Failure::new(failure::UNAVAILABLE, text))
+        }
+        () = stop.cancelled() => Ok(0),
+        () = super::signals::ask_for_end(stop.clone()) => Ok(0),
+    }
+}
+
+async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<u8, Failure> {
+    let home = Home::find()?;
+    let names = match workspace {
+        Some(name) => vec![name],
+        None => running(&home),
+    };
+    let mut all = Vec::new();
+    let mut failed = None;
+    for name in &names {
+        let asked = async {
+            let stream = control::connect(&home.run, name).await?;
+            control::call::<Status>(stream, "status", Value::Null).await
+        };
+        match asked.await {
+            Ok((status, _)) => all.push(status),
+            Err(refusal) => failed = Some(Failure::from(refusal)),
+        }
+    }
+    if output.is_json() {
+        output.plain("", &json!({"workspaces": all}));
+        return Ok(if all.is_empty() { failure::UNAVAILABLE } else { 0 });
+    }
+    match (all.is_empty(), failed) {
+        (true, Some(failure)) => Err(failure),
+        (true, None) => Err(Failure::new(failure::UNAVAILABLE, "nothing is up. hint: run `nexus-proxy up`")),
+        (false, _) => {
+            all.iter().for_each(|status| show_status(output, status));
+            Ok(0)
+        }
+    }
+}
+
+fn running(home: &Home) -> Vec<WorkspaceName> {
+    let entries = std::fs::read_dir(&home.run).into_iter().flatten().flatten();
+    let mut names: Vec<WorkspaceName> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".sock")?.parse().ok())
+        .filter(|name| std::os::unix::net::UnixStream::connect(socket_path(&home.run, name)).is_ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn show_status(output: Output, status: &Status) {
+    let tunnel = &status.tunnel;
+    let text = |key: &str| tunnel[key].as_str().unwrap_or_default().to_owned();
+    let state = match tunnel["state"].as_str() {
+        Some("up") => format!("up since {} by {}", text("since"), status.path),
+        Some("waiting") => format!("down since {}: {}", text("since"), text("why").replace("hint: ", "")),
+        Some("connecting") => "connecting".into(),
+        _ => format!("failed: {}", text("why")),
+    };
+    let none = Value::Null;
+    output.line("workspace", &format!("{} (process {})", status.workspace, status.pid), &none);
+    output.line("coordinator", &format!("{}, as device {}", status.coordinator, status.device), &none);
+    output.line("tunnel", &state, &none);
+    for forward in &status.forwards {
+        let (flag, from, to) = match forward.kind {
+            ForwardKind::Local => ("-L", "here", "in the workspace"),
+            ForwardKind::Remote => ("-R", "in the workspace", "here"),
+            ForwardKind::Dynamic => ("-D", "here", "SOCKS5"),
+        };
+        let target = forward.target.as_ref().map(|target| format!("{target} ")).unwrap_or_default();
+        let counts = format!("{} open, {} so far, {} B up, {} B down", forward.open, forward.total, forward.sent, forward.received);
+        let error = forward.error.as_ref().map(|e| format!("; {}", e.replace("hint: ", ""))).unwrap_or_default();
+        output.line("forward", &format!("{flag} {} {from} → {target}{to} ({counts}){error}", forward.listen), &none);
+    }
+}
+
+async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failure> {
+    let home = Home::find()?;
+    let stream = control::connect(&home.run, &workspace).await?;
+    let (_, mut stream): (Value, _) = control::call(stream, "down", Value::Null).await?;
+    // The socket's end is the process's: wait for it, so that `up` can follow at once.
+    let _ = stream.reader.next().await;
+    let path = socket_path(&home.run, &workspace);
+    for _ in 0..200 {
+        if !path.exists() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    output.plain(&format!("{workspace} is down"), &json!({"down": workspace}));
+    Ok(0)
+}
+
+async fn pair(url: CoordinatorUrl, code: String, name: Option<DeviceName>, output: Output) -> Result<u8, Failure> {
+    let dir = profile::directory(&Home::find()?.data.join("coordinators"), &url);
+    let device = name.unwrap_or_else(up::device_name);
+    let profile = Profile::pair(&dir, &url, &code, device).await.map_err(|error| {
+        let code = match &error {
+            profile::ProfileError::Coordinator(error) if error.is_passing() => failure::UNAVAILABLE,
+            profile::ProfileError::Coordinator(_) => failure::REFUSED,
+            profile::ProfileError::Code(_) => failure::USAGE,
+            _ => failure::FAILED,
+        };
+        Failure::new(code, error)
+    })?;
+    let text = format!(
+        "paired with {url} as device `{}`, authority {}\nnext: nexus-proxy up WORKSPACE --coordinator {url}",
+        profile.device(),
+        profile.trust.domain
+    );
+    output.plain(&text, &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain}));
+    Ok(0)
+}

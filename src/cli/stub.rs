@@ -1,0 +1,292 @@
+//! `nexus-stub`: the workspace's program, and what an agent in the workspace calls.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{self, Failure};
+use super::generate::{self, Generate};
+use super::home;
+use super::log::Common;
+use super::output::Output;
+use super::signals;
+use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
+use crate::role::stub::run::{self, StubConfig, StubEvent};
+use crate::role::stub::session::Workspace;
+use crate::role::stub::state::{StateError, StubState};
+use crate::service::call::client;
+use crate::session::framed::{FramedStream, StreamError};
+use crate::transport::address::CoordinatorUrl;
+use crate::wire::{Open, StreamRequest};
+
+/// The environment variable with the enrolment code; never passed on to processes of the workspace.
+const ENROLL_ENV: &str = "NEXUS_ENROLL";
+
+/// The workspace's side of nexus-proxy. `run` serves the laptop; the other commands ask the laptop: for its tools,
+/// tokens, configuration and files, as its owner has declared them.
+#[derive(Debug, Parser)]
+#[command(name = "nexus-stub", version, after_help = failure::EXIT_CODES)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    /// The stub's socket [default: stub.sock in the state directory].
+    #[arg(long, global = true, env = SOCKET_ENV)]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves laptops: enrols with a one-time code if needed, then keeps a connection parked at the coordinator.
+    Run(RunArguments),
+    /// The laptop's tools.
+    #[command(subcommand)]
+    Tool(Tool),
+    /// A token for a service, printed alone on standard output: `curl -H "Authorization: Bearer $(nexus-stub token x)"`.
+    Token {
+        /// As declared under `tokens` on the laptop.
+        service: String,
+    },
+    /// The laptop's configuration.
+    #[command(subcommand)]
+    Config(Config),
+    /// The laptop's files.
+    #[command(subcommand)]
+    File(File),
+    /// Shell completions and man pages.
+    #[command(subcommand)]
+    Generate(Generate),
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArguments {
+    /// The coordinator: https://HOST:PORT.
+    #[arg(long, env = "NEXUS_COORDINATOR")]
+    coordinator: CoordinatorUrl,
+    /// The one-time code from `nexus-coordinator workspace add NAME`; needed once.
+    #[arg(long, env = ENROLL_ENV, hide_env_values = true)]
+    enroll: Option<String>,
+    /// Where key and certificate are kept [default: /var/lib/nexus-stub, or below the home directory].
+    #[arg(long, env = "NEXUS_STUB_STATE")]
+    state: Option<PathBuf>,
+    /// The workspace's directory, where processes start.
+    #[arg(long, default_value = ".")]
+    workspace: PathBuf,
+    /// Ends when standard input does: for a parent that must not leave it behind.
+    #[arg(long)]
+    exit_with_stdin: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Tool {
+    /// What may be called, with the schema of each tool's arguments.
+    List,
+    /// Calls a tool. Its output streams; its exit code is passed on.
+    Call {
+        /// The tool.
+        name: String,
+        /// Its arguments, a JSON object: '{"count": 3}'.
+        #[arg(default_value = "{}")]
+        arguments: String,
+        /// Text for its standard input, where the tool takes any.
+        #[arg(long)]
+        stdin: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Config {
+    /// A value, or a file's content with its secrets masked.
+    Get {
+        /// The key, `a.b.c` for a part of it; nothing lists the keys.
+        #[arg(default_value = "")]
+        key: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum File {
+    /// A file's content, on standard output.
+    Read {
+        /// As declared under `files` on the laptop.
+        path: String,
+        /// The first byte.
+        #[arg(long)]
+        offset: Option<u64>,
+        /// Bytes at most.
+        #[arg(long)]
+        length: Option<u64>,
+    },
+}
+
+/// The program.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    super::run(arguments, |a: &Arguments| &a.common, command)
+}
+
+async fn command(arguments: Arguments) -> Result<u8, Failure> {
+    let output = Output::new(arguments.common.json);
+    let socket = arguments.socket;
+    match arguments.command {
+        Command::Run(run) => serve(run, socket, output).await,
+        Command::Generate(what) => generate::run::<Arguments>(&what),
+        Command::Tool(Tool::List) => {
+            let answer = ask(socket, "tool.list", Value::Null).await?;
+            output.plain(&tool_table(&answer), &answer);
+            Ok(0)
+        }
+        Command::Tool(Tool::Call { name, arguments, stdin }) => {
+            let arguments: Value = serde_json::from_str(&arguments).map_err(|e| {
+                Failure::new(failure::USAGE, format!("the arguments are not JSON: {e}. hint: quote them: '{{\"count\": 3}}'"))
+            })?;
+            let mut params = json!({"name": name, "arguments": arguments});
+            if let Some(stdin) = stdin {
+                params["stdin"] = stdin.into();
+            }
+            let answer = ask(socket, "tool.execute", params).await?;
+            let code = answer["exit_code"].as_i64().or_else(|| answer["signal"].as_i64().map(|signal| 128 + signal));
+            Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED))
+        }
+        Command::Token { service } => {
+            let answer = ask(socket, "auth.getToken", json!({"service": service})).await?;
+            output.plain(answer["token"].as_str().unwrap_or_default(), &answer);
+            Ok(0)
+        }
+        Command::Config(Config::Get { key }) => {
+            let answer = ask(socket, "config.get", json!({"key": key})).await?;
+            let text = match &answer["value"] {
+                Value::String(text) => text.clone(),
+                Value::Null => serde_json::to_string_pretty(&answer).unwrap_or_default(),
+                value => serde_json::to_string_pretty(value).unwrap_or_default(),
+            };
+            output.plain(&text, &answer);
+            Ok(0)
+        }
+        Command::File(File::Read { path, offset, length }) => {
+            let mut params = json!({"path": path});
+            if let Some(offset) = offset {
+                params["offset"] = offset.into();
+            }
+            if let Some(length) = length {
+                params["length"] = length.into();
+            }
+            ask(socket, "file.read", params).await?;
+            Ok(0)
+        }
+    }
+}
+
+/// Calls the laptop; output of the call goes to standard output and standard error as it comes.
+async fn ask(socket: Option<PathBuf>, method: &str, params: Value) -> Result<Value, Failure> {
+    let socket = socket.unwrap_or_else(|| home::stub_state().join(SOCKET));
+    let stream = tokio::net::UnixStream::connect(&socket).await.map_err(|e| {
+        let text = format!("the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?", socket.display());
+        Failure::new(failure::UNAVAILABLE, text)
+    })?;
+    let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
+    let stream = stream.map_err(StreamError::into_refusal)?;
+    // A signal ends this process; the laptop sees the stream end and ends the tool.
+    Ok(client::call(stream, method, params, tokio::io::stdout(), tokio::io::stderr()).await?)
+}
+
+fn tool_table(answer: &Value) -> String {
+    let Some(tools) = answer["tools"].as_array().filter(|tools| !tools.is_empty()) else {
+        return "no tools are declared on the laptop. hint: add some under `tools` in ~/.nexus/config.yaml there".into();
+    };
+    let width = tools.iter().filter_map(|t| t["name"].as_str()).map(str::len).max().unwrap_or(0);
+    let line = |tool: &Value| {
+        let properties = tool["inputSchema"]["properties"].as_object();
+        let arguments: Vec<&str> = properties.map(|p| p.keys().map(String::as_str).collect()).unwrap_or_default();
+        let description = crate::wire::refusal::printable(tool["description"].as_str().unwrap_or_default());
+        let name = tool["name"].as_str().unwrap_or_default();
+        format!("{name:width$}  {description}  ({})", arguments.join(", "))
+    };
+    tools.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Result<u8, Failure> {
+    let dir = run.state.unwrap_or_else(home::stub_state);
+    let socket = socket.unwrap_or_else(|| dir.join(SOCKET));
+    let workspace = std::fs::canonicalize(&run.workspace).map_err(|e| {
+        Failure::new(failure::USAGE, format!("the workspace directory {}: {e}", run.workspace.display()))
+    })?;
+    let state = match (StubState::load(&dir), &run.enroll) {
+        (Ok(state), _) => state,
+        (Err(StateError::NotEnrolled | StateError::Damaged { .. }), Some(code)) => {
+            StubState::enroll(&dir, &run.coordinator, code).await.map_err(state_failure)?
+        }
+        (Err(error), _) => return Err(state_failure(error)),
+    };
+    let name = state.workspace().to_string();
+    output.line("workspace", &format!("{name}, in {}", workspace.display()), &json!({"event": "workspace", "name": name}));
+    let config = StubConfig {
+        coordinator: run.coordinator,
+        workspace: Workspace { env: environment(&socket), dir: workspace },
+        socket,
+    };
+    let stop = CancellationToken::new();
+    let events = move |event: StubEvent| match event {
+        StubEvent::Parked => output.line("coordinator", "connected, ready for laptops", &json!({"event": "parked"})),
+        StubEvent::Waiting(why, wait) => {
+            let text = format!("{why} (next attempt in {:.1} s)", wait.as_secs_f64());
+            output.line("coordinator", &text, &json!({"event": "waiting", "why": why, "retry_ms": wait.as_millis() as u64}));
+        }
+        StubEvent::SessionBegan(device) => {
+            output.line("session", &format!("{device} connected"), &json!({"event": "session_began", "device": device}));
+        }
+        StubEvent::SessionEnded(device) => {
+            output.line("session", &format!("{device} left"), &json!({"event": "session_ended", "device": device}));
+        }
+    };
+    let parent = {
+        let stop = stop.clone();
+        async move {
+            if run.exit_with_stdin {
+                let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await;
+                stop.cancel();
+            }
+            std::future::pending::<()>().await;
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = run::run(config, state, events, stop.clone()) => outcome,
+        () = signals::ask_for_end(stop.clone()) => Ok(()),
+        () = parent => Ok(()),
+    };
+    outcome.map(|()| 0).map_err(|error| Failure::new(failure::REFUSED, error))
+}
+
+fn state_failure(error: StateError) -> Failure {
+    let code = match &error {
+        StateError::NotEnrolled | StateError::Code(_) => failure::USAGE,
+        StateError::Coordinator(error) if error.is_passing() => failure::UNAVAILABLE,
+        StateError::Coordinator(_) => failure::REFUSED,
+        _ => failure::FAILED,
+    };
+    Failure::new(code, error)
+}
+
+/// The environment of the workspace's processes: the stub's own without the enrolment code, with the stub on PATH and
+/// the socket's place.
+fn environment(socket: &Path) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(key, _)| key != ENROLL_ENV)
+        .collect();
+    env.insert(SOCKET_ENV.into(), socket.display().to_string());
+    let own = std::env::current_exe().ok().filter(|exe| exe.file_name().is_some_and(|name| name == "nexus-stub"));
+    if let Some(dir) = own.as_deref().and_then(Path::parent) {
+        let dir = dir.display().to_string();
+        let path = env.entry("PATH".into()).or_insert_with(|| "/usr/local/bin:/usr/bin:/bin".into());
+        if !path.split(':').any(|part| part == dir) {
+            *path = format!("{path}:{dir}");
+        }
+    }
+    env
+}

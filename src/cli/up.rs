@@ -1,0 +1,287 @@
+//! `nexus-proxy up`: composes coordinator, workspace and tunnel, shows how they are, and takes them down again.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{self, Failure};
+use super::home::Home;
+use super::log::Common;
+use super::output::Output;
+use super::proxy::ForwardFlags;
+use super::signals;
+use crate::role::files;
+use crate::role::proxy::config::Config;
+use crate::role::proxy::control::{ControlSocket, socket_path};
+use crate::role::proxy::daemon::Daemon;
+use crate::role::proxy::profile::{self, Profile};
+use crate::role::proxy::tunnel::{Tunnel, TunnelState};
+use crate::transport::address::CoordinatorUrl;
+use crate::transport::client::CoordinatorClient;
+use crate::wire::name::{DeviceName, WorkspaceName};
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// The workspace.
+    #[arg(default_value = "default")]
+    pub workspace: WorkspaceName,
+    /// A coordinator that this device is paired with; without it one is started inside, and the workspace is a
+    /// directory on this machine.
+    #[arg(long, env = "NEXUS_COORDINATOR")]
+    pub coordinator: Option<CoordinatorUrl>,
+    #[command(flatten)]
+    pub forwards: ForwardFlags,
+    /// Goes on in the background once the tunnel is up; `nexus-proxy down` ends it.
+    #[arg(long)]
+    pub detach: bool,
+    /// The configuration [default: ~/.nexus/config.yaml].
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// This process is the background one.
+    #[arg(long, hide = true)]
+    pub background: Option<PathBuf>,
+}
+
+/// Runs `up`.
+pub async fn run(up: Up, common: &Common) -> Result<u8, Failure> {
+    let home = Home::find()?;
+    if up.detach {
+        return detach(up, &home, common).await;
+    }
+    foreground(up, &home, Output::new(common.json)).await
+}
+
+async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> {
+    let began = Instant::now();
+    let config_path = up.config.clone().unwrap_or_else(|| home.config.clone());
+    let config = Config::load(&config_path).map_err(|e| Failure::new(failure::USAGE, e))?;
+    let mut requests = up.forwards.requests();
+    requests.extend(super::proxy::configured(&config)?);
+    let socket = ControlSocket::bind(&socket_path(&home.run, &up.workspace)).map_err(|e| {
+        Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace))
+    })?;
+    let stop = CancellationToken::new();
+    let interrupted = signals::ask_for_end(stop.clone());
+    let work = async {
+        let mut local = Local::default();
+        let outcome = session(&up, home, output, began, &config, requests, socket, &mut local, &stop).await;
+        local.stop().await;
+        outcome
+    };
+    tokio::select! {
+        outcome = work => outcome,
+        () = interrupted => Ok(0),
+    }
+}
+
+/// What runs on this machine besides the tunnel; ended in the reverse order.
+#[derive(Default)]
+struct Local {
+    #[cfg(feature = "coordinator")]
+    stub: Option<super::embedded::StubProcess>,
+    #[cfg(feature = "coordinator")]
+    coordinator: Option<super::embedded::Embedded>,
+}
+
+impl Local {
+    async fn stop(self) {
+        #[cfg(feature = "coordinator")]
+        {
+            if let Some(stub) = self.stub {
+                stub.stop().await;
+            }
+            if let Some(coordinator) = self.coordinator {
+                coordinator.stop().await;
+            }
+        }
+    }
+
+    /// Returns when something that must not end has.
+    async fn broke(&mut self) -> String {
+        #[cfg(feature = "coordinator")]
+        if let Some(stub) = &mut self.stub {
+            return stub.ended().await;
+        }
+        std::future::pending().await
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "called once, from the function above, which owns all of them")]
+async fn session(
+    up: &Up,
+    home: &Home,
+    output: Output,
+    began: Instant,
+    config: &Config,
+    requests: Vec<crate::role::proxy::forwards::ForwardRequest>,
+    socket: ControlSocket,
+    local: &mut Local,
+    stop: &CancellationToken,
+) -> Result<u8, Failure> {
+    let (profile, url) = match &up.coordinator {
+        Some(url) => {
+            let dir = profile::directory(&home.data.join("coordinators"), url);
+            let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
+            output.line("coordinator", &url.authority(), &json!({"event": "coordinator", "url": url, "embedded": false}));
+            let text = format!("{} (remote)", up.workspace);
+            output.line("workspace", &text, &json!({"event": "workspace", "name": up.workspace, "driver": null}));
+            (profile, url.clone())
+        }
+        None => embed(up, home, output, local).await?,
+    };
+    let device = profile.device().to_string();
+    let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone());
+    let tunnel = Tunnel::new(client, profile, up.workspace.clone());
+    let daemon = Daemon::new(tunnel, device, config.declared(), up.background.clone(), stop.clone());
+    let running = daemon.clone().run(socket);
+    let shown = show(daemon.clone(), requests, output, began);
+    tokio::select! {
+        outcome = running => {
+            let code = |error: crate::role::proxy::tunnel::TunnelError| Failure::new(failure::REFUSED, error);
+            outcome.map_err(code)?;
+            output.line("down", "everything is taken down", &json!({"event": "down"}));
+            Ok(0)
+        }
+        failed = shown => Err(failed),
+        how = local.broke() => {
+            let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
+            let text = format!("the workspace's stub ended ({how}). hint: its log is {}", places.display());
+            Err(Failure::new(failure::FAILED, text))
+        }
+    }
+}
+
+#[cfg(feature = "coordinator")]
+async fn embed(
+    up: &Up,
+    home: &Home,
+    output: Output,
+    local: &mut Local,
+) -> Result<(Profile, CoordinatorUrl), Failure> {
+    use super::embedded::{Embedded, Places};
+    let places = Places::new(home, &up.workspace);
+    let embedded = Embedded::start(&places).await?;
+    let url = embedded.url.clone();
+    let json = json!({"event": "coordinator", "url": url, "embedded": true});
+    output.line("coordinator", &format!("embedded, {}", url.authority()), &json);
+    let mut profile = embedded.profile(&places, &device_name()).await?;
+    local.stub = Some(embedded.workspace(&places, &up.workspace, &mut profile).await?);
+    local.coordinator = Some(embedded);
+    let text = format!("{} (process driver, no isolation)", up.workspace);
+    let json = json!({"event": "workspace", "name": up.workspace, "driver": "process", "directory": places.workspace});
+    output.line("workspace", &text, &json);
+    Ok((profile, url))
+}
+
+#[cfg(not(feature = "coordinator"))]
+async fn embed(_: &Up, _: &Home, _: Output, _: &mut Local) -> Result<(Profile, CoordinatorUrl), Failure> {
+    let text = "this build has no coordinator inside. hint: name one with --coordinator https://HOST:PORT";
+    Err(Failure::new(failure::USAGE, text))
+}
+
+/// This device's name: the host's, made to fit.
+pub fn device_name() -> DeviceName {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let fit = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = host.split('.').next().unwrap_or_default().chars().take(40).map(fit).collect();
+    let name = name.trim_matches('-');
+    name.parse().or_else(|_| "laptop".parse()).unwrap_or_else(|_| unreachable!("`laptop` is a name"))
+}
+
+/// Adds the forwards and tells how things are; ends only when a forward cannot be had at all.
+async fn show(
+    daemon: Arc<Daemon>,
+    requests: Vec<crate::role::proxy::forwards::ForwardRequest>,
+    output: Output,
+    began: Instant,
+) -> Failure {
+    let mut state = daemon.tunnel().state();
+    let mut first = true;
+    loop {
+        let now = state.borrow_and_update().clone();
+        let json = json!({"event": "tunnel", "tunnel": now});
+        match now {
+            TunnelState::Connecting { .. } => {}
+            TunnelState::Up { took_ms, .. } => {
+                let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };
+                if first {
+                    // Before the line that says it is up, so that whoever waits for that line finds them there.
+                    for request in &requests {
+                        match daemon.forwards().add(request).await {
+                            Ok(status) => super::proxy::show_forward(output, &status),
+                            Err(refusal) => return refusal.into(),
+                        }
+                    }
+                    first = false;
+                }
+                output.line("tunnel", &format!("up in {took} ms, end-to-end verified"), &json);
+            }
+            TunnelState::Waiting { why, retry_ms, .. } => {
+                let retry = retry_ms as f64 / 1000.0;
+                let why = why.replace("hint: ", "");
+                output.line("tunnel", &format!("down: {why} (next attempt in {retry:.1} s)"), &json);
+            }
+            TunnelState::Failed { .. } => {}
+        }
+        if state.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Starts the same command in the background, waits until its tunnel is up, and leaves it.
+async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
+    let output = Output::new(common.json);
+    files::private_dir(&home.data)?;
+    let log = home.data.join(format!("{}.log", up.workspace));
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    command.args(["--json", "-v", "up", up.workspace.as_str()]).arg("--background").arg(&log);
+    if let Some(url) = &up.coordinator {
+        command.args(["--coordinator", &url.to_string()]);
+    }
+    if let Some(config) = &up.config {
+        command.arg("--config").arg(config);
+    }
+    command.args(up.forwards.arguments());
+    // A process group of its own, so that Ctrl-C on this terminal does not reach it.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+    let mut child = command.spawn()?;
+    let stdout = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe to the background process"))?;
+    let mut lines = BufReader::new(stdout).lines();
+    while let Some(line) = lines.next_line().await? {
+        let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+        let text = match event["event"].as_str() {
+            Some("coordinator") => format!("  coordinator  {}", event["url"].as_str().unwrap_or_default()),
+            Some("workspace") => format!("  workspace    {}", event["name"].as_str().unwrap_or_default()),
+            Some("forward") => {
+                let forward = &event["forward"];
+                format!("  forward      {} → {}", forward["listen"].as_str().unwrap_or_default(), forward["target"].as_str().unwrap_or("SOCKS5"))
+            }
+            Some("tunnel") => match event["tunnel"]["state"].as_str() {
+                Some("up") => "  tunnel       up, end-to-end verified; in the background".to_owned(),
+                Some("waiting") => format!("  tunnel       down: {}", event["tunnel"]["why"].as_str().unwrap_or_default()),
+                _ => continue,
+            },
+            _ => continue,
+        };
+        output.plain(&text, &event);
+        if event["tunnel"]["state"] == "up" {
+            return Ok(0);
+        }
+    }
+    let status = child.wait().await?;
+    let tail = std::fs::read_to_string(&log).unwrap_or_default();
+    let last = tail.lines().last().unwrap_or_default();
+    let why = serde_json::from_str::<serde_json::Value>(last).ok();
+    let why = why.and_then(|v| Some(format!("{}. hint: {}", v["error"]["message"].as_str()?, v["error"]["hint"].as_str()?)));
+    let text = why.unwrap_or_else(|| format!("the background process ended ({status}). hint: its log is {}", log.display()));
+    Err(Failure::new(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED), text))
+}
