@@ -16,5 +16,6 @@
 //! Reading order: `wire::frame`, `wire::open`, `session::framed`, then the service you are after.
 
 pub mod identity;
+pub mod role;
 pub mod session;
 pub mod wire;

@@ -1,0 +1,4 @@
+//! The three roles. None imports another; `cli` composes them.
+
+#[cfg(feature = "coordinator")]
+pub mod coordinator;
