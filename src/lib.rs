@@ -15,7 +15,11 @@
 //!
 //! Reading order: `wire::frame`, `wire::open`, `session::framed`, then the service you are after.
 
+pub mod cli;
+pub mod identity;
 pub mod lifeline;
+pub mod role;
+pub mod service;
 pub mod session;
 pub mod transport;
 pub mod wire;

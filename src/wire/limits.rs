@@ -23,6 +23,15 @@ pub const MAX_DATAGRAM: usize = 65_507 + 262;
 /// Bytes of one control message between a program and the coordinator.
 pub const MAX_CONTROL: usize = 16 * 1024;
 
+/// Bytes of one onboarding request: a certificate request and a code.
+pub const MAX_ONBOARDING: usize = 16 * 1024;
+
+/// Bytes of one onboarding answer: a chain, an authority and at most [`MAX_DEVICES`] pins.
+pub const MAX_ONBOARDING_ANSWER: usize = 64 * 1024;
+
+/// Devices of one coordinator. Each is a pin in every enrolment answer.
+pub const MAX_DEVICES: usize = 256;
+
 /// Bytes of one binary WebSocket message. Larger messages hold up everything behind them on a slow link.
 pub const MAX_CARRIER_MESSAGE: usize = 128 * 1024;
 

@@ -8,6 +8,7 @@ pub mod control;
 pub mod frame;
 pub mod limits;
 pub mod name;
+pub mod onboarding;
 pub mod open;
 pub mod refusal;
 pub mod version;

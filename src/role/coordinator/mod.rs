@@ -1,0 +1,13 @@
+//! The coordinator: who belongs to it, and how they get their certificates. It decides and remembers;
+//! it never sees what a session carries.
+
+pub mod api;
+pub mod authority;
+pub mod files;
+mod rate;
+pub mod registry;
+mod rules;
+pub mod store;
+
+pub use registry::Registry;
+pub use store::Store;
