@@ -88,14 +88,15 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 fn check(file: &str, source: &str) -> Vec<String> {
     let code = code_only(source);
     let all = tokens(&code);
-    let body = tokens(&code_only(before_tests(source)));
+    let proper = if is_tests(file) { "" } else { before_tests(source) };
+    let body = tokens(&code_only(proper));
     let module = module_of(file);
     let mut faults = Vec::new();
     // Of a binary the compiler asks for it (`missing_docs`).
     if !file.starts_with("src/bin/") && !source.starts_with("//!") {
         faults.push(format!("{file}: open with `//!`: what this module does, and what it refuses to do"));
     }
-    let lines = before_tests(source).lines().count();
+    let lines = proper.lines().count();
     if lines > MAX_LINES {
         faults.push(format!("{file}: {lines} lines before its tests; at most {MAX_LINES}. Look for the second duty"));
     }
@@ -155,8 +156,20 @@ fn module_of(file: &str) -> Vec<String> {
     module
 }
 
+/// Files that are tests as a whole, by their name; the module that declares them has the `#[cfg(test)]`.
+fn is_tests(file: &str) -> bool {
+    file.ends_with("_tests.rs") || file.ends_with("/tests.rs") || file.ends_with("/testing.rs")
+}
+
+/// The source before its `mod tests`, which stands last.
 fn before_tests(source: &str) -> &str {
-    source.find("#[cfg(test)]\nmod ").map_or(source, |at| &source[..at])
+    let tests = |text: &str| text.lines().skip(1).find(|line| !line.starts_with("#[")).is_some_and(is_test_module);
+    let start = source.match_indices("#[cfg(test)]\n").find(|(at, _)| tests(&source[*at..]));
+    start.map_or(source, |(at, _)| &source[..at])
+}
+
+fn is_test_module(line: &str) -> bool {
+    line.starts_with("mod tests {") || line.starts_with("mod tests;")
 }
 
 fn spawns(tokens: &[String]) -> bool {
@@ -434,6 +447,11 @@ mod on_made_up_sources {
         fails("src/wire/x.rs", &line.repeat(MAX_LINES), "second duty");
         let tests = format!("{}#[cfg(test)]\nmod tests {{\n{}}}", line.repeat(10), line.repeat(MAX_LINES));
         passes("src/wire/x.rs", &tests);
+        passes("src/wire/x_tests.rs", &line.repeat(MAX_LINES));
+        let elsewhere = format!("{}#[cfg(test)]\n#[path = \"x_tests.rs\"]\nmod tests;", line.repeat(MAX_LINES - 1));
+        passes("src/wire/x.rs", &elsewhere);
+        let hidden = format!("#[cfg(test)]\nmod testing;\n{}", line.repeat(MAX_LINES));
+        fails("src/wire/x.rs", &hidden, "second duty");
     }
 
     #[test]
