@@ -1,4 +1,4 @@
-# syntax=docker/dockerfile:1
+# Needs BuildKit, for its cache mounts.
 #
 #   docker build --target coordinator -t nexus-coordinator .
 #   docker build --target stub        -t nexus-stub .
