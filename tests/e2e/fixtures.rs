@@ -1,0 +1,185 @@
+//! The fixtures themselves, each with its own client and no tunnel between: when a story fails, it is not for them.
+
+use std::fs;
+use std::net::{IpAddr, TcpStream};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::program::{command, free_port, listens};
+use crate::support::*;
+
+/// The body at `url`, once it is certain that there is one.
+fn curl(url: &str, more: &[&str]) -> Run {
+    let mut curl = command("curl", ["-q", "-sS", "--fail", "--max-time", "20", "--noproxy", "", url]);
+    curl.args(more);
+    for variable in ["HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
+        curl.env_remove(variable);
+    }
+    Run::of(curl)
+}
+
+#[test]
+fn nginx_serves_to_curl() {
+    let nginx = Nginx::start();
+    fs::write(nginx.root.join("hello"), "hello\n").unwrap();
+    assert_eq!(curl(&nginx.url("hello"), &[]).ok(), "hello\n");
+    assert!(curl(&nginx.url("absent"), &[]).err().contains("404"));
+}
+
+#[test]
+fn python_serves_to_curl() {
+    let server = HttpServer::start();
+    fs::write(server.root.join("hello"), "hello\n").unwrap();
+    assert_eq!(curl(&server.url("hello"), &[]).ok(), "hello\n");
+}
+
+#[test]
+fn postgres_answers_psql() {
+    let postgres = Postgres::start();
+    assert_eq!(postgres.psql(postgres.port, "select 6 * 7").ok(), "42\n");
+    let mut stranger = Postgres::client(postgres.port, "select 1");
+    stranger.env("PGPASSWORD", "wrong");
+    assert!(Run::of(stranger).err().contains("authentication failed"));
+}
+
+#[test]
+fn redis_answers_its_client() {
+    let redis = Redis::start();
+    assert_eq!(Run::of(Redis::client(redis.port, &["set", "a", "1"])).ok(), "OK\n");
+    assert_eq!(Run::of(Redis::client(redis.port, &["get", "a"])).ok(), "1\n");
+}
+
+#[test]
+fn iperf3_measures_both_ways() {
+    let server = Iperf3::start();
+    for more in [&[][..], &["-R"], &["-u", "-b", "0"]] {
+        let report = Run::of(Iperf3::client(server.port, "1M", more)).ok();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        assert!(report["end"].is_object() && report["error"].is_null(), "{more:?}: {report}");
+    }
+}
+
+#[test]
+fn sshd_lets_its_key_in() {
+    let sshd = Sshd::start();
+    let run = Run::with_input(sshd.client(sshd.port, &["there", "cat; exit 7"]), b"through\0and back");
+    assert_eq!(run.stdout, b"through\0and back");
+    assert_eq!(run.status.code(), Some(7), "{}", run.stderr);
+}
+
+#[test]
+fn git_clones_and_pushes() {
+    let daemon = GitDaemon::start();
+    let folder = TempDir::new().unwrap();
+    let clone = folder.path().join("clone");
+    Run::of(git::git(&["clone", "-q", &GitDaemon::url(daemon.port), &clone.to_string_lossy()])).ok();
+    assert_eq!(fs::read_to_string(clone.join("README")).unwrap(), GitDaemon::README);
+    for words in [&["commit", "-q", "--allow-empty", "-m", "Second"][..], &["push", "-q", "origin", "main"]] {
+        let mut git = git::git(words);
+        git.current_dir(&clone);
+        Run::of(git).ok();
+    }
+    let mut log = git::git(&["log", "-1", "--format=%s", "main"]);
+    log.current_dir(&daemon.repository);
+    assert_eq!(Run::of(log).ok(), "Second\n");
+}
+
+#[test]
+fn squid_tunnels() {
+    let nginx = Nginx::start();
+    fs::write(nginx.root.join("hello"), "hello\n").unwrap();
+    let squid = Squid::start();
+    let through = |proxy: &str| curl(&nginx.url("hello"), &["--proxytunnel", "--proxy", proxy]);
+    assert_eq!(through(&squid.url("127.0.0.1")).ok(), "hello\n");
+    let line = format!("CONNECT 127.0.0.1:{}", nginx.addr.port());
+    until("the tunnel in squid's log", || squid.log().contains(&line).then_some(()));
+
+    let squid = Squid::with_basic_auth();
+    assert_eq!(through(&squid.url("127.0.0.1")).ok(), "hello\n");
+    let anonymous = format!("http://127.0.0.1:{}", squid.addr.port());
+    assert!(through(&anonymous).err().contains("407"));
+}
+
+#[test]
+fn the_hosts_reach_the_coordinator_and_not_each_other() {
+    let hosts = Hosts::new();
+    let nginx = Nginx::start_at(&hosts.coordinator);
+    let at_laptop = Nginx::start_at(&hosts.laptop);
+    let at_workspace = Nginx::start_at(&hosts.workspace);
+    for server in [&nginx, &at_laptop, &at_workspace] {
+        fs::write(server.root.join("hello"), "hello\n").unwrap();
+    }
+    let asks = |place: &Place, host: IpAddr, server: &Nginx| {
+        let url = format!("http://{host}:{}/hello", server.addr.port());
+        Run::of(place.run(command("curl", ["-q", "-sS", "--fail", "--noproxy", "*", "--connect-timeout", "3", &url])))
+    };
+    assert_eq!(asks(&hosts.laptop, Hosts::COORDINATOR_FOR_LAPTOP.into(), &nginx).ok(), "hello\n");
+    assert_eq!(asks(&hosts.workspace, Hosts::COORDINATOR_FOR_WORKSPACE.into(), &nginx).ok(), "hello\n");
+    asks(&hosts.laptop, Hosts::WORKSPACE.into(), &at_workspace).err();
+    asks(&hosts.workspace, Hosts::LAPTOP.into(), &at_laptop).err();
+    asks(&hosts.laptop, Hosts::COORDINATOR_FOR_WORKSPACE.into(), &nginx).err();
+    assert!(
+        TcpStream::connect_timeout(&at_laptop.addr, Duration::from_secs(1)).is_err(),
+        "this host is not among them"
+    );
+
+    hosts.set_link(&hosts.laptop, false);
+    asks(&hosts.laptop, Hosts::COORDINATOR_FOR_LAPTOP.into(), &nginx).err();
+    hosts.set_link(&hosts.laptop, true);
+    until("the wire to work again", || {
+        asks(&hosts.laptop, Hosts::COORDINATOR_FOR_LAPTOP.into(), &nginx).status.success().then_some(())
+    });
+
+    let names = Run::of(command("ip", ["netns", "list"])).ok();
+    let Place::Namespace(name) = &hosts.laptop else { panic!("a namespace") };
+    assert!(names.contains(name.as_str()));
+    let name = name.clone();
+    drop((nginx, at_laptop, at_workspace, hosts));
+    assert!(!Run::of(command("ip", ["netns", "list"])).ok().contains(&name), "namespaces are deleted on drop");
+}
+
+#[test]
+fn what_is_dropped_is_gone() {
+    let nginx = Nginx::start();
+    let (port, root) = (nginx.addr.port(), nginx.root.clone());
+    assert!(listens(std::process::id(), port));
+    drop(nginx);
+    assert!(!listens(std::process::id(), port), "nobody listens any more");
+    assert!(!root.exists(), "its folder is deleted");
+}
+
+#[test]
+fn a_program_is_listened_to_line_by_line() {
+    let mut program = Running::start(command("sh", ["-c", "echo one; echo two >&2; printf three; exit 3"]));
+    assert_eq!(program.says("tw"), "two");
+    assert_eq!(program.says("three"), "three");
+    assert_eq!(program.ends().code(), Some(3));
+    let mut program = Running::start(command("sleep", ["600"]));
+    assert!(program.has_ended().is_none());
+    assert!(!program.stop(nix::sys::signal::Signal::SIGTERM).success());
+}
+
+#[test]
+fn failures_say_what_happened() {
+    let panics = |f: fn()| {
+        let panic = std::panic::catch_unwind(f).unwrap_err();
+        *panic.downcast::<String>().unwrap()
+    };
+    assert!(panics(|| drop(find("no-such-program"))).contains("hint: scripts/test"));
+    assert!(panics(|| drop(Running::start(command("sh", ["-c", "echo odd"])).says("even"))).contains("odd"));
+    let never = || drop(Running::on_free_port(|_| command("sh", ["-c", "echo port taken >&2; exit 1"])));
+    assert!(panics(never).contains("port taken"));
+}
+
+#[test]
+fn a_laptop_has_a_home_of_its_own() {
+    let (a, b) = (Laptop::new(), Laptop::new());
+    assert_ne!(a.home(), b.home());
+    a.configure("tools: {}\n");
+    assert!(a.config().is_file() && !b.config().exists());
+    let command = a.command(&["status"]);
+    assert!(command.get_envs().any(|(key, value)| key == "NEXUS_HOME" && value == Some(a.home().as_os_str())));
+    assert_eq!(laptop::port_in("forwarding 127.0.0.1:0 from 127.0.0.1:43117 to 3000"), 43117);
+    assert_ne!(free_port(), 0);
+}

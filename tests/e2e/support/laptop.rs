@@ -1,0 +1,146 @@
+//! The laptop, with a home of its own: what a person types, and what they see.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::place::Place;
+use super::program::{Run, Running};
+
+/// A laptop: an empty `NEXUS_HOME`, and `nexus-proxy` run with it.
+#[derive(Debug)]
+pub struct Laptop {
+    home: TempDir,
+    place: Place,
+}
+
+impl Laptop {
+    /// On this host.
+    pub fn new() -> Laptop {
+        Laptop::at(&Place::Here)
+    }
+
+    /// At `place`.
+    pub fn at(place: &Place) -> Laptop {
+        Laptop { home: TempDir::new().expect("a temporary folder"), place: place.clone() }
+    }
+
+    /// Where everything of this laptop is.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Where its configuration is.
+    pub fn config(&self) -> PathBuf {
+        self.home.path().join("config.yaml")
+    }
+
+    /// Writes its configuration.
+    pub fn configure(&self, yaml: &str) {
+        fs::write(self.config(), yaml).expect("a file of ours");
+    }
+
+    /// `nexus-proxy` with these words, to be changed further before it runs.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_nexus-proxy"));
+        program.args(words).env("NEXUS_HOME", self.home.path()).current_dir(self.home.path());
+        for variable in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY"]
+        {
+            program.env_remove(variable);
+        }
+        program
+    }
+
+    /// Runs `nexus-proxy` with these words to its end.
+    #[track_caller]
+    pub fn run(&self, words: &[&str]) -> Run {
+        Run::of(self.place.run(self.command(words)))
+    }
+
+    /// `nexus-proxy up` with these words; returns when the tunnel is up.
+    #[track_caller]
+    pub fn up(&self, words: &[&str]) -> Up<'_> {
+        self.up_as(self.command(&[&["up"], words].concat()))
+    }
+
+    /// As [`up`](Self::up), with a command that was made by [`command`](Self::command).
+    #[track_caller]
+    pub fn up_as(&self, command: Command) -> Up<'_> {
+        let mut program = Running::start(self.place.run(command));
+        let tunnel = program.says("tunnel");
+        assert!(tunnel.contains("up"), "the tunnel is not up:\n{}", program.output());
+        Up { program, laptop: self }
+    }
+
+    /// Runs `argv` in a workspace.
+    #[track_caller]
+    pub fn exec(&self, workspace: &str, argv: &[&str]) -> Run {
+        self.exec_with_input(workspace, argv, b"")
+    }
+
+    /// Runs `argv` in a workspace, with this on standard input.
+    #[track_caller]
+    pub fn exec_with_input(&self, workspace: &str, argv: &[&str], input: &[u8]) -> Run {
+        let command = self.command(&[&["exec", workspace, "--"], argv].concat());
+        Run::with_input(self.place.run(command), input)
+    }
+
+    /// `nexus-proxy forward` with these words; returns when it has said a line that contains `ready`.
+    #[track_caller]
+    pub fn forward(&self, workspace: &str, words: &[&str], ready: &str) -> (String, Running) {
+        let command = self.command(&[&["forward", workspace], words].concat());
+        let mut program = Running::start(self.place.run(command));
+        let line = program.says(ready);
+        (line, program)
+    }
+
+    /// What `nexus-proxy status --json` says.
+    #[track_caller]
+    pub fn status(&self) -> serde_json::Value {
+        let text = self.run(&["status", "--json"]).ok();
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("status --json is not JSON ({e}):\n{text}"))
+    }
+
+    /// `nexus-proxy down`.
+    #[track_caller]
+    pub fn down(&self) -> Run {
+        self.run(&["down"])
+    }
+}
+
+/// A `nexus-proxy up` in the foreground. Ended on drop.
+#[derive(Debug)]
+pub struct Up<'a> {
+    /// The process.
+    pub program: Running,
+    laptop: &'a Laptop,
+}
+
+impl Up<'_> {
+    /// Ctrl-C, and how it ended.
+    #[track_caller]
+    pub fn ctrl_c(mut self) -> ExitStatus {
+        self.program.signal(Signal::SIGINT);
+        self.program.ends()
+    }
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("nexus-proxy up in {} said:\n{}", self.laptop.home().display(), self.program.output());
+        }
+    }
+}
+
+/// The port at the end of the address in `line`, as `forward` prints it.
+#[track_caller]
+pub fn port_in(line: &str) -> u16 {
+    line.split(|c: char| !c.is_ascii_digit() && c != ':')
+        .filter_map(|word| word.rsplit_once(':')?.1.parse().ok())
+        .find(|port| *port != 0)
+        .unwrap_or_else(|| panic!("no port in `{line}`"))
+}

@@ -1,0 +1,29 @@
+//! Fixtures: programs that others wrote, hosts, and the laptop. Each starts on a free port in a folder of its own, is ready
+//! when its constructor returns, and is gone when it is dropped.
+//!
+//! A constructor panics with what the program said when it does not come up: a fixture that half works would make
+//! every failure above it a riddle.
+
+pub mod git;
+pub mod http;
+pub mod iperf3;
+pub mod laptop;
+pub mod place;
+pub mod postgres;
+pub mod program;
+pub mod redis;
+pub mod squid;
+pub mod ssh;
+pub mod wait;
+
+pub use git::GitDaemon;
+pub use http::{HttpServer, Nginx};
+pub use iperf3::Iperf3;
+pub use laptop::Laptop;
+pub use place::{Hosts, Place};
+pub use postgres::Postgres;
+pub use program::{Run, Running, find};
+pub use redis::Redis;
+pub use squid::Squid;
+pub use ssh::Sshd;
+pub use wait::{PATIENCE, until};

@@ -1,0 +1,124 @@
+//! Where a program runs: on this host, or on one of three hosts that are network namespaces.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::program::{Run, command, find, is_root, take_surroundings};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// This one.
+    Here,
+    /// A network namespace by this name.
+    Namespace(String),
+}
+
+impl Place {
+    /// `command`, to be run at this place. Its process id is that of the program itself.
+    pub fn run(&self, command: Command) -> Command {
+        match self {
+            Place::Here => command,
+            Place::Namespace(name) => {
+                let mut inside = Command::new(find("ip"));
+                inside.args(["netns", "exec", name]).arg(command.get_program()).args(command.get_args());
+                take_surroundings(&mut inside, &command);
+                inside
+            }
+        }
+    }
+
+    /// The address that servers for other hosts listen on: all of a namespace, only the loopback here.
+    pub fn bind(&self) -> IpAddr {
+        match self {
+            Place::Here => LOOPBACK,
+            Place::Namespace(_) => Ipv4Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
+/// Three hosts, joined so that laptop and workspace reach the coordinator, and not each other. Deleted on drop.
+///
+/// ```text
+/// laptop 10.77.1.2 ── 10.77.1.1 coordinator 10.77.2.1 ── 10.77.2.2 workspace
+/// ```
+#[derive(Debug)]
+pub struct Hosts {
+    /// Where the person sits.
+    pub laptop: Place,
+    /// Where both can dial.
+    pub coordinator: Place,
+    /// Where the agent works.
+    pub workspace: Place,
+    names: Vec<String>,
+}
+
+impl Hosts {
+    /// The coordinator's address as the laptop sees it.
+    pub const COORDINATOR_FOR_LAPTOP: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
+    /// The coordinator's address as the workspace sees it.
+    pub const COORDINATOR_FOR_WORKSPACE: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 1);
+    /// The laptop's address.
+    pub const LAPTOP: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 2);
+    /// The workspace's address.
+    pub const WORKSPACE: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 2);
+
+    /// Makes them. Needs root, or the capability to administer networks.
+    #[track_caller]
+    pub fn new() -> Hosts {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(is_root(), "network namespaces need root. hint: run scripts/test as root, or with sudo");
+        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let [l, c, w] = ["l", "c", "w"].map(|role| format!("nexus-{role}-{id}"));
+        let mut hosts = Hosts {
+            laptop: Place::Namespace(l.clone()),
+            coordinator: Place::Namespace(c.clone()),
+            workspace: Place::Namespace(w.clone()),
+            names: Vec::new(),
+        };
+        for name in [&l, &c, &w] {
+            ip(["netns", "add", name]);
+            hosts.names.push(name.clone());
+            ip(["-n", name, "link", "set", "lo", "up"]);
+        }
+        join(&l, Hosts::LAPTOP, &c, Hosts::COORDINATOR_FOR_LAPTOP, "laptop");
+        join(&w, Hosts::WORKSPACE, &c, Hosts::COORDINATOR_FOR_WORKSPACE, "workspace");
+        let forwarding = command("sh", ["-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"]);
+        Run::of(hosts.coordinator.run(forwarding)).ok();
+        hosts
+    }
+
+    /// Takes the wire between `place` (laptop or workspace) and the coordinator out, or puts it back in.
+    #[track_caller]
+    pub fn set_link(&self, place: &Place, up: bool) {
+        let Place::Namespace(name) = place else { panic!("this host has no wire of its own") };
+        ip(["-n", name, "link", "set", "eth0", if up { "up" } else { "down" }]);
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in &self.names {
+            // The wires go with their namespaces. During a panic a second one must not hide the first.
+            let _ = command("ip", ["netns", "del", name]).status();
+        }
+    }
+}
+
+/// A wire from `eth0` of `leaf` to `hub`, where its end is called `wire`.
+#[track_caller]
+fn join(leaf: &str, leaf_address: Ipv4Addr, hub: &str, hub_address: Ipv4Addr, wire: &str) {
+    ip(["-n", leaf, "link", "add", "eth0", "type", "veth", "peer", "name", wire, "netns", hub]);
+    for (host, interface, address) in [(leaf, "eth0", leaf_address), (hub, wire, hub_address)] {
+        ip(["-n", host, "address", "add", &format!("{address}/24"), "dev", interface]);
+        ip(["-n", host, "link", "set", interface, "up"]);
+    }
+}
+
+#[track_caller]
+fn ip<const N: usize>(args: [&str; N]) {
+    Run::of(command("ip", args)).ok();
+}

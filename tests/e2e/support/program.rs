@@ -1,0 +1,307 @@
+//! Child processes: found, started, listened to, ended by their own id, and reaped.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, chown};
+
+use super::wait::{until, within};
+
+/// Where Debian puts programs, beside what `PATH` names: an ordinary user's lacks the sbin folders.
+const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// How often a fixture tries another port when its own was taken in the meantime.
+const ATTEMPTS: usize = 5;
+
+/// How long a program has to end by itself after it was asked to.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The path of a program; a test without it fails.
+#[track_caller]
+pub fn find(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(FOLDERS.iter().map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| panic!("`{name}` is not installed. hint: scripts/test installs what the tests need"))
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("the kernel has a free port").port()
+}
+
+/// True for root, who may not run every program and has to lend some of them another user.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// `command` as `user` when we are root; as we are otherwise.
+pub fn as_user(user: &str, command: &Command) -> Command {
+    if !is_root() {
+        return copy(command);
+    }
+    let mut lent = Command::new(find("setpriv"));
+    lent.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--init-groups", "--"]);
+    lent.arg(command.get_program()).args(command.get_args());
+    take_surroundings(&mut lent, command);
+    lent
+}
+
+/// Gives `path` to `user` when we are root.
+pub fn give(path: &Path, user: &str) {
+    if is_root() {
+        let found = User::from_name(user).ok().flatten();
+        let found =
+            found.unwrap_or_else(|| panic!("there is no user `{user}`. hint: scripts/test installs its package"));
+        chown(path, Some(found.uid), Some(found.gid)).expect("root may give files away");
+    }
+}
+
+fn copy(command: &Command) -> Command {
+    let mut copy = Command::new(command.get_program());
+    copy.args(command.get_args());
+    take_surroundings(&mut copy, command);
+    copy
+}
+
+/// Environment and working directory of `from`.
+pub fn take_surroundings(to: &mut Command, from: &Command) {
+    for (key, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(key, value),
+            None => to.env_remove(key),
+        };
+    }
+    if let Some(folder) = from.get_current_dir() {
+        to.current_dir(folder);
+    }
+}
+
+/// A child process. Ended and reaped on drop.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    what: String,
+    output: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts `command`; collects its output and its errors line by line. Standard input is empty.
+    #[track_caller]
+    pub fn start(mut command: Command) -> Running {
+        let what = format!("{command:?}");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
+        let output = Arc::default();
+        let readers = [
+            child.stdout.take().map(|out| collect(out, &output)),
+            child.stderr.take().map(|err| collect(err, &output)),
+        ];
+        Running { child, what, output, readers: readers.into_iter().flatten().collect() }
+    }
+
+    /// Starts what `command` makes of a free port, until it listens there. Another port when that one was snatched away.
+    #[track_caller]
+    pub fn on_free_port(mut command: impl FnMut(u16) -> Command) -> (u16, Running) {
+        let mut said = String::new();
+        for _ in 0..ATTEMPTS {
+            let port = free_port();
+            let mut program = Running::start(command(port));
+            let what = format!("port {port} of {}", program.what);
+            let up = until(&what, || match program.has_ended() {
+                Some(_) => Some(false),
+                None => program.listens_on(port).then_some(true),
+            });
+            if up {
+                return (port, program);
+            }
+            said = format!("{} ended before it listened:\n{}", program.what, program.output());
+        }
+        panic!("{said}");
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it has said so far.
+    pub fn output(&self) -> String {
+        self.lines().join("\n")
+    }
+
+    /// The lines it has said so far, on either output.
+    pub fn lines(&self) -> Vec<String> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until it says a line that contains `text`, and gives that line.
+    #[track_caller]
+    pub fn says(&mut self, text: &str) -> String {
+        let line = within(super::PATIENCE, || {
+            // In this order: once it has ended and its readers have, what it said is complete.
+            let ended = self.has_ended().is_some() && self.readers.iter().all(JoinHandle::is_finished);
+            let line = self.lines().into_iter().find(|line| line.contains(text));
+            if line.is_some() || ended { Some(line) } else { None }
+        });
+        line.flatten().unwrap_or_else(|| {
+            let how = if self.has_ended().is_some() { "ended" } else { "went on" };
+            panic!("{} {how} without saying `{text}`:\n{}", self.what, self.output())
+        })
+    }
+
+    /// How it ended, when it has.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child can be waited for")
+    }
+
+    /// Waits until it ends by itself.
+    #[track_caller]
+    pub fn ends(&mut self) -> ExitStatus {
+        let what = format!("the end of {}", self.what);
+        until(&what, || self.has_ended())
+    }
+
+    /// Sends a signal to it, and only to it.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+    }
+
+    /// Whether something in its network namespace listens on this TCP port. Connects to nothing: some programs serve one client only.
+    pub fn listens_on(&self, port: u16) -> bool {
+        listens(self.child.id(), port)
+    }
+
+    /// Asks it to end, and insists after a while.
+    pub fn stop(&mut self, signal: Signal) -> ExitStatus {
+        if let Some(status) = self.has_ended() {
+            return status;
+        }
+        self.signal(signal);
+        within(GRACE, || self.has_ended()).unwrap_or_else(|| {
+            let _ = self.child.kill();
+            self.child.wait().expect("our own child can be waited for")
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop(Signal::SIGTERM);
+    }
+}
+
+fn collect(from: impl Read + Send + 'static, into: &Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+    let into = Arc::clone(into);
+    std::thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            into.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+            line.clear();
+        }
+    })
+}
+
+/// Whether anything listens on `port` in the network namespace of process `pid`.
+pub fn listens(pid: u32, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    ["tcp", "tcp6"].iter().any(|table| {
+        let table = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        table.lines().skip(1).any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields.len() > 3 && fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == LISTEN
+        })
+    })
+}
+
+/// A command that runs to its end.
+#[derive(Debug)]
+pub struct Run {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error, as text.
+    pub stderr: String,
+}
+
+impl Run {
+    /// Runs `command` to its end, no longer than [`PATIENCE`](super::PATIENCE), with `input` on standard input.
+    #[track_caller]
+    pub fn with_input(mut command: Command, input: &[u8]) -> Run {
+        let what = format!("{command:?}");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
+        let (mut stdin, mut out, mut err) = (
+            child.stdin.take().expect("piped"),
+            child.stdout.take().expect("piped"),
+            child.stderr.take().expect("piped"),
+        );
+        let input = input.to_vec();
+        // A program need not read its input: a broken pipe is no fault.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let stdout = std::thread::spawn(move || read_all(&mut out));
+        let stderr = std::thread::spawn(move || read_all(&mut err));
+        let status = within(super::PATIENCE, || child.try_wait().expect("our own child"));
+        if status.is_none() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let status = status.unwrap_or_else(|| panic!("{what} did not end in {:?}", super::PATIENCE));
+        drop(writer);
+        let stdout = stdout.join().expect("the reader does not panic");
+        let stderr = String::from_utf8_lossy(&stderr.join().expect("the reader does not panic")).into_owned();
+        Run { status, stdout, stderr }
+    }
+
+    /// Runs `command` to its end, without input.
+    #[track_caller]
+    pub fn of(command: Command) -> Run {
+        Run::with_input(command, b"")
+    }
+
+    /// What it wrote, as text, once it is certain that it succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert!(self.status.success(), "{}\n{}{}", self.status, String::from_utf8_lossy(&self.stdout), self.stderr);
+        self.text()
+    }
+
+    /// What it wrote to standard error, once it is certain that it failed.
+    #[track_caller]
+    pub fn err(self) -> String {
+        assert!(!self.status.success(), "succeeded against expectation:\n{}", self.text());
+        self.stderr
+    }
+
+    /// What it wrote, as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+fn read_all(from: &mut impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = from.read_to_end(&mut bytes);
+    bytes
+}
+
+/// `program` with `args`, found by [`find`].
+#[track_caller]
+pub fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(find(program));
+    command.args(args);
+    command
+}
