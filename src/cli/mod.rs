@@ -21,6 +21,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// The name under which this program was started: `nexus-stub` for a link to `nexus-proxy`, and the like.
+#[cfg(feature = "proxy")]
 fn called(arguments: &[OsString]) -> Option<&str> {
     std::path::Path::new(arguments.first()?).file_name()?.to_str()
 }

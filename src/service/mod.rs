@@ -3,6 +3,7 @@
 //! A service knows frames and local sockets, processes or names; it does not know how its stream came to be, who is
 //! at the other end, or what was permitted: that was settled before it is called.
 
+pub mod call;
 pub mod copy;
 pub mod dial;
 pub mod forward;

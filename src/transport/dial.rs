@@ -2,7 +2,6 @@
 //!
 //! Every error says which hop failed and what to do. Nothing is sent in the clear but a `CONNECT`.
 
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 

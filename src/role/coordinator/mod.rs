@@ -6,7 +6,9 @@ pub mod authority;
 pub mod files;
 mod rate;
 pub mod registry;
+pub mod rendezvous;
 mod rules;
+pub mod server;
 pub mod store;
 
 pub use registry::Registry;

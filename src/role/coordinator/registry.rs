@@ -253,6 +253,14 @@ impl Registry {
         }
     }
 
+    /// A workspace that exists and was not removed.
+    pub async fn workspace(&self, name: &WorkspaceName) -> Result<WorkspaceRecord, Refusal> {
+        let workspace = self.store.workspace(name).await.map_err(internal)?;
+        let workspace = workspace.ok_or_else(|| Refusal::new(RefusalCode::NotFound, no_workspace(name)))?;
+        workspace_in_force(&workspace)?;
+        Ok(workspace)
+    }
+
     /// Every device, revoked ones too, by name.
     pub async fn list_devices(&self) -> Result<Vec<DeviceRecord>, Refusal> {
         self.store.devices().await.map_err(internal)

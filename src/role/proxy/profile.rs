@@ -12,7 +12,7 @@ use crate::role::files;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::{ClientError, first_contact};
 use crate::wire::name::{DeviceName, WorkspaceName};
-use crate::wire::onboarding::{PAIR_PATH, PairAnswer, PairRequest};
+use crate::wire::onboarding::{CodeText, PAIR_PATH, PairAnswer, PairRequest};
 
 /// Why there is no usable profile.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,7 @@ impl Profile {
         files::private_dir(dir)?;
         let key = PrivateKey::generate().map_err(ClientError::from)?;
         let csr = key.csr_pem().map_err(ClientError::from)?;
-        let request = PairRequest { code: code.to_owned(), device: device.clone(), csr };
+        let request = PairRequest { code: CodeText::new(code), device: device.clone(), csr };
         let (answer, trust): (PairAnswer, Trust) = first_contact(url, &parsed, PAIR_PATH, &request).await?;
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
         let kept = Kept { url: url.clone(), device, workspaces: BTreeMap::new() };

@@ -107,5 +107,5 @@ async fn pass(stream: UnixStream, laptops: &Laptops, permits: &Semaphore) {
         let refusal = Refusal::new(RefusalCode::Unavailable, "the laptop's connection broke. hint: try again");
         return local.refuse(&refusal).await;
     }
-    splice(local.into_inner(), remote.into_inner()).await;
+    let _ = splice(local.into_inner(), remote.into_inner()).await;
 }

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::service::forward::serve_connect;
 use crate::service::process::{ProcessDefaults, serve_process};
 use crate::service::remote::serve_listen;
-use crate::service::udp::{serve_udp, serve_udp_associate};
+use crate::service::udp::serve_udp;
+use crate::service::udp_associate::serve_udp_associate;
 use crate::session::establish::Session;
 use crate::session::framed::FramedStream;
 use crate::session::mux::{MuxOpener, MuxStream};
@@ -85,7 +86,7 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
         StreamRequest::Listen { bind, listener } => match permit(&shared.listeners) {
             Some(_permit) => {
                 let dir = &shared.workspace.dir;
-                Box::pin(serve_listen(stream, &bind, listener, dir, shared.opener.clone())).await
+                Box::pin(serve_listen(stream, &bind, listener, shared.opener.clone(), dir)).await
             }
             None => return stream.refuse(&busy("listeners")).await,
         },
@@ -93,7 +94,7 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             Some(_permit) => {
                 let workspace = &shared.workspace;
                 let defaults = ProcessDefaults { cwd: workspace.dir.clone(), env: workspace.env.clone() };
-                Box::pin(serve_process(stream, request, &defaults)).await
+                Box::pin(serve_process(stream, request, &defaults)).await.map(drop)
             }
             None => return stream.refuse(&busy("processes")).await,
         },

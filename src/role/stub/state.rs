@@ -2,21 +2,19 @@
 //!
 //! The list of devices is given at enrolment and changed afterwards only over a session of a device on it.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::identity::code::{Code, CodeKind};
-use crate::identity::{Credential, KeyPin, PrivateKey, Trust};
+use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
 use crate::role::files;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::{ClientError, first_contact};
+use crate::wire::limits::MAX_DEVICES;
 use crate::wire::name::WorkspaceName;
-use crate::wire::onboarding::{ENROLL_PATH, EnrollAnswer, EnrollRequest};
-
-/// Devices that one workspace serves at most.
-pub const MAX_DEVICES: usize = 64;
+use crate::wire::onboarding::{CodeText, ENROLL_PATH, EnrollAnswer, EnrollRequest};
 
 /// Why there is no usable state.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +47,7 @@ pub enum StateError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Kept {
     workspace: WorkspaceName,
-    devices: BTreeSet<KeyPin>,
+    devices: HashSet<KeyPin>,
     trust_first_device: bool,
 }
 
@@ -86,19 +84,21 @@ impl StubState {
     /// Makes a key here, has it certified with a one-time code, and keeps the result in `dir`.
     pub async fn enroll(dir: &Path, url: &CoordinatorUrl, code: &str) -> Result<StubState, StateError> {
         let parsed: Code = code.parse().map_err(|e| StateError::Code(format!("{e}")))?;
-        if parsed.kind() != CodeKind::Enroll {
+        if parsed.kind() != CodeKind::Enrol {
             let text = "this is a pairing code for a laptop. hint: nexus-coordinator workspace add NAME makes one for a stub";
             return Err(StateError::Code(text.into()));
         }
         files::private_dir(dir)?;
         let key = PrivateKey::generate().map_err(ClientError::from)?;
         let csr = key.csr_pem().map_err(ClientError::from)?;
-        let request = EnrollRequest { code: code.to_owned(), csr };
+        let request = EnrollRequest { code: CodeText::new(code), csr };
         let (answer, trust): (EnrollAnswer, Trust) = first_contact(url, &parsed, ENROLL_PATH, &request).await?;
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
+        let pins = answer.device_pins.iter().take(MAX_DEVICES).map(|pin| pin.parse());
+        let devices = pins.collect::<Result<_, IdentityError>>().map_err(ClientError::from)?;
         let kept = Kept {
             workspace: answer.workspace,
-            devices: answer.devices.into_iter().collect(),
+            devices,
             trust_first_device: answer.trust_first_device,
         };
         let state = StubState { dir: dir.to_owned(), kept, trust, credential };
@@ -116,7 +116,7 @@ impl StubState {
     }
 
     /// The keys of the devices it serves.
-    pub fn devices(&self) -> &BTreeSet<KeyPin> {
+    pub fn devices(&self) -> &HashSet<KeyPin> {
         &self.kept.devices
     }
 
