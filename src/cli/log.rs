@@ -15,9 +15,6 @@ pub struct Common {
     /// The shape of log lines on standard error.
     #[arg(long, global = true, value_enum, default_value = "text", env = "NEXUS_LOG_FORMAT")]
     pub log_format: LogFormat,
-    /// What is logged without -v; a server says more than a command.
-    #[arg(skip)]
-    pub server: bool,
 }
 
 /// The shape of log lines.

@@ -21,7 +21,7 @@ use crate::role::proxy::daemon::Status;
 use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
 use crate::role::proxy::profile::{self, Profile};
 use crate::service::process_run::run_process;
-use crate::session::framed::{FramedStream, StreamError};
+use crate::session::framed::FramedStream;
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::open::ProcessRequest;
@@ -184,8 +184,17 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Config(ConfigCommand::Check { path }) => {
             let path = path.map_or_else(|| Home::find().map(|home| home.config), Ok)?;
             let config = Config::load(&path).map_err(|e| Failure::new(failure::USAGE, e))?;
-            let declared = config.summary();
-            output.plain(&format!("{}: {declared}", path.display()), &json!({"path": path, "declared": declared}));
+            let declared = config.declared();
+            let tools: Vec<_> = declared.tools.keys().collect();
+            let tokens: Vec<_> = declared.tokens.keys().collect();
+            let text = format!(
+                "{} is in order: {} tools, {} tokens, {} files or directories",
+                path.display(),
+                tools.len(),
+                tokens.len(),
+                declared.files.len()
+            );
+            output.plain(&text, &json!({"path": path, "tools": tools, "tokens": tokens, "files": declared.files.len()}));
             Ok(0)
         }
         Command::Generate(what) => generate::run::<Arguments>(&what),
@@ -194,7 +203,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
 
 /// The forwards that the configuration asks for.
 pub fn configured(config: &Config) -> Result<Vec<ForwardRequest>, Failure> {
-    let forwards = config.forwards();
+    let forwards = &config.forwards;
     let flags = ForwardFlags {
         local: forwards.local.clone(),
         remote: forwards.remote.clone(),

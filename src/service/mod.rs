@@ -4,19 +4,37 @@
 //! at the other end, or what was permitted: that was settled before it is called.
 
 pub mod call;
+#[cfg(feature = "proxy")]
+pub mod config_value;
 pub mod copy;
 pub mod dial;
+#[cfg(feature = "proxy")]
+pub mod file;
 pub mod forward;
 pub mod forward_spec;
+#[cfg(feature = "proxy")]
+pub mod keychain;
+#[cfg(feature = "proxy")]
+pub mod laptop;
 pub mod listen;
+#[cfg(feature = "proxy")]
+pub mod plain_file;
 pub mod process;
 pub mod process_run;
 pub mod remote;
+#[cfg(feature = "proxy")]
+pub mod secret;
 pub mod socks;
 pub mod stats;
+#[cfg(feature = "proxy")]
+pub mod token;
+#[cfg(feature = "proxy")]
+pub mod tool;
 pub mod udp;
 pub mod udp_address;
 pub mod udp_associate;
+#[cfg(feature = "proxy")]
+pub mod yaml;
 
 #[cfg(test)]
 mod testing;

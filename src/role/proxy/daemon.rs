@@ -55,7 +55,6 @@ pub struct Status {
 }
 
 /// A running `up`.
-#[derive(Debug)]
 pub struct Daemon {
     tunnel: Arc<Tunnel>,
     device: String,
@@ -157,9 +156,9 @@ impl Daemon {
         match open.request {
             StreamRequest::Call {} => server::serve(stream, &self.laptop, self.tunnel.workspace()).await,
             StreamRequest::Accepted { listener, peer } => match self.forwards.target(listener) {
-                Some(target) => {
+                Some((target, stats)) => {
                     tracing::debug!(listener, peer, %target, "a connection from the workspace");
-                    if let Err(error) = Box::pin(serve_accepted(stream, &target)).await {
+                    if let Err(error) = Box::pin(serve_accepted(stream, &target, &stats)).await {
                         tracing::debug!(%target, %error, "a connection from the workspace ended");
                     }
                 }

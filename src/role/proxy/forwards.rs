@@ -62,13 +62,13 @@ pub struct ForwardStatus {
     pub ready: bool,
     /// Why not, or the last refusal.
     pub error: Option<String>,
-    /// Connections (or UDP flows) open now; laptop-side listeners only.
+    /// Connections (or UDP flows) open now.
     pub open: u64,
-    /// Connections since it began; laptop-side listeners only.
+    /// Connections since it began.
     pub total: u64,
-    /// Bytes from the laptop to the workspace; laptop-side listeners only.
+    /// Bytes from the laptop to the workspace.
     pub sent: u64,
-    /// Bytes from the workspace to the laptop; laptop-side listeners only.
+    /// Bytes from the workspace to the laptop.
     pub received: u64,
 }
 
@@ -76,7 +76,7 @@ pub struct ForwardStatus {
 struct Entry {
     kind: ForwardKind,
     target: Option<Endpoint>,
-    stats: Option<Arc<ForwardStats>>,
+    stats: Arc<ForwardStats>,
     listening: watch::Receiver<Listening>,
     _end: DropGuard,
 }
@@ -123,7 +123,7 @@ impl Forwards {
                 let at = watch::Sender::new(Listening::At(forward.bound().clone())).subscribe();
                 let stats = forward.stats();
                 self.tasks.spawn(forward.run(end.clone()));
-                (Some(stats), at, None)
+                (stats, at, None)
             }
             ForwardKind::Local => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
@@ -139,12 +139,12 @@ impl Forwards {
                     self.tasks.spawn(forward.run(end.clone()));
                     (stats, at)
                 };
-                (Some(stats), watch::Sender::new(Listening::At(at)).subscribe(), Some(target))
+                (stats, watch::Sender::new(Listening::At(at)).subscribe(), Some(target))
             }
             ForwardKind::Remote => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
                 let (report, listening) = watch::channel(Listening::Waiting(spec.bind.clone()));
-                let id = self.insert(ForwardKind::Remote, Some(spec.target), None, listening.clone(), end.clone())?;
+                let id = self.insert(ForwardKind::Remote, Some(spec.target), Arc::default(), listening.clone(), end.clone())?;
                 let keep = keep_listening(opener, spec.bind, id, report);
                 let stop = end.clone();
                 self.tasks.spawn(async move {
@@ -165,9 +165,11 @@ impl Forwards {
         self.entries().1.remove(&id);
     }
 
-    /// Where a connection that listener `id` accepted in the workspace leads.
-    pub fn target(&self, id: u32) -> Option<Endpoint> {
-        self.entries().1.get(&id).filter(|e| e.kind == ForwardKind::Remote)?.target.clone()
+    /// Where a connection that listener `id` accepted in the workspace leads, and where it is counted.
+    pub fn target(&self, id: u32) -> Option<(Endpoint, Arc<ForwardStats>)> {
+        let entries = self.entries();
+        let entry = entries.1.get(&id).filter(|e| e.kind == ForwardKind::Remote)?;
+        Some((entry.target.clone()?, entry.stats.clone()))
     }
 
     /// How all are doing.
@@ -180,7 +182,7 @@ impl Forwards {
         &self,
         kind: ForwardKind,
         target: Option<Endpoint>,
-        stats: Option<Arc<ForwardStats>>,
+        stats: Arc<ForwardStats>,
         listening: watch::Receiver<Listening>,
         end: CancellationToken,
     ) -> Result<u32, Refusal> {
@@ -217,11 +219,11 @@ impl Forwards {
         let entries = self.entries();
         let entry = entries.1.get(&id)?;
         let listening = entry.listening.borrow().clone();
-        let (sent, received) = entry.stats.as_ref().map_or((0, 0), |s| (s.bytes().sent, s.bytes().received));
+        let counts = entry.stats.bytes();
         let error = match &listening {
             Listening::Refused(_, refusal) => Some(refusal.to_string()),
             _ if !up => Some("the tunnel is down".into()),
-            _ => entry.stats.as_ref().and_then(|s| s.last_error()).map(|refusal| refusal.to_string()),
+            _ => entry.stats.last_error().map(|refusal| refusal.to_string()),
         };
         Some(ForwardStatus {
             id,
@@ -230,10 +232,10 @@ impl Forwards {
             target: entry.target.as_ref().map(ToString::to_string),
             ready: up && matches!(listening, Listening::At(_)),
             error,
-            open: entry.stats.as_ref().map_or(0, |s| s.open()),
-            total: entry.stats.as_ref().map_or(0, |s| s.total()),
-            sent,
-            received,
+            open: entry.stats.open(),
+            total: entry.stats.total(),
+            sent: counts.sent,
+            received: counts.received,
         })
     }
 

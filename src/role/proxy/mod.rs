@@ -1,6 +1,7 @@
 //! The laptop's program: keeps the tunnel to a workspace up, forwards ports over it, and serves the workspace's calls
 //! from what its owner declared.
 
+pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod forwards;
