@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
 use super::coordinator;
@@ -134,6 +134,8 @@ impl Embedded {
 #[derive(Debug)]
 pub struct StubProcess {
     child: Child,
+    // Held apart: waiting for a child closes the standard input that it holds itself.
+    stdin: Option<ChildStdin>,
 }
 
 impl StubProcess {
@@ -168,8 +170,9 @@ impl StubProcess {
         if let Some(code) = code {
             command.env("NEXUS_ENROLL", code);
         }
-        let child = command.spawn().map_err(|e| Failure::new(failure::FAILED, format!("{}: {e}", program.display())))?;
-        Ok(StubProcess { child })
+        let mut child = command.spawn().map_err(|e| Failure::new(failure::FAILED, format!("{}: {e}", program.display())))?;
+        let stdin = child.stdin.take();
+        Ok(StubProcess { child, stdin })
     }
 
     /// Returns when the stub ends by itself, with how.
@@ -182,7 +185,7 @@ impl StubProcess {
 
     /// Ends it: politely, then not.
     pub async fn stop(mut self) {
-        drop(self.child.stdin.take());
+        drop(self.stdin.take());
         if tokio::time::timeout(Duration::from_secs(6), self.child.wait()).await.is_err() {
             let _ = self.child.kill().await;
         }
