@@ -170,7 +170,8 @@ impl StubProcess {
         if let Some(code) = code {
             command.env("NEXUS_ENROLL", code);
         }
-        let mut child = command.spawn().map_err(|e| Failure::new(failure::FAILED, format!("{}: {e}", program.display())))?;
+        let mut child =
+            command.spawn().map_err(|e| Failure::new(failure::FAILED, format!("{}: {e}", program.display())))?;
         let stdin = child.stdin.take();
         Ok(StubProcess { child, stdin })
     }

@@ -24,11 +24,7 @@ impl Output {
     pub fn line(self, label: &str, text: &str, value: &Value) {
         use std::io::Write;
         let mut out = anstream::stdout();
-        let _ = if self.json {
-            writeln!(out, "{value}")
-        } else {
-            writeln!(out, "  {:<12} {text}", label.bold())
-        };
+        let _ = if self.json { writeln!(out, "{value}") } else { writeln!(out, "  {:<12} {text}", label.bold()) };
         let _ = out.flush();
     }
 

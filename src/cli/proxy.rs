@@ -177,7 +177,8 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             let dir = profile::directory(&Home::find()?.data.join("coordinators"), &coordinator);
             let mut profile = Profile::load(&dir, &coordinator).map_err(|e| Failure::new(failure::USAGE, e))?;
             let known = profile.forget(&workspace).map_err(|e| Failure::new(failure::FAILED, e))?;
-            let text = if known { "its key is forgotten; the next contact pins it anew" } else { "no key of it was known" };
+            let text =
+                if known { "its key is forgotten; the next contact pins it anew" } else { "no key of it was known" };
             output.plain(text, &json!({"workspace": workspace, "forgotten": known}));
             Ok(0)
         }
@@ -194,7 +195,8 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
                 tokens.len(),
                 declared.files.len()
             );
-            output.plain(&text, &json!({"path": path, "tools": tools, "tokens": tokens, "files": declared.files.len()}));
+            output
+                .plain(&text, &json!({"path": path, "tools": tools, "tokens": tokens, "files": declared.files.len()}));
             Ok(0)
         }
         Command::Generate(what) => generate::run::<Arguments>(&what),
@@ -354,7 +356,10 @@ fn show_status(output: Output, status: &Status) {
             ForwardKind::Dynamic => ("-D", "here", "SOCKS5"),
         };
         let target = forward.target.as_ref().map(|target| format!("{target} ")).unwrap_or_default();
-        let counts = format!("{} open, {} so far, {} B up, {} B down", forward.open, forward.total, forward.sent, forward.received);
+        let counts = format!(
+            "{} open, {} so far, {} B up, {} B down",
+            forward.open, forward.total, forward.sent, forward.received
+        );
         let error = forward.error.as_ref().map(|e| format!("; {}", e.replace("hint: ", ""))).unwrap_or_default();
         output.line("forward", &format!("{flag} {} {from} → {target}{to} ({counts}){error}", forward.listen), &none);
     }

@@ -143,7 +143,10 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         }
         Command::Tool(Tool::Call { name, arguments, stdin }) => {
             let arguments: Value = serde_json::from_str(&arguments).map_err(|e| {
-                Failure::new(failure::USAGE, format!("the arguments are not JSON: {e}. hint: quote them: '{{\"count\": 3}}'"))
+                Failure::new(
+                    failure::USAGE,
+                    format!("the arguments are not JSON: {e}. hint: quote them: '{{\"count\": 3}}'"),
+                )
             })?;
             let mut params = json!({"name": name, "arguments": arguments});
             if let Some(stdin) = stdin {
@@ -186,7 +189,8 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
 async fn ask(socket: Option<PathBuf>, method: &str, params: Value) -> Result<Value, Failure> {
     let socket = socket.unwrap_or_else(|| home::stub_state().join(SOCKET));
     let stream = tokio::net::UnixStream::connect(&socket).await.map_err(|e| {
-        let text = format!("the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?", socket.display());
+        let text =
+            format!("the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?", socket.display());
         Failure::new(failure::UNAVAILABLE, text)
     })?;
     let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
@@ -197,7 +201,8 @@ async fn ask(socket: Option<PathBuf>, method: &str, params: Value) -> Result<Val
 
 fn tool_table(answer: &Value) -> String {
     let Some(tools) = answer["tools"].as_array().filter(|tools| !tools.is_empty()) else {
-        return "no tools are declared on the laptop. hint: add some under `tools` in ~/.nexus/config.yaml there".into();
+        return "no tools are declared on the laptop. hint: add some under `tools` in ~/.nexus/config.yaml there"
+            .into();
     };
     let width = tools.iter().filter_map(|t| t["name"].as_str()).map(str::len).max().unwrap_or(0);
     let line = |tool: &Value| {
@@ -224,7 +229,11 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         (Err(error), _) => return Err(state_failure(error)),
     };
     let name = state.workspace().to_string();
-    output.line("workspace", &format!("{name}, in {}", workspace.display()), &json!({"event": "workspace", "name": name}));
+    output.line(
+        "workspace",
+        &format!("{name}, in {}", workspace.display()),
+        &json!({"event": "workspace", "name": name}),
+    );
     let config = StubConfig {
         coordinator: run.coordinator,
         workspace: Workspace { env: environment(&socket), dir: workspace },
@@ -235,10 +244,18 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         StubEvent::Parked => output.line("coordinator", "connected, ready for laptops", &json!({"event": "parked"})),
         StubEvent::Waiting(why, wait) => {
             let text = format!("{why} (next attempt in {:.1} s)", wait.as_secs_f64());
-            output.line("coordinator", &text, &json!({"event": "waiting", "why": why, "retry_ms": wait.as_millis() as u64}));
+            output.line(
+                "coordinator",
+                &text,
+                &json!({"event": "waiting", "why": why, "retry_ms": wait.as_millis() as u64}),
+            );
         }
         StubEvent::SessionBegan(device) => {
-            output.line("session", &format!("{device} connected"), &json!({"event": "session_began", "device": device}));
+            output.line(
+                "session",
+                &format!("{device} connected"),
+                &json!({"event": "session_began", "device": device}),
+            );
         }
         StubEvent::SessionEnded(device) => {
             output.line("session", &format!("{device} left"), &json!({"event": "session_ended", "device": device}));

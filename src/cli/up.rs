@@ -64,9 +64,8 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let config = Config::load(&config_path).map_err(|e| Failure::new(failure::USAGE, e))?;
     let mut requests = up.forwards.requests();
     requests.extend(super::proxy::configured(&config)?);
-    let socket = ControlSocket::bind(&socket_path(&home.run, &up.workspace)).map_err(|e| {
-        Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace))
-    })?;
+    let socket = ControlSocket::bind(&socket_path(&home.run, &up.workspace))
+        .map_err(|e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace)))?;
     let stop = CancellationToken::new();
     let interrupted = signals::ask_for_end(stop.clone());
     let work = async {
@@ -129,7 +128,11 @@ async fn session(
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
             let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
-            output.line("coordinator", &url.authority(), &json!({"event": "coordinator", "url": url, "embedded": false}));
+            output.line(
+                "coordinator",
+                &url.authority(),
+                &json!({"event": "coordinator", "url": url, "embedded": false}),
+            );
             let text = format!("{} (remote)", up.workspace);
             output.line("workspace", &text, &json!({"event": "workspace", "name": up.workspace, "driver": null}));
             (profile, url.clone())
@@ -159,12 +162,7 @@ async fn session(
 }
 
 #[cfg(feature = "coordinator")]
-async fn embed(
-    up: &Up,
-    home: &Home,
-    output: Output,
-    local: &mut Local,
-) -> Result<(Profile, CoordinatorUrl), Failure> {
+async fn embed(up: &Up, home: &Home, output: Output, local: &mut Local) -> Result<(Profile, CoordinatorUrl), Failure> {
     use super::embedded::{Embedded, Places};
     let places = Places::new(home, &up.workspace);
     let embedded = Embedded::start(&places).await?;
@@ -263,11 +261,17 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
             Some("workspace") => format!("  workspace    {}", event["name"].as_str().unwrap_or_default()),
             Some("forward") => {
                 let forward = &event["forward"];
-                format!("  forward      {} → {}", forward["listen"].as_str().unwrap_or_default(), forward["target"].as_str().unwrap_or("SOCKS5"))
+                format!(
+                    "  forward      {} → {}",
+                    forward["listen"].as_str().unwrap_or_default(),
+                    forward["target"].as_str().unwrap_or("SOCKS5")
+                )
             }
             Some("tunnel") => match event["tunnel"]["state"].as_str() {
                 Some("up") => "  tunnel       up, end-to-end verified; in the background".to_owned(),
-                Some("waiting") => format!("  tunnel       down: {}", event["tunnel"]["why"].as_str().unwrap_or_default()),
+                Some("waiting") => {
+                    format!("  tunnel       down: {}", event["tunnel"]["why"].as_str().unwrap_or_default())
+                }
                 _ => continue,
             },
             _ => continue,
@@ -281,7 +285,9 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     let tail = std::fs::read_to_string(&log).unwrap_or_default();
     let last = tail.lines().last().unwrap_or_default();
     let why = serde_json::from_str::<serde_json::Value>(last).ok();
-    let why = why.and_then(|v| Some(format!("{}. hint: {}", v["error"]["message"].as_str()?, v["error"]["hint"].as_str()?)));
-    let text = why.unwrap_or_else(|| format!("the background process ended ({status}). hint: its log is {}", log.display()));
+    let why =
+        why.and_then(|v| Some(format!("{}. hint: {}", v["error"]["message"].as_str()?, v["error"]["hint"].as_str()?)));
+    let text =
+        why.unwrap_or_else(|| format!("the background process ended ({status}). hint: its log is {}", log.display()));
     Err(Failure::new(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED), text))
 }

@@ -132,7 +132,9 @@ mod tests {
             assert_eq!(url.authority(), authority);
             assert_eq!(url.to_string().parse::<CoordinatorUrl>().unwrap(), url);
         }
-        for text in ["http://example.com", "example.com", "https://u:p@h", "https://h/path", "https://h?x", "", "https://"] {
+        for text in
+            ["http://example.com", "example.com", "https://u:p@h", "https://h/path", "https://h?x", "", "https://"]
+        {
             let error = text.parse::<CoordinatorUrl>().unwrap_err().to_string();
             assert!(error.contains("hint:"), "{error}");
         }

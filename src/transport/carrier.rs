@@ -402,7 +402,12 @@ mod tests {
         let mut ws = a.into_websocket();
         ws.get_ref(); // the raw WebSocket has no bound of its own on what it sends
         let send = ws.send(Message::binary(vec![0; MAX_CARRIER_MESSAGE + 1]));
-        let (_, got) = tokio::join!(async { let _ = send.await; }, b.arrival());
+        let (_, got) = tokio::join!(
+            async {
+                let _ = send.await;
+            },
+            b.arrival()
+        );
         assert_eq!(got.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 

@@ -61,7 +61,9 @@ impl From<DialError> for ClientError {
     fn from(error: DialError) -> ClientError {
         match error {
             DialError::Tls { address, error } => match IdentityError::explain(&error) {
-                Some(why) => ClientError::Identity(format!("no secure connection to the coordinator at {address}: {why}")),
+                Some(why) => {
+                    ClientError::Identity(format!("no secure connection to the coordinator at {address}: {why}"))
+                }
                 None => ClientError::Dial(DialError::Tls { address, error }.to_string()),
             },
             error => ClientError::Dial(error.to_string()),

@@ -104,8 +104,7 @@ pub fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 async fn exchange<T: Io>(io: T, request: Request<Full<Bytes>>) -> Result<Response<hyper::body::Incoming>, Refusal> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
     // Ends when the exchange does: the sender is dropped with this future, the upgrade takes the connection over.
     let connection = tokio::spawn(connection.with_upgrades());
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await;

@@ -256,7 +256,9 @@ mod tests {
         });
         assert_eq!(control(stub.arrival().await), Control::Parked {});
         stop.cancel();
-        assert!(matches!(control(stub.arrival().await), Control::Drain { reconnect_after_ms } if reconnect_after_ms <= 3000));
+        assert!(
+            matches!(control(stub.arrival().await), Control::Drain { reconnect_after_ms } if reconnect_after_ms <= 3000)
+        );
         drop(stub);
         park.await.unwrap();
     }

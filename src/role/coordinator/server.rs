@@ -248,7 +248,8 @@ async fn admit(
         refusal(StatusCode::UPGRADE_REQUIRED, RefusalCode::Malformed, text)
     })?;
     let version = text_of(headers, SEC_WEBSOCKET_PROTOCOL.as_str()).and_then(Version::choose).ok_or_else(|| {
-        let text = format!("this coordinator speaks {}. hint: bring both programs to the same release", Version::offer());
+        let text =
+            format!("this coordinator speaks {}. hint: bring both programs to the same release", Version::offer());
         refusal(StatusCode::BAD_REQUEST, RefusalCode::Unsupported, &text)
     })?;
     let unmasked = text_of(headers, MASKING) == Some(MASKING_NONE);
@@ -261,7 +262,8 @@ async fn admit(
     if unmasked {
         response = response.header(MASKING, MASKING_NONE);
     }
-    let internal = |e: hyper::http::Error| refusal(StatusCode::INTERNAL_SERVER_ERROR, RefusalCode::Internal, &e.to_string());
+    let internal =
+        |e: hyper::http::Error| refusal(StatusCode::INTERNAL_SERVER_ERROR, RefusalCode::Internal, &e.to_string());
     let response = response.body(Body::empty()).map_err(internal)?;
     let side = if unmasked { Side::Unmasked } else { Side::Server };
     Ok((Admitted { purpose, side }, response))

@@ -81,7 +81,8 @@ impl Drop for ControlSocket {
 pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixStream, Refusal> {
     let path = socket_path(run_dir, workspace);
     UnixStream::connect(&path).await.map_err(|_| {
-        let text = format!("workspace `{workspace}` is not up. hint: run `nexus-proxy up {workspace}` in another terminal");
+        let text =
+            format!("workspace `{workspace}` is not up. hint: run `nexus-proxy up {workspace}` in another terminal");
         Refusal::new(RefusalCode::Unavailable, text)
     })
 }

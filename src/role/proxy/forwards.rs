@@ -144,7 +144,13 @@ impl Forwards {
             ForwardKind::Remote => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
                 let (report, listening) = watch::channel(Listening::Waiting(spec.bind.clone()));
-                let id = self.insert(ForwardKind::Remote, Some(spec.target), Arc::default(), listening.clone(), end.clone())?;
+                let id = self.insert(
+                    ForwardKind::Remote,
+                    Some(spec.target),
+                    Arc::default(),
+                    listening.clone(),
+                    end.clone(),
+                )?;
                 let keep = keep_listening(opener, spec.bind, id, report);
                 let stop = end.clone();
                 self.tasks.spawn(async move {
@@ -198,7 +204,11 @@ impl Forwards {
         Ok(id)
     }
 
-    async fn first_verdict(&self, id: u32, mut listening: watch::Receiver<Listening>) -> Result<ForwardStatus, Refusal> {
+    async fn first_verdict(
+        &self,
+        id: u32,
+        mut listening: watch::Receiver<Listening>,
+    ) -> Result<ForwardStatus, Refusal> {
         let verdict = listening.wait_for(|state| !matches!(state, Listening::Waiting(_)));
         let refused = match tokio::time::timeout(FIRST_VERDICT, verdict).await {
             Ok(Ok(state)) => match &*state {

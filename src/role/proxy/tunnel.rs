@@ -102,7 +102,9 @@ impl Opener for TunnelOpener {
         let current = self.current.borrow().clone();
         match current {
             Some(opener) => opener.open().await,
-            None => Err(Refusal::new(RefusalCode::Unavailable, "the tunnel is down. hint: `nexus-proxy status` says why")),
+            None => {
+                Err(Refusal::new(RefusalCode::Unavailable, "the tunnel is down. hint: `nexus-proxy status` says why"))
+            }
         }
     }
 }

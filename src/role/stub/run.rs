@@ -176,7 +176,11 @@ impl Stub {
     fn inner_tls(self: &Arc<Self>) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
         let stub = self.clone();
         let check = Arc::new(move |peer: &crate::identity::certificate::PeerCertificate| {
-            if stub.state().admits(&peer.pin) { Ok(()) } else { Err(IdentityError::NotAdmitted { device: peer.identity.to_string(), pin: peer.pin }) }
+            if stub.state().admits(&peer.pin) {
+                Ok(())
+            } else {
+                Err(IdentityError::NotAdmitted { device: peer.identity.to_string(), pin: peer.pin })
+            }
         });
         let credential = self.client.credential();
         server_config(self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])

@@ -80,7 +80,9 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             let _ = stream.writer.close().await;
             answered.map_err(Into::into)
         }
-        StreamRequest::Connect { target } => Box::pin(serve_connect(stream, &target, &shared.workspace.dir)).await.map(drop),
+        StreamRequest::Connect { target } => {
+            Box::pin(serve_connect(stream, &target, &shared.workspace.dir)).await.map(drop)
+        }
         StreamRequest::Udp { target } => Box::pin(serve_udp(stream, &target)).await,
         StreamRequest::UdpAssociate {} => Box::pin(serve_udp_associate(stream)).await,
         StreamRequest::Listen { bind, listener } => match permit(&shared.listeners) {
@@ -99,7 +101,8 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             None => return stream.refuse(&busy("processes")).await,
         },
         StreamRequest::Accepted { .. } | StreamRequest::Call {} | StreamRequest::Unknown => {
-            let text = format!("a workspace does not serve streams of kind `{kind}`. hint: is the stub of the same release?");
+            let text =
+                format!("a workspace does not serve streams of kind `{kind}`. hint: is the stub of the same release?");
             return stream.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
         }
     };

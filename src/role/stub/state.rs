@@ -23,7 +23,9 @@ pub enum StateError {
     #[error("{0}")]
     File(#[from] std::io::Error),
     /// Its content.
-    #[error("{path} is damaged: {why}. hint: enrol again with a new code (nexus-coordinator workspace add NAME --reissue)")]
+    #[error(
+        "{path} is damaged: {why}. hint: enrol again with a new code (nexus-coordinator workspace add NAME --reissue)"
+    )]
     Damaged {
         /// Where.
         path: PathBuf,
@@ -85,7 +87,8 @@ impl StubState {
     pub async fn enroll(dir: &Path, url: &CoordinatorUrl, code: &str) -> Result<StubState, StateError> {
         let parsed: Code = code.parse().map_err(|e| StateError::Code(format!("{e}")))?;
         if parsed.kind() != CodeKind::Enrol {
-            let text = "this is a pairing code for a laptop. hint: nexus-coordinator workspace add NAME makes one for a stub";
+            let text =
+                "this is a pairing code for a laptop. hint: nexus-coordinator workspace add NAME makes one for a stub";
             return Err(StateError::Code(text.into()));
         }
         files::private_dir(dir)?;
@@ -96,11 +99,7 @@ impl StubState {
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
         let pins = answer.device_pins.iter().take(MAX_DEVICES).map(|pin| pin.parse());
         let devices = pins.collect::<Result<_, IdentityError>>().map_err(ClientError::from)?;
-        let kept = Kept {
-            workspace: answer.workspace,
-            devices,
-            trust_first_device: answer.trust_first_device,
-        };
+        let kept = Kept { workspace: answer.workspace, devices, trust_first_device: answer.trust_first_device };
         let state = StubState { dir: dir.to_owned(), kept, trust, credential };
         files::write(&dir.join("key.pem"), state.credential.key.to_pem().as_bytes())?;
         files::write(&dir.join("ca.pem"), state.trust.to_pem().as_bytes())?;
