@@ -1,0 +1,147 @@
+use super::*;
+use crate::service::testing::{pipes, port_of};
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+fn udp(port: u16) -> Endpoint {
+    Endpoint::Udp { host: "127.0.0.1".into(), port }
+}
+
+async fn workspace(mut streams: UnboundedReceiver<DuplexStream>) {
+    let mut tasks = JoinSet::new();
+    while let Some(io) = streams.recv().await {
+        tasks.spawn(async move {
+            let (open, stream) = FramedStream::accept(io).await.unwrap();
+            let StreamRequest::Udp { target } = open.request else { panic!("{open:?}") };
+            let _ = serve_udp(stream, &target).await;
+        });
+    }
+}
+
+/// A service that sends each datagram back.
+async fn echo() -> Endpoint {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = socket.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut buf = vec![0; MAX_UDP];
+        loop {
+            let (n, from) = socket.recv_from(&mut buf).await.unwrap();
+            socket.send_to(&buf[..n], from).await.unwrap();
+        }
+    });
+    udp(port)
+}
+
+async fn client(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(("127.0.0.1", port)).await.unwrap();
+    socket
+}
+
+async fn asks(client: &UdpSocket, bytes: &[u8]) {
+    let mut buf = vec![0; MAX_UDP];
+    client.send(bytes).await.unwrap();
+    let n = client.recv(&mut buf).await.unwrap();
+    assert_eq!(&buf[..n], bytes);
+}
+
+#[tokio::test]
+async fn each_client_has_a_flow_of_its_own() {
+    let (opener, streams) = pipes();
+    tokio::spawn(workspace(streams));
+    let forward = UdpForward::bind(opener, &udp(0), echo().await).await.unwrap();
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    let clients = futures::future::join_all((0..10).map(|_| client(port))).await;
+    for round in 0..3u8 {
+        for (i, client) in clients.iter().enumerate() {
+            asks(client, &[i as u8, round]).await;
+        }
+    }
+    asks(&clients[0], &vec![5; 60_000]).await;
+    asks(&clients[0], &[]).await;
+    assert_eq!((stats.total(), stats.open(), stats.dropped()), (10, 10, 0));
+}
+
+#[tokio::test]
+async fn the_flow_that_is_idle_for_longest_makes_room() {
+    let (opener, streams) = pipes();
+    tokio::spawn(workspace(streams));
+    let mut forward = UdpForward::bind(opener, &udp(0), echo().await).await.unwrap();
+    forward.max_flows = 2;
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    let (a, b, c) = (client(port).await, client(port).await, client(port).await);
+    for client in [&a, &b, &a, &c, &a] {
+        asks(client, b"x").await;
+    }
+    // a, b and c began once each: what made room for c was b.
+    assert_eq!(stats.total(), 3);
+    asks(&b, b"x").await;
+    assert_eq!(stats.total(), 4);
+}
+
+#[tokio::test]
+async fn an_idle_flow_ends() {
+    let (opener, streams) = pipes();
+    tokio::spawn(workspace(streams));
+    let mut forward = UdpForward::bind(opener, &udp(0), echo().await).await.unwrap();
+    forward.idle = Duration::from_millis(50);
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    asks(&client(port).await, b"x").await;
+    while stats.open() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_slow_flow_drops_and_holds_up_no_other() {
+    let (opener, mut streams) = pipes();
+    let forward = UdpForward::bind(opener, &udp(0), echo().await).await.unwrap();
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    let slow = client(port).await;
+    slow.send(b"x").await.unwrap();
+    // The other end of this stream is never read.
+    let _unread = streams.recv().await.unwrap();
+    while stats.dropped() == 0 {
+        slow.send(&[0; 40_000]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    tokio::spawn(workspace(streams));
+    asks(&client(port).await, b"x").await;
+}
+
+#[tokio::test]
+async fn a_refused_flow_is_remembered_and_a_dead_target_ignored() {
+    let (opener, streams) = pipes();
+    tokio::spawn(workspace(streams));
+    let target = Endpoint::Udp { host: "no such host".into(), port: 9 };
+    let forward = UdpForward::bind(opener.clone(), &udp(0), target).await.unwrap();
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    client(port).await.send(b"x").await.unwrap();
+    while stats.last_error().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stats.last_error().unwrap().code, RefusalCode::NotFound);
+
+    // Reports of closed ports do not end the flow: when the service comes, the same flow works.
+    let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = service.local_addr().unwrap();
+    drop(service);
+    let forward = UdpForward::bind(opener, &udp(0), udp(address.port())).await.unwrap();
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    let client = client(port).await;
+    client.send(b"lost").await.unwrap();
+    while stats.bytes().sent == 0 {
+        tokio::task::yield_now().await;
+    }
+    let service = UdpSocket::bind(address).await.unwrap();
+    let mut buf = [0; 16];
+    client.send(b"found").await.unwrap();
+    while service.recv(&mut buf).await.unwrap() != 5 {}
+    assert_eq!((stats.total(), stats.last_error()), (1, None));
+}
