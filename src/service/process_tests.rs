@@ -112,7 +112,7 @@ async fn input_that_nobody_reads_is_no_error() {
 
 #[tokio::test]
 async fn signals_reach_the_group_even_behind_unread_input() {
-    let (stream, _serving) = serve(shell("trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"));
+    let (stream, _serving) = serve(shell("trap 'exit 9' TERM; sleep 20 & echo ready; wait"));
     let (mut stdout, ready) = tokio::io::duplex(100);
     let (send, signals) = mpsc::channel(1);
     let input = vec![0; 500_000];
@@ -187,7 +187,7 @@ async fn a_lost_stream_ends_the_group() {
 
 #[tokio::test]
 async fn an_abort_hangs_up_first() {
-    let (mut stream, serving) = serve(shell("trap 'exit 0' HUP; echo; while :; do sleep 0.05; done"));
+    let (mut stream, serving) = serve(shell("trap 'exit 0' HUP; sleep 1000 & echo; wait"));
     stream.answer().await.unwrap();
     stream.reader.expect().await.unwrap();
     stream.writer.abort(&Refusal::new(RefusalCode::Cancelled, "enough")).await;
@@ -208,9 +208,9 @@ async fn cut_output_is_an_error() {
 #[tokio::test]
 async fn children_of_the_child_may_end_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let mut request = shell(
-        "sh -c 'trap \"sleep 0.1; touch done; exit\" TERM; trap : HUP; echo; while :; do sleep 0.02; done' & wait",
-    );
+    // It ignores the signals that end the leader, and takes its time after the end of its input.
+    let child = "trap '' HUP TERM; echo; cat; sleep 0.1; : > done";
+    let mut request = argv(&["sh", "-c", "exec 3<&0; sh -c \"$0\" <&3 & wait", child]);
     request.cwd = Some(dir.path().to_str().unwrap().into());
     let (mut stream, serving) = serve(request);
     stream.answer().await.unwrap();
