@@ -15,5 +15,7 @@
 //!
 //! Reading order: `wire::frame`, `wire::open`, `session::framed`, then the service you are after.
 
+pub mod role;
+pub mod service;
 pub mod session;
 pub mod wire;

@@ -1,0 +1,212 @@
+//! Masking: by place, by the name of a key, by the look of a value. Errs on the side of hiding.
+
+use serde_json::Value;
+
+/// What stands in for what is hidden.
+pub const MASK: &str = "***";
+
+/// Parts of key names that announce a secret, in lower case without separators.
+const SECRET_PARTS: [&str; 15] = [
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "passphrase",
+    "pwd",
+    "apikey",
+    "accesskey",
+    "privatekey",
+    "signingkey",
+    "authorization",
+    "credential",
+    "bearer",
+    "cookie",
+    "connectionstring",
+];
+
+/// Whole key names that announce a secret: as parts they occur in harmless words.
+const SECRET_NAMES: [&str; 9] = ["key", "auth", "pat", "refresh", "access", "jwt", "pass", "session", "sessionid"];
+
+/// Beginnings of values that are secrets under any key.
+const SECRET_STARTS: [&str; 14] = [
+    "sk-",
+    "sk_live_",
+    "rk_live_",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "github_pat_",
+    "glpat-",
+    "xox",
+    "AKIA",
+    "AIza",
+    "eyJhbGci",
+    "-----BEGIN",
+];
+
+/// A place in a document: components between dots, `*` for any one, `**` for any number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(Vec<String>);
+
+impl Pattern {
+    /// Parses a dotted path.
+    ///
+    /// # Errors
+    /// A sentence, when a component is empty.
+    pub fn parse(text: &str) -> Result<Pattern, String> {
+        let parts: Vec<String> = text.split('.').map(str::to_owned).collect();
+        if parts.iter().any(String::is_empty) {
+            return Err(format!("`{text}` is not a place. hint: write keys between dots, like `provider.*.apiKey`"));
+        }
+        Ok(Pattern(parts))
+    }
+
+    fn matches(&self, place: &[String]) -> bool {
+        fn fits(pattern: &[String], place: &[String]) -> bool {
+            match (pattern.split_first(), place.split_first()) {
+                (None, None) => true,
+                (Some((p, rest)), _) if p == "**" => {
+                    fits(rest, place) || place.split_first().is_some_and(|(_, after)| fits(pattern, after))
+                }
+                (Some((p, rest)), Some((here, after))) => (p == "*" || p == here) && fits(rest, after),
+                _ => false,
+            }
+        }
+        fits(&self.0, place)
+    }
+}
+
+/// Replaces what matches a pattern and, with `defaults`, what looks like a secret.
+pub(super) fn apply(value: &mut Value, patterns: &[Pattern], defaults: bool) {
+    walk(value, &mut Vec::new(), patterns, defaults);
+}
+
+fn walk(value: &mut Value, place: &mut Vec<String>, patterns: &[Pattern], defaults: bool) {
+    if !place.is_empty() && patterns.iter().any(|p| p.matches(place)) {
+        *value = Value::from(MASK);
+        return;
+    }
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                if defaults && announces_secret(key) {
+                    hide_texts(value);
+                }
+                place.push(key.clone());
+                walk(value, place, patterns, defaults);
+                place.pop();
+            }
+        }
+        Value::Array(list) => {
+            for (index, value) in list.iter_mut().enumerate() {
+                place.push(index.to_string());
+                walk(value, place, patterns, defaults);
+                place.pop();
+            }
+        }
+        Value::String(text) if defaults && looks_secret(text) => *value = Value::from(MASK),
+        _ => {}
+    }
+}
+
+/// Hides every text in a value. Numbers and booleans stay: `max_tokens: 4096` is no secret.
+fn hide_texts(value: &mut Value) {
+    match value {
+        Value::String(_) => *value = Value::from(MASK),
+        Value::Array(list) => list.iter_mut().for_each(hide_texts),
+        Value::Object(map) => map.values_mut().for_each(hide_texts),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn announces_secret(key: &str) -> bool {
+    let key: String = key.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    SECRET_NAMES.contains(&key.as_str()) || SECRET_PARTS.iter().any(|part| key.contains(part))
+}
+
+fn looks_secret(text: &str) -> bool {
+    let text = text.trim_start();
+    let text = text.strip_prefix("Bearer ").or_else(|| text.strip_prefix("Basic ")).unwrap_or(text);
+    let password_in_url = text
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split('/').next())
+        .is_some_and(|authority| authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')));
+    password_in_url || SECRET_STARTS.iter().any(|start| text.starts_with(start))
+}
+
+/// Masks line by line: what follows a key that announces a secret, and values that look like one. A block that begins
+/// with `-----BEGIN` is hidden to its end.
+pub(super) fn text(text: &str) -> String {
+    let mut masked = String::with_capacity(text.len());
+    let mut in_block = false;
+    for line in text.split_inclusive('\n') {
+        let content = line.trim_end_matches(['\r', '\n']);
+        let end = &line[content.len()..];
+        if in_block || content.contains("-----BEGIN") {
+            in_block = !content.contains("-----END");
+            masked.push_str(MASK);
+        } else {
+            masked.push_str(&masked_line(content));
+        }
+        masked.push_str(end);
+    }
+    masked
+}
+
+fn masked_line(line: &str) -> String {
+    if let Some(at) = line.find(['=', ':']) {
+        let key = line[..at].rsplit(|c: char| c.is_whitespace()).find(|k| !k.is_empty()).unwrap_or("");
+        let (before, value) = line.split_at(at + 1);
+        let value_text = value.trim_start_matches([' ', '\t', '"', '\'']);
+        if !value_text.is_empty() && (announces_secret(key) || looks_secret(value_text)) {
+            let space: String = value.chars().take_while(|c| c.is_whitespace()).collect();
+            return format!("{before}{space}{MASK}");
+        }
+    }
+    let secret = |word: &str| looks_secret(word.trim_matches(['"', '\'', ',', ';', '(', ')']));
+    if line.split_whitespace().any(secret) { MASK.to_owned() } else { line.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn places() {
+        let mut value = json!({"a": {"b": 1, "c": [{"d": 2}, {"d": 3}]}, "x": {"y": {"d": 4}}});
+        let patterns = ["a.b", "a.c.*.d", "x.**.d"].map(|p| Pattern::parse(p).unwrap());
+        apply(&mut value, &patterns, false);
+        assert_eq!(value, json!({"a": {"b": "***", "c": [{"d": "***"}, {"d": "***"}]}, "x": {"y": {"d": "***"}}}));
+        assert!(Pattern::parse("a..b").is_err() && Pattern::parse("").is_err());
+    }
+
+    #[test]
+    fn names_and_looks() {
+        let mut value = json!({
+            "API-Key": "x", "OPENAI_API_KEY": "x", "key": "x", "refresh": "x", "github_token": "x", "tokens": ["x"],
+            "credentials": {"user": "x", "deep": [{"more": "x"}]}, "headers": {"Authorization": "x"},
+            "plain": ["sk-abc", "Bearer eyJhbGciOi", "postgres://u:p@h/d", "https://h/a@b:c"],
+            "max_tokens": 5, "keyboard": "x", "author": "x", "pattern": "x", "url": "https://example.org",
+        });
+        apply(&mut value, &[], true);
+        assert_eq!(
+            value,
+            json!({
+                "API-Key": "***", "OPENAI_API_KEY": "***", "key": "***", "refresh": "***", "github_token": "***",
+                "tokens": ["***"], "credentials": {"user": "***", "deep": [{"more": "***"}]},
+                "headers": {"Authorization": "***"}, "plain": ["***", "***", "***", "https://h/a@b:c"],
+                "max_tokens": 5, "keyboard": "x", "author": "x", "pattern": "x", "url": "https://example.org",
+            })
+        );
+    }
+
+    #[test]
+    fn lines() {
+        let before = "name = x\r\nexport TOKEN=\"abc\"\n  password: hunter2\nurl=postgres://u:p@h\nuse ghp_abc here\n\
+                      -----BEGIN KEY-----\nabc\n-----END KEY-----\nlast";
+        let after = "name = x\r\nexport TOKEN=***\n  password: ***\nurl=***\n***\n***\n***\n***\nlast";
+        assert_eq!(text(before), after);
+    }
+}
