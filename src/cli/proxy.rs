@@ -15,12 +15,12 @@ use super::home::Home;
 use super::log::Common;
 use super::output::Output;
 use super::up::{self, Up};
+use crate::identity::KeyPin;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{self, socket_path};
 use crate::role::proxy::daemon::Status;
 use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
 use crate::role::proxy::profile::{self, Profile};
-use crate::identity::KeyPin;
 use crate::service::call::client;
 use crate::service::process_run::run_process;
 use crate::session::framed::{FramedStream, StreamError};
@@ -445,6 +445,9 @@ async fn pair(url: CoordinatorUrl, code: String, name: Option<DeviceName>, outpu
         profile.device(),
         profile.trust.domain
     );
-    output.plain(&text, &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain, "pin": pin}));
+    output.plain(
+        &text,
+        &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain, "pin": pin}),
+    );
     Ok(0)
 }

@@ -23,7 +23,11 @@ struct PinParams {
 }
 
 /// Serves one call of the laptop with the key `caller`.
-pub async fn serve<S: Io>(mut stream: FramedStream<S>, caller: KeyPin, state: &Mutex<StubState>) -> std::io::Result<()> {
+pub async fn serve<S: Io>(
+    mut stream: FramedStream<S>,
+    caller: KeyPin,
+    state: &Mutex<StubState>,
+) -> std::io::Result<()> {
     stream.accepted(&Accepted::default()).await?;
     let Ok(Ok(frame)) = tokio::time::timeout(REQUEST_TIMEOUT, stream.reader.expect()).await else { return Ok(()) };
     let response = match (frame.kind, Request::parse(&frame.payload)) {
