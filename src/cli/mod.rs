@@ -12,6 +12,8 @@ mod output;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 mod signals;
+#[cfg(feature = "proxy")]
+mod status;
 #[cfg(feature = "stub")]
 pub mod stub;
 #[cfg(feature = "proxy")]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -14,20 +15,25 @@ use super::generate::{self, Generate};
 use super::home::Home;
 use super::log::Common;
 use super::output::Output;
+use super::status;
 use super::up::{self, Up};
 use crate::identity::KeyPin;
 use crate::role::proxy::config::Config;
-use crate::role::proxy::control::{self, socket_path};
-use crate::role::proxy::daemon::Status;
+use crate::role::proxy::control;
 use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
 use crate::role::proxy::profile::{self, Profile};
+use crate::service;
 use crate::service::call::client;
+use crate::service::keychain::Keychain;
 use crate::service::process_run::run_process;
 use crate::session::framed::{FramedStream, StreamError};
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::open::ProcessRequest;
 use crate::wire::{Open, RefusalCode, StreamRequest};
+
+/// Bytes of a secret on standard input: what a token may have.
+const MAX_SECRET: u64 = 64 * 1024;
 
 /// A coding agent works in a remote workspace; your secrets, tools and localhost stay on this laptop.
 ///
@@ -82,6 +88,10 @@ enum Command {
     /// that it knows; the coordinator cannot.
     #[command(subcommand)]
     Device(Device),
+    /// Secrets in the keychain of this machine, for tokens with `keychain:` in the configuration. Where there is no
+    /// keychain, an encrypted file beside the configuration holds them.
+    #[command(subcommand)]
+    Secret(Secret),
     /// The configuration: ~/.nexus/config.yaml.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -172,6 +182,24 @@ enum Device {
 }
 
 #[derive(Debug, Subcommand)]
+enum Secret {
+    /// Keeps a secret, read from standard input: `nexus-proxy secret set github me < token.txt`.
+    Set {
+        /// The service, as in the configuration.
+        service: String,
+        /// The account, as in the configuration.
+        account: String,
+    },
+    /// Forgets a secret.
+    Delete {
+        /// The service.
+        service: String,
+        /// The account.
+        account: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Reads the configuration and says what it declares, or what is wrong with it.
     Check {
@@ -199,8 +227,8 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Up(args) => Box::pin(up::run(args, &common)).await,
         Command::Exec(args) => exec(args).await,
         Command::Forward(args) => forward(args, output).await,
-        Command::Status { workspace } => status(workspace, output).await,
-        Command::Down { workspace } => down(workspace, output).await,
+        Command::Status { workspace } => status::status(workspace, output).await,
+        Command::Down { workspace } => status::down(workspace, output).await,
         Command::Pair { url, code, name } => pair(url, code, name, output).await,
         Command::Forget { workspace, coordinator } => {
             let dir = profile::directory(&Home::find()?.data.join("coordinators"), &coordinator);
@@ -211,6 +239,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             output.plain(text, &json!({"workspace": workspace, "forgotten": known}));
             Ok(0)
         }
+        Command::Secret(what) => secret(what, output).await,
         Command::Device(what) => device(what, output).await,
         Command::Config(ConfigCommand::Check { path }) => {
             let path = path.map_or_else(|| Home::find().map(|home| home.config), Ok)?;
@@ -324,91 +353,29 @@ async fn forward(args: Forward, output: Output) -> Result<u8, Failure> {
     }
 }
 
-async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<u8, Failure> {
-    let home = Home::find()?;
-    let names = match workspace {
-        Some(name) => vec![name],
-        None => running(&home),
-    };
-    let mut all = Vec::new();
-    let mut failed = None;
-    for name in &names {
-        let asked = async {
-            let stream = control::connect(&home.run, name).await?;
-            control::call::<Status>(stream, "status", Value::Null).await
-        };
-        match asked.await {
-            Ok((status, _)) => all.push(status),
-            Err(refusal) => failed = Some(Failure::from(refusal)),
+async fn secret(what: Secret, output: Output) -> Result<u8, Failure> {
+    let config = Home::find()?.config;
+    let keychain = Keychain::new(config.parent().unwrap_or(&config));
+    let failed = |e: crate::service::keychain::KeychainError| Failure::new(failure::FAILED, e);
+    match what {
+        Secret::Set { service, account } => {
+            let mut bytes = Vec::new();
+            let mut input = tokio::io::stdin().take(MAX_SECRET + 1);
+            input.read_to_end(&mut bytes).await?;
+            let secret =
+                (bytes.len() as u64 <= MAX_SECRET).then(|| service::secret::Secret::from_output(bytes)).flatten();
+            let secret = secret.ok_or_else(|| {
+                let text = "standard input is empty, not UTF-8, or over 64 KiB. hint: nexus-proxy secret set SERVICE ACCOUNT < FILE";
+                Failure::new(failure::USAGE, text)
+            })?;
+            keychain.set(&service, &account, &secret).await.map_err(failed)?;
+            output.plain("kept", &json!({"kept": {"service": service, "account": account}}));
+        }
+        Secret::Delete { service, account } => {
+            let there = keychain.delete(&service, &account).await.map_err(failed)?;
+            output.plain(if there { "forgotten" } else { "there was none" }, &json!({"forgotten": there}));
         }
     }
-    if output.is_json() {
-        output.plain("", &json!({"workspaces": all}));
-        return Ok(if all.is_empty() { failure::UNAVAILABLE } else { 0 });
-    }
-    match (all.is_empty(), failed) {
-        (true, Some(failure)) => Err(failure),
-        (true, None) => Err(Failure::new(failure::UNAVAILABLE, "nothing is up. hint: run `nexus-proxy up`")),
-        (false, _) => {
-            all.iter().for_each(|status| show_status(output, status));
-            Ok(0)
-        }
-    }
-}
-
-fn running(home: &Home) -> Vec<WorkspaceName> {
-    let entries = std::fs::read_dir(&home.run).into_iter().flatten().flatten();
-    let mut names: Vec<WorkspaceName> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".sock")?.parse().ok())
-        .filter(|name| std::os::unix::net::UnixStream::connect(socket_path(&home.run, name)).is_ok())
-        .collect();
-    names.sort();
-    names
-}
-
-fn show_status(output: Output, status: &Status) {
-    let tunnel = &status.tunnel;
-    let text = |key: &str| tunnel[key].as_str().unwrap_or_default().to_owned();
-    let state = match tunnel["state"].as_str() {
-        Some("up") => format!("up since {} by {}", text("since"), status.path),
-        Some("waiting") => format!("down since {}: {}", text("since"), text("why").replace("hint: ", "")),
-        Some("connecting") => "connecting".into(),
-        _ => format!("failed: {}", text("why")),
-    };
-    let none = Value::Null;
-    output.line("workspace", &format!("{} (process {})", status.workspace, status.pid), &none);
-    output.line("coordinator", &format!("{}, as device {}", status.coordinator, status.device), &none);
-    output.line("tunnel", &state, &none);
-    for forward in &status.forwards {
-        let (flag, from, to) = match forward.kind {
-            ForwardKind::Local => ("-L", "here", "in the workspace"),
-            ForwardKind::Remote => ("-R", "in the workspace", "here"),
-            ForwardKind::Dynamic => ("-D", "here", "SOCKS5"),
-        };
-        let target = forward.target.as_ref().map(|target| format!("{target} ")).unwrap_or_default();
-        let counts = format!(
-            "{} open, {} so far, {} B up, {} B down",
-            forward.open, forward.total, forward.sent, forward.received
-        );
-        let error = forward.error.as_ref().map(|e| format!("; {}", e.replace("hint: ", ""))).unwrap_or_default();
-        output.line("forward", &format!("{flag} {} {from} → {target}{to} ({counts}){error}", forward.listen), &none);
-    }
-}
-
-async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failure> {
-    let home = Home::find()?;
-    let stream = control::connect(&home.run, &workspace).await?;
-    let (_, mut stream): (Value, _) = control::call(stream, "down", Value::Null).await?;
-    // The socket's end is the process's: wait for it, so that `up` can follow at once.
-    let _ = stream.reader.next().await;
-    let path = socket_path(&home.run, &workspace);
-    for _ in 0..200 {
-        if !path.exists() {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    output.plain(&format!("{workspace} is down"), &json!({"down": workspace}));
     Ok(0)
 }
 

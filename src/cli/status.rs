@@ -1,0 +1,101 @@
+//! `nexus-proxy status` and `down`: asks what is up, shows it, ends it.
+
+use serde_json::{Value, json};
+
+use super::failure::{self, Failure};
+use super::home::Home;
+use super::output::Output;
+use crate::role::proxy::control::{self, socket_path};
+use crate::role::proxy::daemon::Status;
+use crate::role::proxy::forwards::ForwardKind;
+use crate::wire::name::WorkspaceName;
+
+/// Shows one workspace, or all that are up.
+pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<u8, Failure> {
+    let home = Home::find()?;
+    let names = match workspace {
+        Some(name) => vec![name],
+        None => running(&home),
+    };
+    let mut all = Vec::new();
+    let mut failed = None;
+    for name in &names {
+        let asked = async {
+            let stream = control::connect(&home.run, name).await?;
+            control::call::<Status>(stream, "status", Value::Null).await
+        };
+        match asked.await {
+            Ok((status, _)) => all.push(status),
+            Err(refusal) => failed = Some(Failure::from(refusal)),
+        }
+    }
+    if output.is_json() {
+        output.plain("", &json!({"workspaces": all}));
+        return Ok(if all.is_empty() { failure::UNAVAILABLE } else { 0 });
+    }
+    match (all.is_empty(), failed) {
+        (true, Some(failure)) => Err(failure),
+        (true, None) => Err(Failure::new(failure::UNAVAILABLE, "nothing is up. hint: run `nexus-proxy up`")),
+        (false, _) => {
+            all.iter().for_each(|status| show_status(output, status));
+            Ok(0)
+        }
+    }
+}
+
+fn running(home: &Home) -> Vec<WorkspaceName> {
+    let entries = std::fs::read_dir(&home.run).into_iter().flatten().flatten();
+    let mut names: Vec<WorkspaceName> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".sock")?.parse().ok())
+        .filter(|name| std::os::unix::net::UnixStream::connect(socket_path(&home.run, name)).is_ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn show_status(output: Output, status: &Status) {
+    let tunnel = &status.tunnel;
+    let text = |key: &str| tunnel[key].as_str().unwrap_or_default().to_owned();
+    let state = match tunnel["state"].as_str() {
+        Some("up") => format!("up since {} by {}", text("since"), status.path),
+        Some("waiting") => format!("down since {}: {}", text("since"), text("why").replace("hint: ", "")),
+        Some("connecting") => "connecting".into(),
+        _ => format!("failed: {}", text("why")),
+    };
+    let none = Value::Null;
+    output.line("workspace", &format!("{} (process {})", status.workspace, status.pid), &none);
+    output.line("coordinator", &format!("{}, as device {}", status.coordinator, status.device), &none);
+    output.line("tunnel", &state, &none);
+    for forward in &status.forwards {
+        let (flag, from, to) = match forward.kind {
+            ForwardKind::Local => ("-L", "here", "in the workspace"),
+            ForwardKind::Remote => ("-R", "in the workspace", "here"),
+            ForwardKind::Dynamic => ("-D", "here", "SOCKS5"),
+        };
+        let target = forward.target.as_ref().map(|target| format!("{target} ")).unwrap_or_default();
+        let counts = format!(
+            "{} open, {} so far, {} B up, {} B down",
+            forward.open, forward.total, forward.sent, forward.received
+        );
+        let error = forward.error.as_ref().map(|e| format!("; {}", e.replace("hint: ", ""))).unwrap_or_default();
+        output.line("forward", &format!("{flag} {} {from} → {target}{to} ({counts}){error}", forward.listen), &none);
+    }
+}
+
+/// Ends a workspace's `up`, and waits until it has ended.
+pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failure> {
+    let home = Home::find()?;
+    let stream = control::connect(&home.run, &workspace).await?;
+    let (_, mut stream): (Value, _) = control::call(stream, "down", Value::Null).await?;
+    // The socket's end is the process's: wait for it, so that `up` can follow at once.
+    let _ = stream.reader.next().await;
+    let path = socket_path(&home.run, &workspace);
+    for _ in 0..200 {
+        if !path.exists() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    output.plain(&format!("{workspace} is down"), &json!({"down": workspace}));
+    Ok(0)
+}
