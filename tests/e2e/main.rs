@@ -5,6 +5,8 @@
 
 #![cfg(all(feature = "proxy", feature = "stub", feature = "coordinator"))]
 
+mod first_minutes;
 mod fixtures;
+mod lifecycle;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;

@@ -7,6 +7,7 @@
 pub mod git;
 pub mod http;
 pub mod iperf3;
+pub mod kernel;
 pub mod laptop;
 pub mod place;
 pub mod postgres;
@@ -17,7 +18,7 @@ pub mod ssh;
 pub mod wait;
 
 pub use git::GitDaemon;
-pub use http::{HttpServer, Nginx};
+pub use http::{HttpServer, Nginx, curl};
 pub use iperf3::Iperf3;
 pub use laptop::Laptop;
 pub use place::{Hosts, Place};
