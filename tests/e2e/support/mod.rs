@@ -15,6 +15,7 @@ pub mod program;
 pub mod redis;
 pub mod squid;
 pub mod ssh;
+pub mod udp;
 pub mod wait;
 
 pub use git::GitDaemon;
@@ -23,8 +24,9 @@ pub use iperf3::Iperf3;
 pub use laptop::Laptop;
 pub use place::{Hosts, Place};
 pub use postgres::Postgres;
-pub use program::{Run, Running, find};
+pub use program::{Run, Running, command, find};
 pub use redis::Redis;
 pub use squid::Squid;
 pub use ssh::Sshd;
+pub use udp::UdpEcho;
 pub use wait::{PATIENCE, until};
