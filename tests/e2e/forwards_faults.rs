@@ -17,15 +17,18 @@ fn a_target_that_refuses_resets_and_status_says_why() {
     let target = format!("127.0.0.1:{}", free_port());
     for flag in ["-L", "-R"] {
         let (port, _forward) = laptop.forward_on_free_port(flag, &format!("0:{target}"));
-        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
-        let ended = client.read(&mut [0; 1]).expect_err("an end in good order would be a lie");
+        // The reset may come before the connection is noticed to be there.
+        let ended = TcpStream::connect(("127.0.0.1", port)).and_then(|mut client| {
+            client.set_read_timeout(Some(PATIENCE))?;
+            client.read(&mut [0; 1])
+        });
+        let ended = ended.expect_err("an end in good order would be a lie");
         assert_eq!(ended.kind(), ErrorKind::ConnectionReset, "{flag}");
         let status = laptop.workspace_status();
         let error = status["forwards"][0]["error"].as_str().unwrap_or_default();
         assert!(error.contains(&format!("nothing listens on {target}")), "{flag}: {status}");
         let run = Run::of(curl(&[&format!("http://127.0.0.1:{port}/")]));
-        assert_eq!(run.status.code(), Some(56), "{flag}: {}", run.stderr);
+        assert!(matches!(run.status.code(), Some(7 | 56)), "{flag}: {:?} {}", run.status, run.stderr);
         assert!(laptop.run(&["status"]).ok().contains("nothing listens on"));
     }
 }

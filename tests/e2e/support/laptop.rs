@@ -88,6 +88,12 @@ impl Laptop {
         Run::with_input(self.place.run(command), input)
     }
 
+    /// Runs `nexus-stub` with these words in the workspace `default`, as an agent there would.
+    #[track_caller]
+    pub fn stub(&self, words: &[&str]) -> Run {
+        self.exec("default", &[&["nexus-stub"], words].concat())
+    }
+
     /// `nexus-proxy forward` with these words; returns when it has said a line that contains `ready`.
     #[track_caller]
     pub fn forward(&self, workspace: &str, words: &[&str], ready: &str) -> (String, Running) {
