@@ -18,7 +18,8 @@ fn up_prints_three_lines() {
     let port = coordinator.strip_prefix("  coordinator  embedded, 127.0.0.1:").expect(coordinator);
     assert!(port.parse::<u16>().is_ok_and(|port| up.program.listens_on(port)), "{coordinator}");
     assert_eq!(workspace, "  workspace    default (process driver, no isolation)");
-    let took = tunnel.strip_prefix("  tunnel       up in ").and_then(|rest| rest.strip_suffix(" ms, end-to-end verified"));
+    let took =
+        tunnel.strip_prefix("  tunnel       up in ").and_then(|rest| rest.strip_suffix(" ms, end-to-end verified"));
     assert!(took.is_some_and(|ms| ms.parse::<u64>().is_ok()), "{tunnel}");
 }
 
@@ -114,12 +115,14 @@ fn forwards_lead_both_ways_and_end_with_their_command() {
     let nginx = Nginx::start();
     fs::write(nginx.root.join("hello"), "hello\n").unwrap();
     let target = nginx.addr.port();
-    for (flag, text) in [("-L", "here → 127.0.0.1:{} in the workspace"), ("-R", "in the workspace → 127.0.0.1:{} here")] {
+    for (flag, text) in [("-L", "here → 127.0.0.1:{} in the workspace"), ("-R", "in the workspace → 127.0.0.1:{} here")]
+    {
         let (line, mut forward) = laptop.forward("default", &[flag, &format!("0:127.0.0.1:{target}")], "forward");
         assert!(line.contains(&text.replace("{}", &target.to_string())), "{line}");
         let port = laptop::port_in(&line);
         let url = format!("http://127.0.0.1:{port}/hello");
-        let fetched = if flag == "-L" { Run::of(curl(&[&url])) } else { laptop.exec("default", &["curl", "-sS", &url]) };
+        let fetched =
+            if flag == "-L" { Run::of(curl(&[&url])) } else { laptop.exec("default", &["curl", "-sS", &url]) };
         assert_eq!(fetched.ok(), "hello\n");
         forward.signal(Signal::SIGINT);
         assert_eq!(forward.ends().code(), Some(0));

@@ -203,7 +203,9 @@ fn curl_uses_the_workspaces_network_by_socks5() {
     let before = laptop.workspace_status()["forwards"][0]["total"].clone();
     assert_eq!(before, 3, "all of them went through the workspace");
     let closed = format!("http://127.0.0.1:{}/", free_port());
-    for (url, why) in [(closed.as_str(), "nothing listens on"), ("http://no-such-host.invalid/", "no-such-host.invalid")] {
+    for (url, why) in
+        [(closed.as_str(), "nothing listens on"), ("http://no-such-host.invalid/", "no-such-host.invalid")]
+    {
         let run = Run::of(curl(&["--socks5-hostname", &proxy, url]));
         // 97: the proxy says that it cannot; 7: no connection.
         assert!(matches!(run.status.code(), Some(97 | 7)), "{url}: {:?} {}", run.status, run.stderr);

@@ -125,9 +125,7 @@ fn a_forward_outlives_a_server_that_is_not_there() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(("127.0.0.1", port)).unwrap();
     socket.send(b"to nobody").unwrap();
-    until("the datagram to be counted", || {
-        (laptop.workspace_status()["forwards"][0]["sent"] == 9).then_some(())
-    });
+    until("the datagram to be counted", || (laptop.workspace_status()["forwards"][0]["sent"] == 9).then_some(()));
     let server = UdpSocket::bind(("127.0.0.1", target)).unwrap();
     server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     until("a datagram at the server that came late", || {

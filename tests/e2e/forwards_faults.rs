@@ -39,7 +39,9 @@ fn a_port_in_use_is_named() {
     let _up = laptop.up(&[]);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    for (flag, spec) in [("-L", format!("{port}:127.0.0.1:9")), ("-R", format!("{port}:127.0.0.1:9")), ("-D", port.to_string())] {
+    for (flag, spec) in
+        [("-L", format!("{port}:127.0.0.1:9")), ("-R", format!("{port}:127.0.0.1:9")), ("-D", port.to_string())]
+    {
         let run = laptop.run(&["forward", "default", flag, &spec]);
         assert_eq!(run.status.code(), Some(1), "{flag}: {}", run.stderr);
         let said = run.err();

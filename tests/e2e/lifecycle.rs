@@ -67,7 +67,8 @@ fn ctrl_c_leaves_nothing() {
     let up = laptop.up(&["-L", target, "-R", target, "-D", "0"]);
     let holdings = Holdings::of(&laptop);
     assert_eq!(sockets(laptop.home()).len(), 2, "the stub's and our own");
-    let mut exec = Running::start(laptop.command(&["exec", "default", "--", "sh", "-c", "echo pid $$; exec sleep 600"]));
+    let mut exec =
+        Running::start(laptop.command(&["exec", "default", "--", "sh", "-c", "echo pid $$; exec sleep 600"]));
     let remote: u32 = exec.says("pid").trim_start_matches("pid ").parse().unwrap();
     let mut forward = laptop.forward_on_free_port("-L", target).1;
 
@@ -224,7 +225,8 @@ fn the_environment_of_the_laptop_stays_there() {
     const CANARY: &str = "canary-7f3b1c";
     let laptop = Laptop::new();
     let mut command = laptop.command(&["up", "-vv"]);
-    for name in ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "SSH_AUTH_SOCK", "MY_OWN", "NEXUS_ENROLL", "LD_LIBRARY_PATH"] {
+    for name in ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "SSH_AUTH_SOCK", "MY_OWN", "NEXUS_ENROLL", "LD_LIBRARY_PATH"]
+    {
         command.env(name, CANARY);
     }
     let up = laptop.up_as(command);

@@ -46,7 +46,7 @@ fn what_a_refusal_suggests_is_a_configuration() {
     let _up = laptop.up(&[]);
     assert_eq!(laptop.stub(&["tool", "call", "greet"]).ok(), "hello\n");
     assert_eq!(laptop.stub(&["config", "get", "editor"]).ok(), "vi\n");
-    assert!(laptop.stub(&["token", "github"]).err().contains("NAME_OF_VARIABLE"));
+    assert!(laptop.stub(&["token", "github"]).err().contains("its environment variable is not set"));
 }
 
 #[test]

@@ -14,7 +14,11 @@ fn a_declared_file_is_read_whole_or_in_part() {
     fs::create_dir_all(folder.join("deep/er")).unwrap();
     fs::write(folder.join("deep/er/binary"), &bytes).unwrap();
     fs::write(&single, "single\n").unwrap();
-    laptop.configure(&format!("version: 1\nfiles:\n  - path: {}\n    max_size: 3MB\n  - {}\n", folder.display(), single.display()));
+    laptop.configure(&format!(
+        "version: 1\nfiles:\n  - path: {}\n    max_size: 3MB\n  - {}\n",
+        folder.display(),
+        single.display()
+    ));
     let _up = laptop.up(&[]);
     let path = folder.join("deep/er/binary").display().to_string();
     let read = |more: &[&str]| laptop.stub(&[&["file", "read", &path], more].concat());

@@ -37,7 +37,7 @@ fn laptop_with_secrets() -> Laptop {
         );
     }
     fs::write(laptop.home().join("settings.json"), r#"{"theme": "dark", "apiKey": "canary-config"}"#).unwrap();
-    text += "tools:\n  use: {argv: [sh, -c, 'echo ${#PASSWORD}'], env: {PASSWORD: canary-tool}}\n";
+    text += "tools:\n  use: {argv: [sh, -c, 'printf %s \"$PASSWORD\" | wc -c'], env: {PASSWORD: canary-tool}}\n";
     text += &format!("config:\n  files:\n    settings: {{path: {home}/settings.json}}\n");
     laptop.configure(&text);
     laptop
@@ -91,7 +91,7 @@ fn a_source_that_fails_says_so_without_what_it_said() {
     command.env("NEXUS_KEYCHAIN", "file");
     let up = laptop.up_as(command);
     for (service, why) in [
-        ("env", "NOT_SET_ANYWHERE"),
+        ("env", "variable is not set"),
         ("file", "unusable"),
         ("command", "exit status: 3"),
         ("hangs", "longer than 1s"),

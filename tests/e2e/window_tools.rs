@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// A laptop whose configuration declares these tools.
+/// A laptop whose configuration declares these tools. `$HERE` stands for its home.
 fn with_tools(tools: &str) -> Laptop {
     let laptop = Laptop::new();
+    let tools = tools.replace("$HERE", &laptop.home().display().to_string());
     let indented: String = tools.lines().map(|line| format!("  {line}\n")).collect();
     laptop.configure(&format!("version: 1\ntools:\n{indented}"));
     laptop
@@ -80,8 +81,6 @@ fn output_streams_and_the_end_is_passed_on() {
          killed: {argv: [sh, -c, \"kill -KILL $$\"]}\n\
          absent: {argv: [no-such-program]}\n",
     );
-    let text = fs::read_to_string(laptop.config()).unwrap();
-    laptop.configure(&text.replace("$HERE", &laptop.home().display().to_string()));
     let _up = laptop.up(&[]);
     let mut call = Running::start(laptop.command(&["exec", "default", "--", "nexus-stub", "tool", "call", "wait"]));
     call.says("first");
@@ -117,8 +116,6 @@ fn bytes_stay_bytes() {
     );
     let noise: Vec<u8> = rand::random_iter().take(5_000_000).collect();
     fs::write(laptop.home().join("noise"), &noise).unwrap();
-    let text = fs::read_to_string(laptop.config()).unwrap();
-    laptop.configure(&text.replace("$HERE", &laptop.home().display().to_string()));
     let _up = laptop.up(&[]);
     let run = laptop.stub(&["tool", "call", "odd", "--stdin", "grüße\n"]);
     assert_eq!(run.stdout, ["grüße\n".as_bytes(), b"\xff\x00\xfe"].concat(), "{}", run.stderr);
@@ -137,8 +134,6 @@ fn too_much_output_is_cut_and_said_to_be() {
         "flood: {argv: [sh, -c, 'echo $$ > $HERE/pid; exec head -c 50000000 /dev/zero']}\n\
          large: {argv: [head, -c, 50000000, /dev/zero], max_output: 50MB}\n",
     );
-    let text = fs::read_to_string(laptop.config()).unwrap();
-    laptop.configure(&text.replace("$HERE", &laptop.home().display().to_string()));
     let _up = laptop.up(&[]);
     let flood = laptop.stub(&["tool", "call", "flood"]);
     assert_eq!((flood.status.code(), flood.stdout.len()), (Some(1), CAP), "{}", flood.stderr);
@@ -162,8 +157,6 @@ const ENDLESS: &str = "argv: [sh, -c, 'sleep 600 & echo $! > child; echo $$ > pa
 #[test]
 fn a_tool_that_hangs_is_stopped() {
     let laptop = with_tools(&format!("hang: {{{ENDLESS}, timeout: 1s}}"));
-    let text = fs::read_to_string(laptop.config()).unwrap();
-    laptop.configure(&text.replace("$HERE", &laptop.home().display().to_string()));
     let _up = laptop.up(&[]);
     let run = laptop.stub(&["tool", "call", "hang"]);
     assert_eq!(run.text(), "running\n", "what it said before is kept");
@@ -176,8 +169,6 @@ fn a_tool_that_hangs_is_stopped() {
 #[test]
 fn a_call_that_is_given_up_ends_the_tool() {
     let laptop = with_tools(&format!("hang: {{{ENDLESS}}}"));
-    let text = fs::read_to_string(laptop.config()).unwrap();
-    laptop.configure(&text.replace("$HERE", &laptop.home().display().to_string()));
     let _up = laptop.up(&[]);
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let script = "echo pid $$; exec nexus-stub tool call hang";
