@@ -109,6 +109,37 @@ fn the_end_of_exec_ends_the_program() {
 }
 
 #[test]
+fn nobody_left_to_read_ends_the_program() {
+    let laptop = Laptop::new();
+    let _up = laptop.up(&[]);
+    let nexus = laptop.command(&[]);
+    let script = "\"$0\" exec default -- sh -c 'echo $$; exec yes' | head -n1";
+    let mut pipe = command("sh", ["-c", script]);
+    pipe.arg(nexus.get_program()).env("NEXUS_HOME", laptop.home());
+    let pid: u32 = Run::of(pipe).ok().trim().parse().unwrap();
+    until("the end of a program that nobody reads", || (!kernel::runs(pid)).then_some(()));
+}
+
+#[test]
+fn many_programs_run_at_once() {
+    let laptop = Laptop::new();
+    let _up = laptop.up(&[]);
+    let start = |n: usize| {
+        let script = format!("echo ready; while ! [ -e go ]; do sleep 0.05; done; echo {n}; exit {n}");
+        Running::start(laptop.command(&["exec", "default", "--", "sh", "-c", &script]))
+    };
+    let mut all: Vec<Running> = (0..30).map(start).collect();
+    for exec in &mut all {
+        exec.says("ready");
+    }
+    fs::write(laptop.workspace().join("go"), "").unwrap();
+    for (n, exec) in all.iter_mut().enumerate() {
+        assert_eq!(exec.ends().code(), Some(n as i32));
+        exec.says(&n.to_string());
+    }
+}
+
+#[test]
 fn forwards_lead_both_ways_and_end_with_their_command() {
     let laptop = Laptop::new();
     let _up = laptop.up(&[]);

@@ -162,3 +162,36 @@ fn an_up_that_is_killed_is_no_complete_download() {
         assert_eq!(curl.ends().code(), Some(56), "{by}: {}", curl.output());
     }
 }
+
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody_else() {
+    let laptop = Laptop::new();
+    let _up = laptop.up(&[]);
+    let nginx = Nginx::start();
+    fs::write(nginx.root.join("hello"), "hello\n").unwrap();
+    fs::write(nginx.root.join("large"), vec![b'x'; 50_000_000]).unwrap();
+    let (port, _forward) = laptop.forward_on_free_port("-L", &format!("0:{}", nginx.addr));
+    let received = || laptop.workspace_status()["forwards"][0]["received"].as_u64().unwrap();
+    let mut stuck: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    for client in &mut stuck {
+        client.write_all(b"GET /large HTTP/1.0\r\n\r\n").unwrap();
+    }
+    // Until the buffers on the way are full: two answers in a row that are the same, and not nothing.
+    let mut before = 0;
+    until("everything to stand still", || {
+        let now = received();
+        let still = now > 1_000_000 && now == before;
+        before = now;
+        still.then_some(())
+    });
+    let page = Run::of(curl(&[&format!("http://127.0.0.1:{port}/hello")]));
+    assert_eq!(page.ok(), "hello\n");
+    laptop.exec("default", &["true"]).ok();
+    // They were only waiting.
+    for mut client in stuck {
+        let mut answer = Vec::new();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.read_to_end(&mut answer).unwrap();
+        assert!(answer.len() > 50_000_000, "{} bytes", answer.len());
+    }
+}

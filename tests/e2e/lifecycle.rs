@@ -192,6 +192,11 @@ fn a_detached_up_that_fails_says_why() {
     assert_eq!(up.status.code(), Some(2), "{}", up.stderr);
     assert!(up.stderr.contains("unknown key `tols`") && up.stderr.contains("did you mean `tools`"), "{}", up.stderr);
 
+    laptop.configure("version: 1\ntools: [\n");
+    let up = laptop.run(&["up", "--detach"]);
+    assert_eq!(up.status.code(), Some(2), "{}", up.stderr);
+    assert!(up.stderr.contains("config.yaml:") && !up.stderr.contains("its log is"), "{}", up.stderr);
+
     laptop.configure("");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = format!("{}:127.0.0.1:9", taken.local_addr().unwrap().port());
@@ -240,4 +245,111 @@ fn the_environment_of_the_laptop_stays_there() {
     let mut exec = laptop.command(&["exec", "default", "--", "env"]);
     exec.env("GITHUB_TOKEN", CANARY);
     assert!(!Run::of(exec).ok().contains(CANARY));
+}
+
+#[test]
+fn of_many_at_once_one_comes_up() {
+    let laptop = Laptop::new();
+    for _ in 0..3 {
+        let mut all: Vec<Running> = (0..6).map(|_| Running::start(laptop.command(&["up"]))).collect();
+        until("five of six to be refused, and one to be up", || {
+            let refused = all.iter_mut().filter_map(Running::has_ended).count();
+            let up = all.iter().filter(|up| up.lines().iter().any(|line| line.starts_with("  tunnel "))).count();
+            assert!(refused < 6 && up < 2, "{refused} refused, {up} up: {all:?}");
+            (refused == 5 && up == 1).then_some(())
+        });
+        laptop.exec("default", &["true"]).ok();
+        laptop.down().ok();
+    }
+}
+
+#[test]
+fn an_up_whose_stub_dies_says_so() {
+    let laptop = Laptop::new();
+    let mut up = laptop.up(&[]);
+    let [stub] = kernel::children(up.program.pid())[..] else { panic!("the stub is the only child") };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(stub as i32), Signal::SIGKILL).unwrap();
+    assert_eq!(up.program.ends().code(), Some(1), "{}", up.program.output());
+    let said = up.program.output();
+    let log = laptop.home().join("data/local/default/stub.log");
+    assert!(said.contains("stub ended") && said.contains(&log.display().to_string()), "{said}");
+    assert!(log.is_file());
+    assert!(!laptop.home().join("run/default.sock").exists());
+    drop(up);
+    let _again = laptop.up(&[]);
+    laptop.exec("default", &["true"]).ok();
+}
+
+#[test]
+fn what_runs_in_the_workspace_ends_with_a_killed_up() {
+    let laptop = Laptop::new();
+    let up = laptop.up(&[]);
+    let script = "sleep 600 & echo pid $! $$; wait";
+    let mut exec = Running::start(laptop.command(&["exec", "default", "--", "sh", "-c", script]));
+    let line = exec.says("pid ");
+    let pids: Vec<u32> = line.split(' ').skip(1).map(|pid| pid.parse().unwrap()).collect();
+    up.program.signal(Signal::SIGKILL);
+    assert_eq!(exec.ends().code(), Some(125), "{}", exec.output());
+    for pid in pids {
+        until("the end of what ran in the workspace", || (!kernel::runs(pid)).then_some(()));
+    }
+}
+
+#[test]
+fn up_may_be_ended_before_it_is_up() {
+    let laptop = Laptop::new();
+    for (after, signal) in
+        [("coordinator", Signal::SIGINT), ("workspace", Signal::SIGTERM), ("workspace", Signal::SIGHUP)]
+    {
+        let mut up = Running::start(laptop.command(&["up"]));
+        up.says(after);
+        let children = kernel::children(up.pid());
+        up.signal(signal);
+        assert_eq!(up.ends().code(), Some(0), "{signal}: {}", up.output());
+        assert!(!children.into_iter().any(kernel::runs), "{signal} left a child");
+        assert_eq!(sockets(laptop.home()), [""; 0]);
+    }
+    let _up = laptop.up(&[]);
+    laptop.exec("default", &["true"]).ok();
+}
+
+#[test]
+fn without_a_home_of_its_own_it_uses_the_users() {
+    let laptop = Laptop::new();
+    let (home, run) = (laptop.home().join("user"), laptop.home().join("runtime"));
+    for folder in [&home, &run] {
+        fs::create_dir(folder).unwrap();
+    }
+    let command = |words: &[&str]| {
+        let mut command = laptop.command(words);
+        command.env_remove("NEXUS_HOME").env("HOME", &home).env("XDG_RUNTIME_DIR", &run);
+        for variable in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"] {
+            command.env_remove(variable);
+        }
+        command
+    };
+    fs::create_dir(home.join(".nexus")).unwrap();
+    fs::write(home.join(".nexus/config.yaml"), "version: 1\ntools: {hi: {argv: [echo, hi]}}\n").unwrap();
+    let _up = laptop.up_as(command(&["up"]));
+    assert!(home.join(".local/share/nexus-proxy/local/default/workspace").is_dir());
+    assert_eq!(sockets(&run).len(), 1);
+    let words = ["exec", "default", "--", "nexus-stub", "tool", "call", "hi"];
+    assert_eq!(Run::of(command(&words)).ok(), "hi\n");
+    let undeclared = ["exec", "default", "--", "nexus-stub", "tool", "call", "ho"];
+    assert!(Run::of(command(&undeclared)).err().contains("add it to ~/.nexus/config.yaml"));
+    Run::of(command(&["down"])).ok();
+}
+
+#[test]
+fn up_may_follow_down_at_once() {
+    let laptop = Laptop::new();
+    let mut up = laptop.up(&[]);
+    // It cannot end by itself, and must not be there any more when `down` returns.
+    let [stub] = kernel::children(up.program.pid())[..] else { panic!("the stub is the only child") };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(stub as i32), Signal::SIGSTOP).unwrap();
+    laptop.down().ok();
+    assert!(!kernel::runs(stub), "the stub is still there");
+    let _again = laptop.up(&[]);
+    laptop.exec("default", &["true"]).ok();
+    assert_eq!(up.program.ends().code(), Some(0), "{}", up.program.output());
 }
