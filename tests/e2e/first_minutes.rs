@@ -24,6 +24,18 @@ fn up_prints_three_lines() {
 }
 
 #[test]
+fn a_proxy_of_the_network_is_not_asked_for_this_host() {
+    let laptop = Laptop::new();
+    let mut command = laptop.command(&["up"]);
+    // Nobody is there.
+    for variable in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        command.env(variable, format!("http://127.0.0.1:{}", program::free_port()));
+    }
+    let _up = laptop.up_as(command);
+    assert_eq!(laptop.exec("default", &["echo", "hi"]).ok(), "hi\n");
+}
+
+#[test]
 fn exec_runs_in_the_workspace() {
     let laptop = Laptop::new();
     let _up = laptop.up(&[]);

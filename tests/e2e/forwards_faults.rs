@@ -99,7 +99,7 @@ fn dying_server(promise: &str, death: &str) -> (u16, Running) {
          {death}\n"
     );
     let mut program = Running::start(command("python3", ["-u", "-c", &script]));
-    let port = program.says("port ").trim_start_matches("port ").parse().unwrap();
+    let port = program.says("port ").trim_start_matches("port ").parse().expect("the script prints a number");
     (port, program)
 }
 
@@ -153,7 +153,7 @@ fn an_up_that_is_killed_is_no_complete_download() {
         let port = laptop::port_in(&up.program.says("forward"));
         let mut curl = Running::start(curl(&["-v", "-o", "/dev/null", &format!("http://127.0.0.1:{port}/")]));
         let (mut served, _) = service.accept().unwrap();
-        served.read(&mut [0; 4096]).unwrap();
+        assert_ne!(served.read(&mut [0; 4096]).unwrap(), 0, "the request");
         served.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\npart of it").unwrap();
         curl.says("200 OK");
         up.program.signal(by);

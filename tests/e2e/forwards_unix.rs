@@ -11,7 +11,7 @@ use crate::support::*;
 /// nginx with one page, on a port and on a Unix socket.
 fn nginx() -> Nginx {
     let nginx = Nginx::start();
-    fs::write(nginx.root.join("hello"), "hello\n").unwrap();
+    fs::write(nginx.root.join("hello"), "hello\n").expect("a file of ours");
     nginx
 }
 

@@ -23,11 +23,12 @@ impl Holdings {
     #[track_caller]
     fn of(laptop: &Laptop) -> Holdings {
         let status = laptop.workspace_status();
-        let pid = u32::try_from(status["pid"].as_u64().unwrap()).unwrap();
+        let pid = status["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a process id");
         let mut processes = kernel::children(pid);
         assert_eq!(processes.len(), 1, "the stub is the only child");
         processes.push(pid);
-        let listening = status["forwards"].as_array().unwrap().iter().map(|f| f["listen"].as_str().unwrap());
+        let forwards = status["forwards"].as_array().expect("a list of forwards");
+        let listening = forwards.iter().filter_map(|forward| forward["listen"].as_str());
         let ports = listening.chain(status["coordinator"].as_str()).map(|at| laptop::port_in(&format!(" {at}")));
         let holdings = Holdings { processes, ports: ports.collect() };
         let here = std::process::id();
@@ -50,7 +51,7 @@ impl Holdings {
 fn sockets(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let kind = entry.file_type().unwrap();
+        let kind = entry.file_type().expect("a file of ours");
         if kind.is_dir() {
             found.extend(sockets(&entry.path()));
         } else if kind.is_socket() {
@@ -137,7 +138,7 @@ fn workspaces(laptop: &Laptop) -> BTreeSet<String> {
 fn listed(laptop: &Laptop, what: &str) -> BTreeSet<String> {
     let mut coordinator = Command::new(env!("CARGO_BIN_EXE_nexus-coordinator"));
     coordinator.args(["--json", what, "list", "--data"]).arg(laptop.home().join("data/local/default/coordinator"));
-    let list: Vec<Value> = serde_json::from_str(&Run::of(coordinator).ok()).unwrap();
+    let list: Vec<Value> = serde_json::from_str(&Run::of(coordinator).ok()).expect("a JSON list");
     list.iter().map(|entry| format!("{} {}", entry["name"], entry["pin"])).collect()
 }
 

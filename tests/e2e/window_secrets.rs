@@ -26,8 +26,9 @@ fn laptop_with_secrets() -> Laptop {
     for kept in [false, true] {
         let (prefix, expose) = if kept { ("kept-", "") } else { ("", ", expose: true") };
         let secret = |source: &str| if kept { format!("canary-kept-{source}") } else { exposed(source) };
-        fs::write(laptop.home().join(format!("{prefix}token")), format!("{}\n", secret("file"))).unwrap();
-        fs::write(laptop.home().join(format!("{prefix}printed")), secret("command")).unwrap();
+        fs::write(laptop.home().join(format!("{prefix}token")), format!("{}\n", secret("file")))
+            .expect("a file of ours");
+        fs::write(laptop.home().join(format!("{prefix}printed")), secret("command")).expect("a file of ours");
         in_keychain(laptop.home(), &format!("{prefix}account"), &secret("keychain"));
         text += &format!(
             "  {prefix}env: {{env: {}{expose}}}\n  {prefix}file: {{file: {home}/{prefix}token{expose}}}\n  \
@@ -36,7 +37,8 @@ fn laptop_with_secrets() -> Laptop {
             if kept { "KEPT_TOKEN" } else { "EXPOSED_TOKEN" },
         );
     }
-    fs::write(laptop.home().join("settings.json"), r#"{"theme": "dark", "apiKey": "canary-config"}"#).unwrap();
+    fs::write(laptop.home().join("settings.json"), r#"{"theme": "dark", "apiKey": "canary-config"}"#)
+        .expect("a file of ours");
     text += "tools:\n  use: {argv: [sh, -c, 'printf %s \"$PASSWORD\" | wc -c'], env: {PASSWORD: canary-tool}}\n";
     text += &format!("config:\n  files:\n    settings: {{path: {home}/settings.json}}\n");
     laptop.configure(&text);
@@ -45,9 +47,9 @@ fn laptop_with_secrets() -> Laptop {
 
 /// Stores a secret in the encrypted file that serves where the system has no keychain.
 fn in_keychain(dir: &Path, account: &str, secret: &str) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let secret = Secret::new(secret.to_owned());
-    runtime.block_on(Keychain::file_only(dir).set("tests", account, &secret)).unwrap();
+    runtime.block_on(Keychain::file_only(dir).set("tests", account, &secret)).expect("a file of ours");
 }
 
 fn up(laptop: &Laptop) -> Up<'_> {
@@ -155,12 +157,12 @@ fn secrets_stay_where_they_are() {
 /// The regular files below `folder` that contain `bytes`.
 fn files_with(folder: &Path, bytes: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().flatten() {
-        let (kind, path) = (entry.file_type().unwrap(), entry.path());
+    for entry in fs::read_dir(folder).expect("a file of ours").flatten() {
+        let (kind, path) = (entry.file_type().expect("a file of ours"), entry.path());
         if kind.is_dir() {
             found.extend(files_with(&path, bytes));
         } else if kind.is_file() {
-            let content = fs::read(&path).unwrap();
+            let content = fs::read(&path).expect("a file of ours");
             if content.windows(bytes.len()).any(|window| window == bytes) {
                 found.push(path.display().to_string());
             }

@@ -147,7 +147,8 @@ fn too_much_output_is_cut_and_said_to_be() {
 /// The process whose id a tool wrote down has ended.
 #[track_caller]
 fn is_gone(pid_file: &Path) {
-    let pid: u32 = fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
+    let text = fs::read_to_string(pid_file).expect("the tool wrote it");
+    let pid: u32 = text.trim().parse().expect("a process id");
     until("the end of a tool", || (!kernel::runs(pid)).then_some(()));
 }
 
