@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 
 use nix::sys::signal::Signal;
 
-use crate::support::program::command;
+use crate::support::program::{command, listens};
 use crate::support::*;
 
 #[test]
@@ -169,7 +169,7 @@ fn forwards_lead_both_ways_and_end_with_their_command() {
         assert_eq!(fetched.ok(), "hello\n");
         forward.signal(Signal::SIGINT);
         assert_eq!(forward.ends().code(), Some(0));
-        until("the port to be given back", || (!forward_listens(port)).then_some(()));
+        until("the port to be given back", || (!listens(std::process::id(), port)).then_some(()));
     }
     let (line, _forward) = laptop.forward("default", &["-D", "0"], "forward");
     assert!(line.contains("(SOCKS5)"), "{line}");
@@ -177,8 +177,45 @@ fn forwards_lead_both_ways_and_end_with_their_command() {
     assert_eq!(Run::of(curl(&["--socks5-hostname", &proxy, &nginx.url("hello")])).ok(), "hello\n");
 }
 
-fn forward_listens(port: u16) -> bool {
-    program::listens(std::process::id(), port)
+#[test]
+fn the_end_of_forward_ends_its_connections_however_it_ends() {
+    let laptop = Laptop::new();
+    let _up = laptop.up(&[]);
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = format!("0:{}", service.local_addr().unwrap());
+    for (flag, signal) in
+        [("-L", Signal::SIGINT), ("-L", Signal::SIGKILL), ("-R", Signal::SIGINT), ("-R", Signal::SIGKILL)]
+    {
+        let (port, mut forward) = laptop.forward_on_free_port(flag, &target);
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (mut served, _) = service.accept().unwrap();
+        client.write_all(b"there").unwrap();
+        served.read_exact(&mut [0; 5]).unwrap();
+        forward.signal(signal);
+        forward.ends();
+        for end in [&mut client, &mut served] {
+            end.set_read_timeout(Some(PATIENCE)).unwrap();
+            let ended = end.read(&mut [0; 1]);
+            let over = ended.as_ref().map_or_else(|e| e.kind() == std::io::ErrorKind::ConnectionReset, |n| *n == 0);
+            assert!(over, "{flag} {signal}: {ended:?}");
+        }
+        until("the port to be given back", || (!listens(std::process::id(), port)).then_some(()));
+        assert_eq!(laptop.workspace_status()["forwards"], serde_json::json!([]), "{flag} {signal}");
+    }
+}
+
+#[test]
+fn forward_speaks_json() {
+    let laptop = Laptop::new();
+    let _up = laptop.up(&[]);
+    for flag in ["-L", "-R"] {
+        let mut forward = Running::start(laptop.command(&["--json", "forward", "default", flag, "0:127.0.0.1:9"]));
+        let line: serde_json::Value = serde_json::from_str(&forward.says("forward")).unwrap();
+        let listen = line["forward"]["listen"].as_str().unwrap().to_owned();
+        let port: u16 = listen.strip_prefix("127.0.0.1:").unwrap().parse().unwrap();
+        assert!(listens(std::process::id(), port), "{line}");
+        assert_eq!((&line["event"], &line["forward"]["target"]), (&"forward".into(), &"127.0.0.1:9".into()));
+    }
 }
 
 #[test]

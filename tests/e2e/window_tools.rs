@@ -161,6 +161,7 @@ fn a_tool_that_hangs_is_stopped() {
     let _up = laptop.up(&[]);
     let run = laptop.stub(&["tool", "call", "hang"]);
     assert_eq!(run.text(), "running\n", "what it said before is kept");
+    assert_eq!(run.status.code(), Some(1), "the laptop was reached: {}", run.stderr);
     let said = run.err();
     assert!(said.contains("tool `hang` was stopped after 1s") && said.contains("`timeout`"), "{said}");
     is_gone(&laptop.home().join("parent"));
