@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use nexus_proxy::wire::call::{CallError, METHODS, Request, Response};
+use nexus_proxy::wire::call::{CallError, METHODS, Request, Response, WORKSPACE_METHODS};
 use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::open::{Accepted, Exit, ProcessRequest, Signal};
 use nexus_proxy::wire::version::Version;
@@ -80,6 +80,8 @@ fn versions() {
 fn methods() {
     let document: Vec<&str> = section("## Calls").lines().filter_map(|line| line.strip_prefix("### ")).collect();
     same(document, METHODS.to_vec());
+    let rows = table(section("## Device list"), "method");
+    same(rows.iter().map(|row| row[0].as_str()).collect(), WORKSPACE_METHODS.to_vec());
     for block in examples("request") {
         let request = Request::parse(block.as_bytes()).expect("the example is a request");
         assert!(METHODS.contains(&request.method.as_str()), "{} is no method", request.method);
@@ -99,6 +101,9 @@ fn limits_and_their_values() {
         MAX_MESSAGE,
         MAX_DATAGRAM,
         MAX_CONTROL,
+        MAX_ONBOARDING,
+        MAX_ONBOARDING_ANSWER,
+        MAX_DEVICES,
         MAX_CARRIER_MESSAGE,
         MAX_SENTENCE,
         MAX_STREAMS,

@@ -15,13 +15,15 @@ use super::home::Home;
 use super::log::Common;
 use super::output::Output;
 use super::up::{self, Up};
+use crate::identity::KeyPin;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{self, socket_path};
 use crate::role::proxy::daemon::Status;
 use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
 use crate::role::proxy::profile::{self, Profile};
+use crate::service::call::client;
 use crate::service::process_run::run_process;
-use crate::session::framed::FramedStream;
+use crate::session::framed::{FramedStream, StreamError};
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::open::ProcessRequest;
@@ -76,6 +78,10 @@ enum Command {
         #[arg(long, env = "NEXUS_COORDINATOR")]
         coordinator: CoordinatorUrl,
     },
+    /// The devices that a workspace serves. A laptop that is paired after the workspace was made must be added by one
+    /// that it knows; the coordinator cannot.
+    #[command(subcommand)]
+    Device(Device),
     /// The configuration: ~/.nexus/config.yaml.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -143,6 +149,29 @@ impl ForwardFlags {
 }
 
 #[derive(Debug, Subcommand)]
+enum Device {
+    /// Lists the keys of the devices that the workspace serves.
+    List {
+        /// The workspace; it must be up.
+        workspace: WorkspaceName,
+    },
+    /// Adds a device by the pin of its key, which `nexus-proxy pair` prints on it.
+    Add {
+        /// The workspace; it must be up.
+        workspace: WorkspaceName,
+        /// sha256:…
+        pin: KeyPin,
+    },
+    /// Takes a device off the list; its next session is refused.
+    Remove {
+        /// The workspace; it must be up.
+        workspace: WorkspaceName,
+        /// sha256:…
+        pin: KeyPin,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Reads the configuration and says what it declares, or what is wrong with it.
     Check {
@@ -167,7 +196,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
     let common = arguments.common;
     let output = Output::new(common.json);
     match arguments.command {
-        Command::Up(args) => up::run(args, &common).await,
+        Command::Up(args) => Box::pin(up::run(args, &common)).await,
         Command::Exec(args) => exec(args).await,
         Command::Forward(args) => forward(args, output).await,
         Command::Status { workspace } => status(workspace, output).await,
@@ -182,6 +211,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             output.plain(text, &json!({"workspace": workspace, "forgotten": known}));
             Ok(0)
         }
+        Command::Device(what) => device(what, output).await,
         Command::Config(ConfigCommand::Check { path }) => {
             let path = path.map_or_else(|| Home::find().map(|home| home.config), Ok)?;
             let config = Config::load(&path).map_err(|e| Failure::new(failure::USAGE, e))?;
@@ -378,6 +408,21 @@ async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failure> {
     Ok(0)
 }
 
+async fn device(what: Device, output: Output) -> Result<u8, Failure> {
+    let (workspace, method, params) = match what {
+        Device::List { workspace } => (workspace, "device.list", Value::Null),
+        Device::Add { workspace, pin } => (workspace, "device.add", json!({"pin": pin})),
+        Device::Remove { workspace, pin } => (workspace, "device.remove", json!({"pin": pin})),
+    };
+    let stream = control::connect(&Home::find()?.run, &workspace).await?;
+    let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
+    let stream = stream.map_err(StreamError::into_refusal)?;
+    let answer = client::call(stream, method, params, tokio::io::sink(), tokio::io::sink()).await?;
+    let pins: Vec<&str> = answer["devices"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    output.plain(&pins.join("\n"), &answer);
+    Ok(0)
+}
+
 async fn pair(url: CoordinatorUrl, code: String, name: Option<DeviceName>, output: Output) -> Result<u8, Failure> {
     let dir = profile::directory(&Home::find()?.data.join("coordinators"), &url);
     let device = name.unwrap_or_else(up::device_name);
@@ -390,11 +435,15 @@ async fn pair(url: CoordinatorUrl, code: String, name: Option<DeviceName>, outpu
         };
         Failure::new(code, error)
     })?;
+    let pin = profile.credential.key.pin();
     let text = format!(
-        "paired with {url} as device `{}`, authority {}\nnext: nexus-proxy up WORKSPACE --coordinator {url}",
+        "paired with {url} as device `{}`, authority {}\nthis device's key: {pin}\nnext: nexus-proxy up WORKSPACE --coordinator {url}",
         profile.device(),
         profile.trust.domain
     );
-    output.plain(&text, &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain}));
+    output.plain(
+        &text,
+        &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain, "pin": pin}),
+    );
     Ok(0)
 }

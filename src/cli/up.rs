@@ -55,7 +55,7 @@ pub async fn run(up: Up, common: &Common) -> Result<u8, Failure> {
     if up.detach {
         return detach(up, &home, common).await;
     }
-    foreground(up, &home, Output::new(common.json)).await
+    Box::pin(foreground(up, &home, Output::new(common.json))).await
 }
 
 async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> {
@@ -72,7 +72,8 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let interrupted = signals::ask_for_end(stop.clone());
     let work = async {
         let mut local = Local::default();
-        let outcome = session(&up, home, output, began, &config, requests, socket, &mut local, &stop).await;
+        let session = session(&up, home, output, began, &config, requests, socket, &mut local, &stop);
+        let outcome = Box::pin(session).await;
         local.stop().await;
         outcome
     };

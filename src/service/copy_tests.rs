@@ -1,3 +1,5 @@
+//! Tests of the data path: borders, half-close, cuts and idle memory.
+
 use super::*;
 use crate::service::testing::{PIPE, pattern, tcp_pair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};

@@ -1,3 +1,5 @@
+//! Tests of forwards on real sockets, both ends in one process.
+
 use super::*;
 use crate::service::testing::{ask, echo_service, free_port, loopback, pattern, pipes, port_of};
 use crate::wire::FrameKind;

@@ -71,8 +71,10 @@ impl Keychain {
     pub async fn set(&self, service: &str, account: &str, secret: &Secret) -> Result<(), KeychainError> {
         let value = Zeroizing::new(BASE64.encode(secret.expose().as_bytes()));
         if self.native(service, account, move |entry| entry.set_password(&value)).await.is_some() {
-            // A copy in the file would outlive the next change.
-            self.change(service, account, None).await?;
+            // An older copy in the file would come back when the system's keychain does not answer.
+            if let Err(error) = self.change(service, account, None).await {
+                tracing::warn!(%error, "an older copy of a secret may be left in the encrypted keychain file");
+            }
             return Ok(());
         }
         self.change(service, account, Some(secret.clone())).await.map(drop)

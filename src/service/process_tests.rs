@@ -1,3 +1,5 @@
+//! Tests of processes: output, input, signals, and that none is left behind.
+
 use super::*;
 use crate::service::process_run::run_process;
 use crate::service::testing::PIPE;

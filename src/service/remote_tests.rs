@@ -1,3 +1,5 @@
+//! Tests of listeners in the workspace and their connections back.
+
 use super::*;
 use crate::service::testing::{ask, echo_service, loopback, pattern, pipes, port_of};
 use std::io::ErrorKind;

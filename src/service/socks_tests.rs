@@ -1,3 +1,5 @@
+//! Tests of the SOCKS5 server, against a client written by hand.
+
 use super::*;
 use crate::service::forward::serve_connect;
 use crate::service::testing::{echo_service, free_port, loopback, pipes, port_of};

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::service::keychain::Keychain;
+use crate::service::keychain::{Keychain, PASSPHRASE};
 use crate::service::plain_file;
 use crate::service::secret::Secret;
 use crate::service::tool::run::Group;
@@ -94,6 +94,7 @@ async fn print(argv: &[String], timeout: Duration) -> Result<Secret, Refusal> {
     let (program, arguments) = argv.split_first().ok_or_else(|| missing("its command is empty"))?;
     let mut child = Command::new(program)
         .args(arguments)
+        .env_remove(PASSPHRASE)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         // What it complains about may contain the token.

@@ -1,3 +1,5 @@
+//! Tests of UDP flows and associations.
+
 use super::*;
 use crate::service::testing::{pipes, port_of};
 use tokio::io::DuplexStream;

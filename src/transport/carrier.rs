@@ -20,8 +20,15 @@ use super::Io;
 use crate::wire::control::Control;
 use crate::wire::limits::MAX_CARRIER_MESSAGE;
 
-/// Bytes gathered before a message leaves without being flushed.
-pub const MESSAGE: usize = 64 * 1024;
+/// Bytes of one message. Below 8 KiB for the reason that `identity::verify` gives for its records: the WebSocket layer
+/// copies a message behind a header that leaves the target unaligned.
+pub const MESSAGE: usize = 8 * 1024 - 16;
+
+/// Bytes of messages gathered before they are written to the connection beneath without being flushed.
+const GATHER: usize = 64 * 1024;
+
+/// Bytes reserved for a message at least: a few small writes go into one.
+const SMALL: usize = 1024;
 
 /// How often a ping leaves, so that a NAT or a load balancer with an idle timeout of a minute keeps the connection.
 pub const PING: Duration = Duration::from_secs(15);
@@ -33,7 +40,7 @@ pub const SILENCE: Duration = Duration::from_secs(45);
 const READ_BUFFER: usize = 8 * 1024;
 
 /// Bytes that may wait in the WebSocket layer for a slow connection: a message, and control messages beside it.
-const WRITE_BUFFER: usize = MAX_CARRIER_MESSAGE + 64 * 1024;
+const WRITE_BUFFER: usize = GATHER + 2 * MAX_CARRIER_MESSAGE;
 
 /// Which end of the upgrade this program was, and whether masking was negotiated away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +56,7 @@ pub enum Side {
 fn config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
+        .write_buffer_size(GATHER)
         .max_write_buffer_size(WRITE_BUFFER)
         .max_message_size(Some(MAX_CARRIER_MESSAGE))
         .max_frame_size(Some(MAX_CARRIER_MESSAGE))
@@ -176,16 +183,27 @@ impl<T: Io> Carrier<T> {
     }
 
     fn poll_gather(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        if self.outgoing.len() >= MESSAGE {
-            ready!(self.poll_send(cx))?;
-        }
+        let asked: usize = bufs.iter().map(|buf| buf.len()).sum();
         let mut taken = 0;
         for buf in bufs {
-            let n = buf.len().min(MESSAGE.saturating_sub(self.outgoing.len()));
-            self.outgoing.extend_from_slice(&buf[..n]);
-            taken += n;
-            if n < buf.len() {
-                break;
+            let mut rest = &buf[..];
+            while !rest.is_empty() {
+                if self.outgoing.len() >= MESSAGE {
+                    match self.poll_send(cx)? {
+                        Poll::Ready(()) => {}
+                        Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+                if self.outgoing.capacity() == 0 {
+                    // A message keeps its allocation until it is written; a new one that grows piece by piece would
+                    // be copied at every step.
+                    self.outgoing.reserve((asked - taken).clamp(SMALL, MESSAGE));
+                }
+                let n = rest.len().min(MESSAGE - self.outgoing.len());
+                self.outgoing.extend_from_slice(&rest[..n]);
+                rest = &rest[n..];
+                taken += n;
             }
         }
         Poll::Ready(Ok(taken))

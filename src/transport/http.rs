@@ -12,6 +12,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -52,7 +53,7 @@ pub async fn post_json<T: Io, Q: Serialize, A: DeserializeOwned>(
         .header(CONNECTION, "close")
         .body(Full::new(Bytes::from(body)))
         .map_err(broken)?;
-    let response = exchange(io, request).await?;
+    let (response, _connection) = exchange(io, request).await?;
     let status = response.status();
     let bytes = body_of(response).await?;
     if !status.is_success() {
@@ -76,7 +77,7 @@ pub async fn upgrade<T: Io>(io: T, host: &str, path: &str) -> Result<Carrier<T>,
         .header(MASKING, MASKING_NONE)
         .body(Full::new(Bytes::new()))
         .map_err(broken)?;
-    let response = exchange(io, request).await?;
+    let (response, _connection) = exchange(io, request).await?;
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
         let bytes = body_of(response).await?;
@@ -103,25 +104,28 @@ pub fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-async fn exchange<T: Io>(io: T, request: Request<Full<Bytes>>) -> Result<Response<hyper::body::Incoming>, Refusal> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
-    // Ends when the exchange does: the sender is dropped with this future, the upgrade takes the connection over.
-    let connection = tokio::spawn(connection.with_upgrades());
+/// The task that moves an exchange's bytes; it ends when this is dropped, or when an upgrade takes the connection over.
+type Connection = JoinSet<hyper::Result<()>>;
+
+async fn exchange<T: Io>(
+    io: T,
+    request: Request<Full<Bytes>>,
+) -> Result<(Response<hyper::body::Incoming>, Connection), Refusal> {
+    let (mut sender, moving) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
+    let mut connection = JoinSet::new();
+    connection.spawn(moving.with_upgrades());
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await;
     match answer {
-        Ok(Ok(response)) => Ok(response),
+        Ok(Ok(response)) => Ok((response, connection)),
         Ok(Err(error)) => {
             // With client certificates under TLS 1.3 the server's verdict arrives only now.
-            let verdict = match connection.await {
-                Ok(Err(connection_error)) => describe(&connection_error),
+            let verdict = match connection.join_next().await {
+                Some(Ok(Err(connection_error))) => describe(&connection_error),
                 _ => describe(&error),
             };
             Err(broken(verdict))
         }
-        Err(_) => {
-            connection.abort();
-            Err(broken(format!("nothing came within {} s", ANSWER_TIMEOUT.as_secs())))
-        }
+        Err(_) => Err(broken(format!("nothing came within {} s", ANSWER_TIMEOUT.as_secs()))),
     }
 }
 

@@ -8,6 +8,9 @@ use super::refusal::{Refusal, RefusalCode};
 /// The methods a workspace may call on the laptop. Names are never reused.
 pub const METHODS: [&str; 5] = ["tool.list", "tool.execute", "config.get", "auth.getToken", "file.read"];
 
+/// The methods a laptop may call in the workspace. Names are never reused.
+pub const WORKSPACE_METHODS: [&str; 3] = ["device.list", "device.add", "device.remove"];
+
 /// A request. There is one to a stream, so `id` only has to be echoed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {

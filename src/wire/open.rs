@@ -58,7 +58,7 @@ pub enum StreamRequest {
     },
     /// A process in the workspace. Laptop to workspace.
     Process(ProcessRequest),
-    /// One JSON-RPC call. Workspace to laptop.
+    /// One JSON-RPC call. Workspace to laptop, and for the list of devices laptop to workspace.
     Call {},
     /// Anything else.
     #[serde(other)]

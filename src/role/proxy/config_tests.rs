@@ -72,7 +72,7 @@ fn with(section: &str, line: &str) -> String {
     let head = match section {
         "tool" => "tools:\n  t:\n    argv: [x]\n    ",
         "token" => "tokens:\n  t:\n    env: X\n    ",
-        "config" => "config:\n  files:\n    f:\n      path: /x\n      ",
+        "config" => "config:\n  files:\n    f:\n      path: /x.json\n      ",
         _ => "",
     };
     format!("version: 1\n{head}{line}\n")

@@ -220,7 +220,7 @@ impl Daemon {
 
     /// Passes a local command's stream to the workspace, as it is.
     async fn pass(&self, open: &Open, local: FramedStream<UnixStream>) {
-        if !matches!(open.request, StreamRequest::Process(_) | StreamRequest::Connect { .. }) {
+        if !matches!(open.request, StreamRequest::Process(_) | StreamRequest::Connect { .. } | StreamRequest::Call {}) {
             let text = format!("the control socket does not pass streams of kind `{}`", open.request.name());
             return local.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
         }

@@ -53,7 +53,7 @@ pub enum StubEvent {
 
 struct Stub {
     client: CoordinatorClient,
-    state: Mutex<StubState>,
+    state: Arc<Mutex<StubState>>,
     workspace: Arc<Workspace>,
     laptops: Arc<Laptops>,
     events: Box<dyn Fn(StubEvent) + Send + Sync>,
@@ -71,7 +71,7 @@ pub async fn run(
     let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone());
     let stub = Arc::new(Stub {
         client,
-        state: Mutex::new(state),
+        state: Arc::new(Mutex::new(state)),
         workspace: Arc::new(config.workspace),
         laptops: Arc::new(Laptops::default()),
         events: Box::new(events),
@@ -163,7 +163,7 @@ impl Stub {
         tracing::info!(session, %device, "session");
         (self.events)(StubEvent::SessionBegan(device.to_string()));
         tokio::select! {
-            outcome = serve(established, self.workspace.clone(), end) => {
+            outcome = serve(established, self.workspace.clone(), self.state.clone(), end) => {
                 tracing::info!(session, %device, ?outcome, "session over");
             }
             () = stop.cancelled() => {}

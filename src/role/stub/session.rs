@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::devices;
+use super::state::StubState;
+use crate::identity::KeyPin;
 use crate::service::forward::serve_connect;
 use crate::service::process::{ProcessDefaults, serve_process};
 use crate::service::remote::serve_listen;
@@ -32,15 +35,24 @@ pub struct Workspace {
 #[derive(Clone)]
 struct Shared {
     workspace: Arc<Workspace>,
+    state: Arc<Mutex<StubState>>,
+    device: KeyPin,
     opener: MuxOpener,
     processes: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
 }
 
 /// Serves the session until it ends or `end` is cancelled; then everything it started is gone.
-pub async fn serve(mut session: Session, workspace: Arc<Workspace>, end: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    mut session: Session,
+    workspace: Arc<Workspace>,
+    state: Arc<Mutex<StubState>>,
+    end: CancellationToken,
+) -> std::io::Result<()> {
     let shared = Shared {
         workspace,
+        state,
+        device: session.peer.pin,
         opener: session.opener.clone(),
         processes: Arc::new(Semaphore::new(MAX_CALLS)),
         listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
@@ -100,7 +112,8 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             }
             None => return stream.refuse(&busy("processes")).await,
         },
-        StreamRequest::Accepted { .. } | StreamRequest::Call {} | StreamRequest::Unknown => {
+        StreamRequest::Call {} => devices::serve(stream, shared.device, &shared.state).await.map_err(Into::into),
+        StreamRequest::Accepted { .. } | StreamRequest::Unknown => {
             let text =
                 format!("a workspace does not serve streams of kind `{kind}`. hint: is the stub of the same release?");
             return stream.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;

@@ -131,11 +131,20 @@ impl StubState {
 
     /// Puts a device on the list.
     pub fn add_device(&mut self, pin: KeyPin) -> Result<(), StateError> {
-        if self.kept.devices.len() < MAX_DEVICES && self.kept.devices.insert(pin) {
-            self.kept.trust_first_device = false;
-            self.save()?;
+        if !self.kept.devices.contains(&pin) && self.kept.devices.len() >= MAX_DEVICES {
+            let text = format!("{MAX_DEVICES} devices are on the list. hint: remove one first");
+            return Err(StateError::File(std::io::Error::other(text)));
         }
-        Ok(())
+        self.kept.devices.insert(pin);
+        self.kept.trust_first_device = false;
+        self.save()
+    }
+
+    /// Takes a device off the list; tells whether it was there.
+    pub fn remove_device(&mut self, pin: &KeyPin) -> Result<bool, StateError> {
+        let there = self.kept.devices.remove(pin);
+        self.save()?;
+        Ok(there)
     }
 
     /// Keeps a renewed certificate.

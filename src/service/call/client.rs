@@ -89,9 +89,11 @@ mod tests {
     async fn against(frames: &[(FrameKind, &[u8])]) -> (Result<Value, Refusal>, Vec<u8>, Vec<u8>) {
         let (a, b) = tokio::io::duplex(1 << 16);
         let stream = FramedStream::open(a, &Open::new(StreamRequest::Call {})).await.unwrap();
-        let (_, mut server) = FramedStream::accept(b).await.unwrap();
+        let (_, server) = FramedStream::accept(b).await.unwrap();
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let serve = async move {
+            // The whole stream, so that all of it ends here.
+            let mut server = server;
             for (kind, payload) in frames {
                 server.writer.send(*kind, payload).await.unwrap();
             }

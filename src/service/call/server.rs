@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::service::call::output::{self, Frames};
 use crate::service::laptop::{Laptop, resource};
@@ -95,16 +96,20 @@ async fn answer<S: Io>(
             }
         }
     }
-    let (Some(outcome), Some(())) = (&outcome, written) else {
-        // The caller is gone, or does not read. What runs for it gets its grace, then ends.
-        cancel.cancel();
-        if outcome.is_none() {
-            let _ = work.await;
+    let outcome = match (outcome, written) {
+        (Some(outcome), Some(())) => outcome,
+        (outcome, _) => {
+            // The caller is gone, or does not read. What runs for it gets its grace, then ends.
+            cancel.cancel();
+            if outcome.is_none() {
+                let _ = work.await;
+            }
+            return Err(RefusalCode::Cancelled);
         }
-        return Err(RefusalCode::Cancelled);
     };
     let code = outcome.as_ref().map(drop).map_err(|refusal| refusal.code);
-    let response = encode(Response::new(id, outcome.clone()));
+    // It may carry a token.
+    let response = Zeroizing::new(encode(Response::new(id, outcome)));
     let sent = async {
         writer.send(FrameKind::Message, &response).await?;
         writer.close().await

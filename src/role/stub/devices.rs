@@ -1,0 +1,79 @@
+//! The list of devices that the workspace serves, changed by a device that is on it. The only way to change it: the
+//! coordinator has none.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::state::{StateError, StubState};
+use crate::identity::KeyPin;
+use crate::session::framed::{FramedStream, Io};
+use crate::wire::call::{Request, Response};
+use crate::wire::open::Accepted;
+use crate::wire::{FrameKind, Refusal, RefusalCode};
+
+/// How long the request of a call may take to arrive.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize)]
+struct PinParams {
+    pin: KeyPin,
+}
+
+/// Serves one call of the laptop with the key `caller`.
+pub async fn serve<S: Io>(
+    mut stream: FramedStream<S>,
+    caller: KeyPin,
+    state: &Mutex<StubState>,
+) -> std::io::Result<()> {
+    stream.accepted(&Accepted::default()).await?;
+    let Ok(Ok(frame)) = tokio::time::timeout(REQUEST_TIMEOUT, stream.reader.expect()).await else { return Ok(()) };
+    let response = match (frame.kind, Request::parse(&frame.payload)) {
+        (FrameKind::Message, Ok(request)) => {
+            tracing::info!(target: "audit", method = request.method, %caller, "device list");
+            Response::new(request.id.clone(), dispatch(&request, caller, state))
+        }
+        (FrameKind::Message, Err(refusal)) => Response::new(Value::Null, Err(refusal)),
+        (kind, _) => {
+            let refusal = Refusal::new(RefusalCode::Malformed, format!("{kind:?} frame where a call belongs"));
+            Response::new(Value::Null, Err(refusal))
+        }
+    };
+    stream.writer.send_json(FrameKind::Message, &response).await?;
+    stream.writer.close().await
+}
+
+fn dispatch(request: &Request, caller: KeyPin, state: &Mutex<StubState>) -> Result<Value, Refusal> {
+    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let pin = || {
+        let params: PinParams = serde_json::from_value(request.params.clone()).map_err(|e| {
+            let text = format!("`pin` must be a key's pin: {e}. hint: `nexus-coordinator device list` shows them");
+            Refusal::new(RefusalCode::InvalidArguments, text)
+        })?;
+        Ok::<_, Refusal>(params.pin)
+    };
+    let kept = |error: StateError| Refusal::new(RefusalCode::Internal, error.to_string());
+    match request.method.as_str() {
+        "device.list" => {}
+        "device.add" => state.add_device(pin()?).map_err(kept)?,
+        "device.remove" => {
+            let pin = pin()?;
+            if pin == caller {
+                let text = "a device cannot remove itself: nobody could add it again. hint: do it from another device";
+                return Err(Refusal::new(RefusalCode::Denied, text));
+            }
+            if !state.remove_device(&pin).map_err(kept)? {
+                return Err(Refusal::new(RefusalCode::NotFound, "no device with that key is on the list"));
+            }
+        }
+        method => {
+            let text = format!("a workspace does not know the method `{}`", crate::wire::refusal::printable(method));
+            return Err(Refusal::new(RefusalCode::Unsupported, text));
+        }
+    }
+    let mut pins: Vec<String> = state.devices().iter().map(ToString::to_string).collect();
+    pins.sort();
+    Ok(json!({"devices": pins}))
+}
