@@ -62,7 +62,7 @@ impl Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
         let code = match refusal.code {
-            RefusalCode::Unavailable | RefusalCode::Timeout => UNAVAILABLE,
+            RefusalCode::Unavailable => UNAVAILABLE,
             RefusalCode::NotDeclared | RefusalCode::Denied => REFUSED,
             RefusalCode::InvalidArguments => USAGE,
             _ => FAILED,

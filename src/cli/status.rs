@@ -87,14 +87,10 @@ pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failur
     let home = Home::find()?;
     let stream = control::connect(&home.run, &workspace).await?;
     let (_, mut stream): (Value, _) = control::call(stream, "down", Value::Null).await?;
-    // The socket's end is the process's: wait for it, so that `up` can follow at once.
     let _ = stream.reader.next().await;
-    let path = socket_path(&home.run, &workspace);
-    for _ in 0..200 {
-        if !path.exists() {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    if !control::ended(&socket_path(&home.run, &workspace)).await {
+        let text = format!("workspace `{workspace}` was told to end, and is still at it. hint: try again in a moment");
+        return Err(Failure::new(failure::FAILED, text));
     }
     output.plain(&format!("{workspace} is down"), &json!({"down": workspace}));
     Ok(0)

@@ -153,6 +153,9 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
                 params["stdin"] = stdin.into();
             }
             let answer = ask(socket, "tool.execute", params).await?;
+            if let Some(cut) = answer["hint"].as_str().filter(|_| answer["truncated"] == true) {
+                return Err(Failure::new(failure::FAILED, crate::wire::refusal::printable(cut)));
+            }
             let code = answer["exit_code"].as_i64().or_else(|| answer["signal"].as_i64().map(|signal| 128 + signal));
             Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED))
         }

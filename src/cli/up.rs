@@ -18,7 +18,7 @@ use super::proxy::ForwardFlags;
 use super::signals;
 use crate::role::files;
 use crate::role::proxy::config::Config;
-use crate::role::proxy::control::{ControlSocket, socket_path};
+use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
 use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::profile::{self, Profile};
 use crate::role::proxy::tunnel::{Tunnel, TunnelState};
@@ -64,8 +64,10 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let config = Config::load(&config_path).map_err(|e| Failure::new(failure::USAGE, e))?;
     let mut requests = up.forwards.requests();
     requests.extend(super::proxy::configured(&config)?);
-    let socket = ControlSocket::bind(&socket_path(&home.run, &up.workspace))
-        .map_err(|e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace)))?;
+    let refused = |e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace));
+    // Held until everything is down.
+    let claim = Claim::new(&socket_path(&home.run, &up.workspace)).await.map_err(refused)?;
+    let socket = claim.bind().map_err(refused)?;
     let stop = CancellationToken::new();
     let interrupted = signals::ask_for_end(stop.clone());
     let work = async {
@@ -76,9 +78,11 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
         outcome
     };
     tokio::select! {
-        outcome = work => outcome,
-        () = interrupted => Ok(0),
+        outcome = work => outcome?,
+        () = interrupted => {}
     }
+    output.line("down", "everything is taken down", &json!({"event": "down"}));
+    Ok(0)
 }
 
 /// What runs on this machine besides the tunnel; ended in the reverse order.
@@ -124,7 +128,7 @@ async fn session(
     socket: ControlSocket,
     local: &mut Local,
     stop: &CancellationToken,
-) -> Result<u8, Failure> {
+) -> Result<(), Failure> {
     let (profile, url) = match &up.coordinator {
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
@@ -144,22 +148,20 @@ async fn session(
     let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone());
     let tunnel = Tunnel::new(client, profile, up.workspace.clone());
     let daemon = Daemon::new(tunnel, device, config.declared(), up.background.clone(), stop.clone());
-    let running = daemon.clone().run(socket);
+    let mut running = Box::pin(daemon.clone().run(socket));
     let shown = show(daemon.clone(), requests, output, began);
-    tokio::select! {
-        outcome = running => {
-            let code = |error: crate::role::proxy::tunnel::TunnelError| Failure::new(failure::REFUSED, error);
-            outcome.map_err(code)?;
-            output.line("down", "everything is taken down", &json!({"event": "down"}));
-            Ok(0)
-        }
-        failed = shown => Err(failed),
+    let failed = tokio::select! {
+        outcome = &mut running => return outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
+        failed = shown => failed,
         how = local.broke() => {
             let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
             let text = format!("the workspace's stub ended ({how}). hint: its log is {}", places.display());
-            Err(Failure::new(failure::FAILED, text))
+            Failure::new(failure::FAILED, text)
         }
-    }
+    };
+    stop.cancel();
+    let _ = running.await;
+    Err(failed)
 }
 
 #[cfg(feature = "coordinator")]
@@ -286,8 +288,11 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     let tail = std::fs::read_to_string(&log).unwrap_or_default();
     let last = tail.lines().last().unwrap_or_default();
     let why = serde_json::from_str::<serde_json::Value>(last).ok();
-    let why =
-        why.and_then(|v| Some(format!("{}. hint: {}", v["error"]["message"].as_str()?, v["error"]["hint"].as_str()?)));
+    let why = why.and_then(|v| {
+        let message = v["error"]["message"].as_str()?;
+        let hint = v["error"]["hint"].as_str();
+        Some(hint.map_or_else(|| message.to_owned(), |hint| format!("{message}. hint: {hint}")))
+    });
     let text =
         why.unwrap_or_else(|| format!("the background process ended ({status}). hint: its log is {}", log.display()));
     Err(Failure::new(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED), text))

@@ -88,7 +88,8 @@ fn spawn(request: &ProcessRequest, defaults: &ProcessDefaults) -> Result<(Group,
             cwd.display(),
             defaults.cwd.display()
         );
-        return Err(Refusal::new(RefusalCode::NotFound, message));
+        // Not `NotFound`, which is the program's: `exec` ends with 127 for that.
+        return Err(Refusal::new(RefusalCode::InvalidArguments, message));
     }
     let mut command = Command::new(program);
     command

@@ -91,7 +91,7 @@ async fn what_cannot_run_is_explained() {
         (argv(&["no-such-program"]), RefusalCode::NotFound),
         (argv(&["/etc/passwd"]), RefusalCode::Denied),
         (argv(&["echo", "a\0b"]), RefusalCode::InvalidArguments),
-        (nowhere, RefusalCode::NotFound),
+        (nowhere, RefusalCode::InvalidArguments),
     ] {
         let refusal = run(request, b"").await.exit.unwrap_err();
         assert_eq!(refusal.code, expected, "{refusal}");

@@ -9,29 +9,24 @@ use tempfile::TempDir;
 use crate::support::program::{command, free_port, listens};
 use crate::support::*;
 
-/// The body at `url`, once it is certain that there is one.
-fn curl(url: &str, more: &[&str]) -> Run {
-    let mut curl = command("curl", ["-q", "-sS", "--fail", "--max-time", "20", "--noproxy", "", url]);
-    curl.args(more);
-    for variable in ["HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
-        curl.env_remove(variable);
-    }
-    Run::of(curl)
+/// What is at `url`.
+fn fetch(url: &str, more: &[&str]) -> Run {
+    Run::of(curl(&[&["--noproxy", "", url], more].concat()))
 }
 
 #[test]
 fn nginx_serves_to_curl() {
     let nginx = Nginx::start();
     fs::write(nginx.root.join("hello"), "hello\n").unwrap();
-    assert_eq!(curl(&nginx.url("hello"), &[]).ok(), "hello\n");
-    assert!(curl(&nginx.url("absent"), &[]).err().contains("404"));
+    assert_eq!(fetch(&nginx.url("hello"), &[]).ok(), "hello\n");
+    assert!(fetch(&nginx.url("absent"), &[]).err().contains("404"));
 }
 
 #[test]
 fn python_serves_to_curl() {
     let server = HttpServer::start();
     fs::write(server.root.join("hello"), "hello\n").unwrap();
-    assert_eq!(curl(&server.url("hello"), &[]).ok(), "hello\n");
+    assert_eq!(fetch(&server.url("hello"), &[]).ok(), "hello\n");
 }
 
 #[test]
@@ -90,7 +85,7 @@ fn squid_tunnels() {
     let nginx = Nginx::start();
     fs::write(nginx.root.join("hello"), "hello\n").unwrap();
     let squid = Squid::start();
-    let through = |proxy: &str| curl(&nginx.url("hello"), &["--proxytunnel", "--proxy", proxy]);
+    let through = |proxy: &str| fetch(&nginx.url("hello"), &["--proxytunnel", "--proxy", proxy]);
     assert_eq!(through(&squid.url("127.0.0.1")).ok(), "hello\n");
     let line = format!("CONNECT 127.0.0.1:{}", nginx.addr.port());
     until("the tunnel in squid's log", || squid.log().contains(&line).then_some(()));

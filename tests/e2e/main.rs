@@ -5,6 +5,16 @@
 
 #![cfg(all(feature = "proxy", feature = "stub", feature = "coordinator"))]
 
+mod first_minutes;
 mod fixtures;
+mod forwards;
+mod forwards_datagrams;
+mod forwards_faults;
+mod forwards_unix;
+mod lifecycle;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
+mod window;
+mod window_files;
+mod window_secrets;
+mod window_tools;

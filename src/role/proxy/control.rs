@@ -3,9 +3,11 @@
 //! A connection begins with a `Message` frame, which is a call to the running program, or with an `Open` frame, which
 //! is passed to the workspace as it is. The socket is 0600 in a 0700 directory, and only its owner is served.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -20,37 +22,84 @@ use crate::wire::{FrameKind, Refusal, RefusalCode};
 /// The calls that a running `up` answers.
 pub const METHODS: [&str; 3] = ["status", "down", "forward"];
 
+/// How long an `up` that was told to end may take: its stub and its coordinator have several seconds each.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often its end is looked for: nothing tells it across processes.
+const END_POLL: Duration = Duration::from_millis(20);
+
 /// The socket of a workspace below the run directory.
 pub fn socket_path(run_dir: &Path, workspace: &WorkspaceName) -> PathBuf {
     run_dir.join(format!("{workspace}.sock"))
 }
 
-/// The listening end; the file is removed with it.
+/// The right to keep a workspace up, which one process has. The socket's file is removed with it: where there is
+/// none, everything that belonged to it is down. The right ends with its process, however that ends.
 #[derive(Debug)]
-pub struct ControlSocket {
-    listener: UnixListener,
+pub struct Claim {
     path: PathBuf,
+    _lock: File,
 }
 
-impl ControlSocket {
-    /// Binds the socket. There is one for each workspace: a second `up` is refused.
-    pub fn bind(path: &Path) -> io::Result<ControlSocket> {
+impl Claim {
+    /// Claims the socket at `path`. Refused while another process has it; one that is about to end is waited for.
+    pub async fn new(path: &Path) -> io::Result<Claim> {
         if let Some(dir) = path.parent() {
             files::private_dir(dir)?;
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            let text = "it is up already. hint: `nexus-proxy status` shows it, `nexus-proxy down` ends it";
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.with_extension("lock"))?;
+        let deadline = Instant::now() + END_TIMEOUT;
+        while let Err(error) = lock.try_lock() {
+            if let TryLockError::Error(error) = error {
+                return Err(error);
+            }
+            if std::os::unix::net::UnixStream::connect(path).is_ok() || Instant::now() >= deadline {
+                let text = "it is up already. hint: `nexus-proxy status` shows it, `nexus-proxy down` ends it";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+            }
+            tokio::time::sleep(END_POLL).await;
         }
-        let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path).map_err(|e| {
-            let hint = "hint: a socket's path may have about 100 bytes; a shorter NEXUS_HOME helps";
-            io::Error::new(e.kind(), format!("{}: {e}. {hint}", path.display()))
-        })?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(ControlSocket { listener, path: path.to_owned() })
+        Ok(Claim { path: path.to_owned(), _lock: lock })
     }
 
+    /// Binds the socket. A file that was left by a process that is gone is replaced.
+    pub fn bind(&self) -> io::Result<ControlSocket> {
+        let _ = std::fs::remove_file(&self.path);
+        let listener = UnixListener::bind(&self.path).map_err(|e| {
+            let hint = "hint: a socket's path may have about 100 bytes; a shorter NEXUS_HOME helps";
+            io::Error::new(e.kind(), format!("{}: {e}. {hint}", self.path.display()))
+        })?;
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(ControlSocket { listener })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Waits until the process that has the socket at `path` is done; whether it was in time.
+pub async fn ended(path: &Path) -> bool {
+    let deadline = Instant::now() + END_TIMEOUT;
+    while path.exists() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(END_POLL).await;
+    }
+    true
+}
+
+/// The listening end of a claimed socket.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+}
+
+impl ControlSocket {
     /// The next connection of the owner's.
     pub async fn accept(&self) -> UnixStream {
         loop {
@@ -68,12 +117,6 @@ impl ControlSocket {
                 }
             }
         }
-    }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

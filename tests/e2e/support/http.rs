@@ -3,17 +3,31 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
 use super::place::Place;
 use super::program::{Running, command, is_root};
 
-/// nginx with a folder of static files.
+/// `curl` as a person without any configuration would have it: quiet but for errors, and no proxy but what `words` name.
+#[track_caller]
+pub fn curl(words: &[&str]) -> Command {
+    let mut curl = command("curl", ["-q", "-sS", "--fail", "--max-time", "25"]);
+    curl.args(words);
+    for variable in ["HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
+        curl.env_remove(variable);
+    }
+    curl
+}
+
+/// nginx with a folder of static files, which takes uploads too (`PUT`).
 #[derive(Debug)]
 pub struct Nginx {
     /// Where it listens.
     pub addr: SocketAddr,
+    /// The Unix socket on which it serves the same.
+    pub socket: PathBuf,
     /// What it serves.
     pub root: PathBuf,
     _program: Running,
@@ -40,7 +54,8 @@ impl Nginx {
             nginx.arg("-p").arg(folder.path()).arg("-c").arg(&conf);
             place.run(nginx)
         });
-        Nginx { addr: SocketAddr::new(place.bind(), port), root, _program: program, _folder: folder }
+        let socket = folder.path().join("http.sock");
+        Nginx { addr: SocketAddr::new(place.bind(), port), socket, root, _program: program, _folder: folder }
     }
 
     /// The URL of a file below [`root`](Self::root).
@@ -59,7 +74,8 @@ fn nginx_conf(folder: &Path, addr: SocketAddr) -> String {
            access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000; default_type text/plain;
            client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
            uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-           server {{ listen {addr}; root {folder}/www; }}
+           client_max_body_size 0;
+           server {{ listen {addr}; listen unix:{folder}/http.sock; root {folder}/www; dav_methods PUT; }}
          }}"
     )
 }

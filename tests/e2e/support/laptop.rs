@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::place::Place;
 use super::program::{Run, Running};
+use super::until;
 
 /// A laptop: an empty `NEXUS_HOME`, and `nexus-proxy` run with it.
 #[derive(Debug)]
@@ -70,8 +71,7 @@ impl Laptop {
     #[track_caller]
     pub fn up_as(&self, command: Command) -> Up<'_> {
         let mut program = Running::start(self.place.run(command));
-        let tunnel = program.says("tunnel");
-        assert!(tunnel.contains("up"), "the tunnel is not up:\n{}", program.output());
+        until_up(&mut program);
         Up { program, laptop: self }
     }
 
@@ -88,6 +88,12 @@ impl Laptop {
         Run::with_input(self.place.run(command), input)
     }
 
+    /// Runs `nexus-stub` with these words in the workspace `default`, as an agent there would.
+    #[track_caller]
+    pub fn stub(&self, words: &[&str]) -> Run {
+        self.exec("default", &[&["nexus-stub"], words].concat())
+    }
+
     /// `nexus-proxy forward` with these words; returns when it has said a line that contains `ready`.
     #[track_caller]
     pub fn forward(&self, workspace: &str, words: &[&str], ready: &str) -> (String, Running) {
@@ -95,6 +101,27 @@ impl Laptop {
         let mut program = Running::start(self.place.run(command));
         let line = program.says(ready);
         (line, program)
+    }
+
+    /// A forward that lasts as long as what is returned, and the port that was picked for it.
+    #[track_caller]
+    pub fn forward_on_free_port(&self, flag: &str, spec: &str) -> (u16, Running) {
+        let (line, program) = self.forward("default", &[flag, spec], "forward");
+        (port_in(&line), program)
+    }
+
+    /// The directory of the workspace `default`.
+    pub fn workspace(&self) -> PathBuf {
+        self.home.path().join("data/local/default/workspace")
+    }
+
+    /// What `nexus-proxy status --json` says about the only workspace.
+    #[track_caller]
+    pub fn workspace_status(&self) -> serde_json::Value {
+        let mut status = self.status();
+        let workspaces = status["workspaces"].as_array().map(Vec::len);
+        assert_eq!(workspaces, Some(1), "{status}");
+        status["workspaces"][0].take()
     }
 
     /// What `nexus-proxy status --json` says.
@@ -109,6 +136,19 @@ impl Laptop {
     pub fn down(&self) -> Run {
         self.run(&["down"])
     }
+}
+
+/// Waits for the line about the tunnel, which must be up; the log around it may speak of tunnels too.
+#[track_caller]
+fn until_up(program: &mut Running) {
+    let said = |line: &String| line.starts_with("  tunnel ") || line.starts_with("{\"event\":\"tunnel\"");
+    let line = until("`up` to speak of its tunnel, or to end", || {
+        let ended = program.has_ended().is_some();
+        let line = program.lines().into_iter().find(said);
+        (line.is_some() || ended).then_some(line)
+    });
+    let up = line.is_some_and(|line| line.contains(" up in ") || line.contains("\"state\":\"up\""));
+    assert!(up, "the tunnel is not up:\n{}", program.output());
 }
 
 /// A `nexus-proxy up` in the foreground. Ended on drop.

@@ -7,6 +7,7 @@
 pub mod git;
 pub mod http;
 pub mod iperf3;
+pub mod kernel;
 pub mod laptop;
 pub mod place;
 pub mod postgres;
@@ -14,16 +15,18 @@ pub mod program;
 pub mod redis;
 pub mod squid;
 pub mod ssh;
+pub mod udp;
 pub mod wait;
 
 pub use git::GitDaemon;
-pub use http::{HttpServer, Nginx};
+pub use http::{HttpServer, Nginx, curl};
 pub use iperf3::Iperf3;
 pub use laptop::Laptop;
 pub use place::{Hosts, Place};
 pub use postgres::Postgres;
-pub use program::{Run, Running, find};
+pub use program::{Run, Running, command, find};
 pub use redis::Redis;
 pub use squid::Squid;
 pub use ssh::Sshd;
+pub use udp::UdpEcho;
 pub use wait::{PATIENCE, until};

@@ -58,11 +58,22 @@ impl Sshd {
     /// the host is called `there`.
     #[track_caller]
     pub fn client(&self, port: u16, words: &[&str]) -> Command {
-        let mut ssh = command("ssh", ["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
-        ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "HostName=127.0.0.1"]);
-        ssh.args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=10", "-p", &port.to_string(), "-i"]);
-        ssh.arg(&self.key).args(words).env_remove("SSH_AUTH_SOCK");
-        ssh
+        self.command("ssh", port, words)
+    }
+
+    /// An `scp` in the same manner: one of the two names in `words` begins with `there:`.
+    #[track_caller]
+    pub fn copy(&self, port: u16, words: &[&str]) -> Command {
+        self.command("scp", port, words)
+    }
+
+    #[track_caller]
+    fn command(&self, program: &str, port: u16, words: &[&str]) -> Command {
+        let mut command = command(program, ["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
+        command.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "HostName=127.0.0.1"]);
+        command.args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=10", "-o", &format!("Port={port}"), "-i"]);
+        command.arg(&self.key).args(words).env_remove("SSH_AUTH_SOCK");
+        command
     }
 }
 

@@ -1,0 +1,30 @@
+//! What the kernel tells about processes that are not children of ours.
+
+use std::fs;
+
+/// The children of process `pid`.
+pub fn children(pid: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").expect("/proc is there").flatten();
+    let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|id| stat(*id).is_some_and(|(_, parent)| parent == pid)).collect()
+}
+
+/// Whether process `pid` runs; one that has ended and waits to be reaped does not.
+pub fn runs(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
+}
+
+/// Environment and command line of process `pid`, a line each.
+pub fn surroundings(pid: u32) -> String {
+    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).expect("the process runs, and is ours");
+    let bytes = [read("environ"), read("cmdline")].concat();
+    String::from_utf8_lossy(&bytes).replace('\0', "\n")
+}
+
+/// State and parent.
+fn stat(pid: u32) -> Option<(String, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may hold anything.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+}
