@@ -12,12 +12,6 @@ pub const USAGE: u8 = 2;
 pub const UNAVAILABLE: u8 = 3;
 /// It was refused: not declared, not allowed.
 pub const REFUSED: u8 = 4;
-/// `exec`: nexus-proxy itself failed, not the command.
-pub const EXEC_FAILED: u8 = 125;
-/// `exec`: the program cannot be executed.
-pub const EXEC_DENIED: u8 = 126;
-/// `exec`: there is no such program.
-pub const EXEC_MISSING: u8 = 127;
 
 /// The table of exit codes, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not up or not reachable, \

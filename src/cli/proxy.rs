@@ -32,6 +32,13 @@ use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::open::ProcessRequest;
 use crate::wire::{Open, RefusalCode, StreamRequest};
 
+/// `exec`: nexus-proxy itself failed, not the command.
+const EXEC_FAILED: u8 = 125;
+/// `exec`: the program cannot be executed.
+const EXEC_DENIED: u8 = 126;
+/// `exec`: there is no such program.
+const EXEC_MISSING: u8 = 127;
+
 /// Bytes of a secret on standard input: what a token may have.
 const MAX_SECRET: u64 = 64 * 1024;
 
@@ -285,7 +292,7 @@ pub fn show_forward(output: Output, status: &ForwardStatus) {
 }
 
 async fn exec(args: Exec) -> Result<u8, Failure> {
-    let own = |failure: Failure| Failure { code: failure::EXEC_FAILED, ..failure };
+    let own = |failure: Failure| Failure { code: EXEC_FAILED, ..failure };
     let home = Home::find()?;
     let stream = control::connect(&home.run, &args.workspace).await.map_err(|e| own(e.into()))?;
     let env = args.env.into_iter().collect();
@@ -317,9 +324,9 @@ async fn exec(args: Exec) -> Result<u8, Failure> {
         Ok(exit) => Ok(u8::try_from(exit.shell_code()).unwrap_or(failure::FAILED)),
         Err(refusal) => {
             let code = match refusal.code {
-                RefusalCode::NotFound => failure::EXEC_MISSING,
-                RefusalCode::Denied => failure::EXEC_DENIED,
-                _ => failure::EXEC_FAILED,
+                RefusalCode::NotFound => EXEC_MISSING,
+                RefusalCode::Denied => EXEC_DENIED,
+                _ => EXEC_FAILED,
             };
             Err(Failure::new(code, refusal))
         }

@@ -16,6 +16,7 @@ use super::address::CoordinatorUrl;
 use super::carrier::Carrier;
 use super::dial::{DialError, dial};
 use super::http;
+use super::read_ahead::ReadAhead;
 use crate::identity::code::Code;
 use crate::identity::error::IdentityError;
 use crate::identity::verify::{Expect, bootstrap_client_config, client_config};
@@ -28,7 +29,7 @@ use crate::wire::{Refusal, RefusalCode};
 pub const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// A carrier to the coordinator.
-pub type CoordinatorCarrier = Carrier<TlsStream<TcpStream>>;
+pub type CoordinatorCarrier = Carrier<TlsStream<ReadAhead<TcpStream>>>;
 
 /// Why the coordinator did not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::address::CoordinatorUrl;
+use super::read_ahead::ReadAhead;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 
 /// How long reaching the coordinator (or the proxy before it) may take.
@@ -62,7 +63,7 @@ pub enum DialError {
 }
 
 /// A TLS connection to the coordinator, with `TCP_NODELAY` and keep-alive.
-pub async fn dial(url: &CoordinatorUrl, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+pub async fn dial(url: &CoordinatorUrl, tls: Arc<ClientConfig>) -> Result<TlsStream<ReadAhead<TcpStream>>, DialError> {
     dial_with(url, tls, &Matcher::from_env()).await
 }
 
@@ -71,8 +72,8 @@ pub async fn dial_with(
     url: &CoordinatorUrl,
     tls: Arc<ClientConfig>,
     proxies: &Matcher,
-) -> Result<TlsStream<TcpStream>, DialError> {
-    let tcp = connect(url, proxies).await?;
+) -> Result<TlsStream<ReadAhead<TcpStream>>, DialError> {
+    let tcp = ReadAhead::new(connect(url, proxies).await?);
     let name = ServerName::try_from(url.host())
         .ok()
         .filter(|name| matches!(name, ServerName::DnsName(_)))

@@ -37,6 +37,7 @@ use crate::identity::verify::{ClientAuth, Expect, server_config};
 use crate::transport::carrier::{Carrier, Side, websocket};
 use crate::transport::client::ALPN;
 use crate::transport::http::{MASKING, MASKING_NONE, text_of};
+use crate::transport::read_ahead::ReadAhead;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::version::Version;
@@ -60,7 +61,7 @@ pub const PARK_PATH: &str = "/v1/park";
 /// Before the name of the workspace that a laptop asks for.
 pub const CONNECT_PATH: &str = "/v1/connect/";
 
-type Tls = TlsStream<TcpStream>;
+type Tls = TlsStream<ReadAhead<TcpStream>>;
 
 /// What every connection needs.
 #[derive(Clone)]
@@ -153,7 +154,7 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, sha
     let _ = tcp.set_nodelay(true);
     let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
     let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
-    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(ReadAhead::new(tcp))).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return tracing::info!(%peer, %error, "TLS refused"),
         Err(_) => return tracing::info!(%peer, "TLS took too long"),
