@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdin, Command};
@@ -20,6 +20,12 @@ use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
 use crate::role::stub::state::StubState;
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
+
+/// How long a stub that lost its parent may take to end what runs in the workspace.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often its end is looked for: it is no child of this process.
+const ORPHAN_POLL: Duration = Duration::from_millis(20);
 
 /// Where things of an embedded workspace are, below the data directory.
 #[derive(Debug, Clone)]
@@ -119,6 +125,7 @@ impl Embedded {
             profile.forget(workspace).map_err(|e| Failure::new(failure::FAILED, e))?;
         }
         let code = code.map(|code| code.reveal());
+        orphan_ended(&places.state.join(SOCKET)).await;
         StubProcess::start(places, &self.url, code.as_ref().map(|code| code.as_str()))
     }
 
@@ -126,6 +133,15 @@ impl Embedded {
     pub async fn stop(mut self) {
         self.stop.cancel();
         let _ = tokio::time::timeout(Duration::from_secs(6), self.task.join_next()).await;
+    }
+}
+
+/// Waits for a stub that a killed `up` left behind: it ends by itself, but not at once, and would keep the new one from
+/// the socket. Nobody else's can be there, since this process has the workspace.
+async fn orphan_ended(socket: &Path) {
+    let deadline = Instant::now() + ORPHAN_TIMEOUT;
+    while std::os::unix::net::UnixStream::connect(socket).is_ok() && Instant::now() < deadline {
+        tokio::time::sleep(ORPHAN_POLL).await;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -108,6 +109,22 @@ fn a_killed_up_takes_its_stub_along_and_can_be_had_again() {
     let _again = laptop.up(&[]);
     assert_eq!(laptop.exec("default", &["echo", "again"]).ok(), "again\n");
     assert_eq!(devices(&laptop).len(), 1);
+}
+
+#[test]
+fn up_waits_for_the_stub_of_one_that_was_killed() {
+    let laptop = Laptop::new();
+    laptop.up(&[]).ctrl_c();
+    // As a stub that has lost its parent and is still busy with its end.
+    let path = laptop.home().join("data/local/default/stub/stub.sock");
+    let orphan = UnixListener::bind(&path).unwrap();
+    let mut up = Running::start(laptop.command(&["up"]));
+    orphan.set_nonblocking(true).unwrap();
+    until("somebody to look for the orphan", || orphan.accept().ok());
+    fs::remove_file(&path).unwrap();
+    drop(orphan);
+    up.says("tunnel       up in");
+    assert_eq!(laptop.exec("default", &["echo", "again"]).ok(), "again\n");
 }
 
 #[test]
