@@ -27,6 +27,9 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often its end is looked for: it is no child of this process.
 const ORPHAN_POLL: Duration = Duration::from_millis(20);
 
+/// Bytes of a Unix socket's path on every system that this runs on.
+const MAX_SOCKET_PATH: usize = 103;
+
 /// Where things of an embedded workspace are, below the data directory.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -110,6 +113,15 @@ impl Embedded {
         workspace: &WorkspaceName,
         profile: &mut Profile,
     ) -> Result<StubProcess, Failure> {
+        let socket = places.state.join(SOCKET);
+        if socket.as_os_str().len() > MAX_SOCKET_PATH {
+            let text = format!("{} is too long for a socket", socket.display());
+            let hint = format!(
+                "set NEXUS_HOME to a directory whose path is shorter by {}",
+                socket.as_os_str().len() - MAX_SOCKET_PATH
+            );
+            return Err(Failure::new(failure::USAGE, format!("{text}. hint: {hint} bytes")));
+        }
         files::private_dir(&places.workspace)?;
         files::private_dir(&places.state)?;
         let pin = profile.credential.key.pin();

@@ -7,6 +7,8 @@ mod embedded;
 mod failure;
 mod generate;
 mod home;
+#[cfg(any(feature = "proxy", feature = "stub"))]
+mod json_lines;
 mod log;
 mod output;
 #[cfg(feature = "proxy")]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{self, Failure};
 use super::generate::{self, Generate};
 use super::home::Home;
+use super::json_lines;
 use super::log::Common;
 use super::output::Output;
 use super::status;
@@ -232,7 +233,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
     let output = Output::new(common.json);
     match arguments.command {
         Command::Up(args) => Box::pin(up::run(args, &common)).await,
-        Command::Exec(args) => exec(args).await,
+        Command::Exec(args) => exec(args, output).await,
         Command::Forward(args) => forward(args, output).await,
         Command::Status { workspace } => status::status(workspace, output).await,
         Command::Down { workspace } => status::down(workspace, output).await,
@@ -291,7 +292,7 @@ pub fn show_forward(output: Output, status: &ForwardStatus) {
     output.line("forward", &format!("{here} → {target}{there}"), &json!({"event": "forward", "forward": status}));
 }
 
-async fn exec(args: Exec) -> Result<u8, Failure> {
+async fn exec(args: Exec, output: Output) -> Result<u8, Failure> {
     let own = |failure: Failure| Failure { code: EXEC_FAILED, ..failure };
     let home = Home::find()?;
     let stream = control::connect(&home.run, &args.workspace).await.map_err(|e| own(e.into()))?;
@@ -315,13 +316,19 @@ async fn exec(args: Exec) -> Result<u8, Failure> {
             let _ = send.send(number).await;
         }
     };
-    let run = run_process(stream, tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr(), signals);
+    let (stdout, stderr) = json_lines::sinks(output.is_json());
+    let run = run_process(stream, tokio::io::stdin(), stdout, stderr, signals);
     let exit = tokio::select! {
         exit = run => exit,
         () = forward_signals => unreachable!("signals are passed on for ever"),
     };
     match exit {
-        Ok(exit) => Ok(u8::try_from(exit.shell_code()).unwrap_or(failure::FAILED)),
+        Ok(exit) => {
+            if output.is_json() {
+                output.plain("", &json!({"exit_code": exit.code, "signal": exit.signal}));
+            }
+            Ok(u8::try_from(exit.shell_code()).unwrap_or(failure::FAILED))
+        }
         Err(refusal) => {
             let code = match refusal.code {
                 RefusalCode::NotFound => EXEC_MISSING,

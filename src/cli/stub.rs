@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{self, Failure};
 use super::generate::{self, Generate};
 use super::home;
+use super::json_lines;
 use super::log::Common;
 use super::output::Output;
 use super::signals;
@@ -137,7 +138,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Run(run) => serve(run, socket, output).await,
         Command::Generate(what) => generate::run::<Arguments>(&what),
         Command::Tool(Tool::List) => {
-            let answer = ask(socket, "tool.list", Value::Null).await?;
+            let answer = ask(output.is_json(), socket, "tool.list", Value::Null).await?;
             output.plain(&tool_table(&answer), &answer);
             Ok(0)
         }
@@ -152,7 +153,10 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             if let Some(stdin) = stdin {
                 params["stdin"] = stdin.into();
             }
-            let answer = ask(socket, "tool.execute", params).await?;
+            let answer = ask(output.is_json(), socket, "tool.execute", params).await?;
+            if output.is_json() {
+                output.plain("", &answer);
+            }
             if let Some(cut) = answer["hint"].as_str().filter(|_| answer["truncated"] == true) {
                 return Err(Failure::new(failure::FAILED, crate::wire::refusal::printable(cut)));
             }
@@ -160,12 +164,12 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED))
         }
         Command::Token { service } => {
-            let answer = ask(socket, "auth.getToken", json!({"service": service})).await?;
+            let answer = ask(output.is_json(), socket, "auth.getToken", json!({"service": service})).await?;
             output.plain(answer["token"].as_str().unwrap_or_default(), &answer);
             Ok(0)
         }
         Command::Config(Config::Get { key }) => {
-            let answer = ask(socket, "config.get", json!({"key": key})).await?;
+            let answer = ask(output.is_json(), socket, "config.get", json!({"key": key})).await?;
             let text = match &answer["value"] {
                 Value::String(text) => text.clone(),
                 Value::Null => serde_json::to_string_pretty(&answer).unwrap_or_default(),
@@ -182,14 +186,17 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             if let Some(length) = length {
                 params["length"] = length.into();
             }
-            ask(socket, "file.read", params).await?;
+            let answer = ask(output.is_json(), socket, "file.read", params).await?;
+            if output.is_json() {
+                output.plain("", &answer);
+            }
             Ok(0)
         }
     }
 }
 
 /// Calls the laptop; output of the call goes to standard output and standard error as it comes.
-async fn ask(socket: Option<PathBuf>, method: &str, params: Value) -> Result<Value, Failure> {
+async fn ask(json: bool, socket: Option<PathBuf>, method: &str, params: Value) -> Result<Value, Failure> {
     let socket = socket.unwrap_or_else(|| home::stub_state().join(SOCKET));
     let stream = tokio::net::UnixStream::connect(&socket).await.map_err(|e| {
         let text =
@@ -198,8 +205,9 @@ async fn ask(socket: Option<PathBuf>, method: &str, params: Value) -> Result<Val
     })?;
     let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
     let stream = stream.map_err(StreamError::into_refusal)?;
+    let (stdout, stderr) = json_lines::sinks(json);
     // A signal ends this process; the laptop sees the stream end and ends the tool.
-    Ok(client::call(stream, method, params, tokio::io::stdout(), tokio::io::stderr()).await?)
+    Ok(client::call(stream, method, params, stdout, stderr).await?)
 }
 
 fn tool_table(answer: &Value) -> String {

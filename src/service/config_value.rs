@@ -81,7 +81,8 @@ impl ConfigValues {
             return Ok(json!({"keys": self.keys().collect::<Vec<_>>()}));
         }
         if key.len() > MAX_KEY || key.split('.').count() > MAX_DEPTH {
-            let message = format!("a key has at most {MAX_KEY} bytes and {MAX_DEPTH} parts. hint: ask for a part above");
+            let message =
+                format!("a key has at most {MAX_KEY} bytes and {MAX_DEPTH} parts. hint: ask for a part above");
             return Err(Refusal::new(RefusalCode::InvalidArguments, message));
         }
         let inside = |entry: &str| key.strip_prefix(entry).is_some_and(|r| r.is_empty() || r.starts_with('.'));

@@ -89,7 +89,14 @@ pub struct FrameReader<R> {
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Frames from `io`.
     pub fn new(io: R) -> FrameReader<R> {
-        FrameReader { io, header: [0; FRAME_HEADER], header_len: 0, current: None, payload: BytesMut::new(), only: None }
+        FrameReader {
+            io,
+            header: [0; FRAME_HEADER],
+            header_len: 0,
+            current: None,
+            payload: BytesMut::new(),
+            only: None,
+        }
     }
 
     /// The next frame; `None` when the stream ends between frames. Safe to cancel: nothing read is lost.

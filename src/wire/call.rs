@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn an_id_is_small() {
-        let parse = |id: Value| Request::parse(json!({"jsonrpc": "2.0", "id": id, "method": "m"}).to_string().as_bytes());
+        let parse =
+            |id: Value| Request::parse(json!({"jsonrpc": "2.0", "id": id, "method": "m"}).to_string().as_bytes());
         for good in [json!(7), json!(null), json!("x".repeat(MAX_ID))] {
             assert_eq!(parse(good.clone()).unwrap().id, good);
         }

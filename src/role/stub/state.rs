@@ -184,8 +184,7 @@ mod tests {
         let workspace: WorkspaceName = "w".parse().unwrap();
         let key = PrivateKey::generate().unwrap();
         let identity = Identity::new(authority.domain().clone(), Role::Workspace(workspace.clone()));
-        let chain =
-            authority.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(60), now, &[]).unwrap();
+        let chain = authority.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(60), now, &[]).unwrap();
         let kept = Kept { workspace, devices: HashSet::new(), trust_first_device: true };
         let credential = Credential::new(chain, key).unwrap();
         let trust = authority.trust().clone();
