@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -196,7 +197,18 @@ fn table(lines: impl Iterator<Item = String>, none: &str) -> String {
     if lines.is_empty() { none.to_owned() } else { lines.join("\n") }
 }
 
+/// Raises the number of open files to what the system allows: each connection is one, and the customary 1024 would be
+/// used up by a few strangers. A system that does not let us is told of and lived with.
+fn allow_many_connections() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the number of open files could not be raised. hint: ulimit -n");
+    }
+}
+
 async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
+    allow_many_connections();
     let registry = registry(data).await?.with_leaf_lifetime(serve.leaf_lifetime);
     let listener = TcpListener::bind(serve.listen).await.map_err(|e| {
         let hint = "is another program there? --listen takes another address, port 0 picks a free one";
