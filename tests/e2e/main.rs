@@ -5,6 +5,12 @@
 
 #![cfg(all(feature = "proxy", feature = "stub", feature = "coordinator"))]
 
+mod blind;
 mod fixtures;
+mod hostile;
+mod hostile_peers;
+mod hosts;
+mod identity;
+mod proxies;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
