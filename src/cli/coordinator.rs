@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -198,7 +199,6 @@ fn table(lines: impl Iterator<Item = String>, none: &str) -> String {
 
 /// Every connection is a file descriptor, and the usual allowance is a thousand of them.
 fn raise_descriptors() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(server::MAX_DESCRIPTORS).max(soft), hard));
     if let Err(error) = raised {

@@ -108,7 +108,7 @@ impl IdentityError {
                 "check the address and the name; this is another peer than the one asked for"
             }
             IdentityError::WrongPin { .. } => {
-                "the peer has a new key. If it was re-enrolled on purpose, forget the old pin; if not, do not go on"
+                "if it was enrolled anew on purpose, `nexus-proxy forget WORKSPACE --coordinator URL` forgets the old key; if not, do not go on"
             }
             IdentityError::NotAdmitted { .. } => "enrol the workspace again with this device paired",
             IdentityError::Expired => "renew the certificate, and check the clocks of both sides",
@@ -132,6 +132,12 @@ impl IdentityError {
             }
             from_rustls(error.downcast_ref::<rustls::Error>()?)
         })
+    }
+
+    /// Whether an error of a TLS connection is the alert of a peer that read our certificate and does not accept us.
+    pub fn is_their_refusal(error: &(dyn Error + 'static)) -> bool {
+        let refusal = rustls::Error::AlertReceived(AlertDescription::CertificateUnknown);
+        chain(error).any(|error| error.downcast_ref::<rustls::Error>() == Some(&refusal))
     }
 
     /// A sentence with a hint for an error of a TLS connection: our own refusals, and the alerts with which

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -25,6 +26,13 @@ use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
 
 /// The server name in the inner handshake. The certificate is checked by its URI name and pin, not by this.
 const INNER_NAME: &str = "workspace.nexus.invalid";
+
+/// What a laptop reads when the workspace does not know its key.
+const NOT_ADMITTED: &str = "the workspace does not admit this device: it was enrolled before this device was paired. \
+    hint: enrol it anew, with an empty state directory and a code from `nexus-coordinator workspace add NAME --reissue`";
+
+/// How long the last words of a session that did not begin may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the first stream may take once TLS is up.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
@@ -97,7 +105,7 @@ pub async fn connect<C: Io>(
     instance: &str,
 ) -> Result<(Session, Greeting), SessionError> {
     let name = ServerName::try_from(INNER_NAME).map_err(|e| SessionError::Tls(e.to_string()))?;
-    let handshake = TlsConnector::from(tls).connect(name, Lifeline::new(carrier));
+    let handshake = TlsConnector::from(tls).connect(name, Lifeline::new(carrier)).into_fallible();
     let tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
     let peer = peer_of(tls.get_ref().1.peer_certificates())?;
     let mut session = Session::start(tls, End::Laptop, peer);
@@ -115,9 +123,12 @@ pub async fn connect<C: Io>(
         Ok(greeting) => Ok((session, greeting)),
         Err(refusal) => {
             // The workspace's verdict on our certificate arrives only after our side of the handshake is done.
-            let ended = tokio::time::timeout(Duration::from_secs(1), session.ended()).await;
+            let ended = tokio::time::timeout(GOODBYE_TIMEOUT, session.ended()).await;
             match ended {
-                Ok(Err(error)) => Err(SessionError::Tls(explain(&error))),
+                Ok(Err(error)) if IdentityError::is_their_refusal(&error) => {
+                    Err(SessionError::Tls(NOT_ADMITTED.into()))
+                }
+                Ok(Err(error)) => Err(broken(&error)),
                 _ => Err(SessionError::Refused(refusal)),
             }
         }
@@ -126,26 +137,39 @@ pub async fn connect<C: Io>(
 
 /// The workspace's end: TLS server.
 pub async fn accept<C: Io>(carrier: C, tls: Arc<ServerConfig>) -> Result<Session, SessionError> {
-    let handshake = TlsAcceptor::from(tls).accept(Lifeline::new(carrier));
+    let handshake = TlsAcceptor::from(tls).accept(Lifeline::new(carrier)).into_fallible();
     let tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
     let peer = peer_of(tls.get_ref().1.peer_certificates())?;
     Ok(Session::start(tls, End::Workspace, peer))
 }
 
-async fn within<T>(time: Duration, handshake: impl Future<Output = io::Result<T>>) -> Result<T, SessionError> {
-    match tokio::time::timeout(time, handshake).await {
-        Err(_) => Err(SessionError::Timeout(time)),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let text = "the other side ended the connection before the session began";
-            Err(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, text)))
-        }
-        Ok(Err(error)) => Err(SessionError::Tls(explain(&error))),
-        Ok(Ok(stream)) => Ok(stream),
+async fn within<T, C: Io>(
+    time: Duration,
+    handshake: impl Future<Output = Result<T, (io::Error, Lifeline<C>)>>,
+) -> Result<T, SessionError> {
+    let (error, mut io) = match tokio::time::timeout(time, handshake).await {
+        Err(_) => return Err(SessionError::Timeout(time)),
+        Ok(Err(failed)) => failed,
+        Ok(Ok(stream)) => return Ok(stream),
+    };
+    // The alert that tells the other side why is still in the carrier, which gathers what it sends.
+    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, io.shutdown()).await;
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        let text = "the other side ended the connection before the session began";
+        return Err(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, text)));
     }
+    Err(broken(&error))
 }
 
-fn explain(error: &io::Error) -> String {
-    IdentityError::explain(error).unwrap_or_else(|| error.to_string())
+/// A verdict on an identity is final; a connection that broke is not.
+fn broken(error: &io::Error) -> SessionError {
+    match IdentityError::explain(error) {
+        Some(why) => SessionError::Tls(why),
+        None => {
+            let text = format!("the connection broke before the session began: {error}");
+            SessionError::Refused(Refusal::new(RefusalCode::Unavailable, text))
+        }
+    }
 }
 
 fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<PeerCertificate, SessionError> {

@@ -110,7 +110,7 @@ async fn connect(url: &CoordinatorUrl, proxies: &Matcher) -> Result<TcpStream, D
     };
 
     let proxy = intercept.uri().clone();
-    let shown = format!("{}://{}", proxy.scheme_str().unwrap_or("http"), proxy.authority().map_or("", |a| a.host()));
+    let shown = format!("{}://{}", proxy.scheme_str().unwrap_or("http"), address_of(&proxy));
     let refused = |why: String, hint| DialError::Proxy { proxy: shown.clone(), address: address.clone(), why, hint };
     let through = async {
         match proxy.scheme_str() {
@@ -129,11 +129,7 @@ async fn connect(url: &CoordinatorUrl, proxies: &Matcher) -> Result<TcpStream, D
                 }
                 tunnel.call(target).await.map_err(|e| {
                     let why = root_cause(&e);
-                    let hint = if why.contains("authorization required") {
-                        "put its user and password into HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT"
-                    } else {
-                        "ask who runs it to allow CONNECT to that address, or name the address in NO_PROXY"
-                    };
+                    let hint = hint_for_proxy(&why);
                     refused(why, hint)
                 })
             }
@@ -155,6 +151,22 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+/// Host and port of a proxy, without the login that may stand before them.
+fn address_of(proxy: &Uri) -> String {
+    let host = proxy.host().unwrap_or_default();
+    proxy.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn hint_for_proxy(why: &str) -> &'static str {
+    if why.contains("authorization required") {
+        "put its user and password into HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT"
+    } else if why.contains("unsuccessful") {
+        "ask who runs it to allow CONNECT to that address, or name the address in NO_PROXY"
+    } else {
+        "check the proxy's address in HTTPS_PROXY, and whether you are in its network"
+    }
 }
 
 fn hint_for(why: &str) -> &'static str {

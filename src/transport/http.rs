@@ -153,5 +153,7 @@ fn refusal_of(status: StatusCode, body: &[u8]) -> Refusal {
         return Refusal::from_bytes(body);
     }
     let text = format!("it answered {status}. hint: is it a nexus-coordinator, and of the same release?");
-    Refusal::new(RefusalCode::Other, format!("the coordinator refused: {text}"))
+    // A load balancer says so while the coordinator behind it restarts.
+    let code = if status.is_server_error() { RefusalCode::Unavailable } else { RefusalCode::Other };
+    Refusal::new(code, format!("the coordinator refused: {text}"))
 }

@@ -5,13 +5,19 @@
 
 #![cfg(all(feature = "proxy", feature = "stub", feature = "coordinator"))]
 
+mod blind;
 mod first_minutes;
 mod fixtures;
 mod forwards;
 mod forwards_datagrams;
 mod forwards_faults;
 mod forwards_unix;
+mod hostile;
+mod hostile_peers;
+mod hosts;
+mod identity;
 mod lifecycle;
+mod proxies;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
 mod window;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::profile::Profile;
 use crate::identity::verify::{Expect, client_config};
 use crate::role::backoff::Backoff;
+use crate::role::renewal;
 use crate::session::establish::{self, Greeting, Session, SessionError};
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
@@ -20,9 +21,6 @@ use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClien
 use crate::wire::control::Control;
 use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
-
-/// How often the certificate's age is looked at.
-const RENEWAL_CHECK: Duration = Duration::from_secs(60);
 
 /// A session that lasts this long is a good one. A workspace that ends each at once is not asked for the next at once.
 const STEADY: Duration = Duration::from_secs(10);
@@ -180,7 +178,7 @@ impl Tunnel {
         F: Fn(MuxStream) -> S + Send + Sync,
         S: Future<Output = ()> + Send + 'static,
     {
-        let renew = self.keep_certificate();
+        let renew = Box::pin(renewal::keep_fresh(&self.client, |fresh| self.profile().save_credential(fresh.clone())));
         let keep = self.keep_up(serve);
         tokio::select! {
             outcome = keep => outcome,
@@ -199,6 +197,7 @@ impl Tunnel {
     {
         let mut backoff = Backoff::default();
         let mut down_since = None;
+        let mut was_up = false;
         loop {
             self.state.send_replace(TunnelState::Connecting { attempt: backoff.failures() + 1 });
             let started = Instant::now();
@@ -206,6 +205,7 @@ impl Tunnel {
                 Ok((session, greeting)) => {
                     let up = Instant::now();
                     down_since = None;
+                    was_up = true;
                     self.current.send_replace(Some(session.opener.clone()));
                     self.state.send_replace(TunnelState::Up {
                         took_ms: started.elapsed().as_millis() as u64,
@@ -221,7 +221,9 @@ impl Tunnel {
                 }
                 Err(error) => error,
             };
-            if !error.is_passing() {
+            // A network that answers in the coordinator's place, as hotels do, is left again.
+            let impostor = was_up && matches!(error, TunnelError::Coordinator(ClientError::Identity(_)));
+            if !error.is_passing() && !impostor {
                 self.state.send_replace(TunnelState::Failed { why: error.to_string() });
                 return Err(error);
             }
@@ -255,15 +257,6 @@ impl Tunnel {
             self.profile().set_pin(&self.workspace, session.peer.pin)?;
         }
         Ok((session, greeting))
-    }
-
-    async fn keep_certificate(&self) {
-        loop {
-            tokio::time::sleep(RENEWAL_CHECK).await;
-            if let Err(error) = self.renew().await {
-                tracing::warn!(%error, "the certificate could not be renewed yet");
-            }
-        }
     }
 
     async fn renew(&self) -> Result<(), TunnelError> {

@@ -15,15 +15,13 @@ use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
 use crate::role::backoff::Backoff;
+use crate::role::renewal;
 use crate::session::establish;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClient};
 use crate::wire::Refusal;
 use crate::wire::control::Control;
-
-/// How often the certificate's age is looked at.
-const RENEWAL_CHECK: Duration = Duration::from_secs(60);
 
 /// How long a stop waits for sessions.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,7 +79,13 @@ pub async fn run(
     tasks.spawn(gateway.run(stub.laptops.clone(), stop.clone()));
     tasks.spawn({
         let (stub, stop) = (stub.clone(), stop.clone());
-        async move { stub.keep_certificate(stop).await }
+        async move {
+            let keep = renewal::keep_fresh(&stub.client, |fresh| stub.state().save_credential(fresh.clone()));
+            tokio::select! {
+                () = keep => {}
+                () = stop.cancelled() => {}
+            }
+        }
     });
     let outcome = stub.keep_parked(&tasks, &stop).await;
     stop.cancel();
@@ -122,6 +126,8 @@ impl Stub {
 
     /// Parks a connection and waits for what becomes of it.
     async fn park(&self, backoff: &mut Backoff) -> Result<Parked, ClientError> {
+        // A stub that was off past its certificate's end gets a fresh one before it dials with it.
+        self.renew().await?;
         let mut carrier = self.client.park().await?;
         loop {
             match carrier.arrival().await {
@@ -148,7 +154,20 @@ impl Stub {
         }
     }
 
+    async fn renew(&self) -> Result<(), ClientError> {
+        if let Some(fresh) = self.client.renew_if_due(SystemTime::now()).await?
+            && let Err(error) = self.state().save_credential((*fresh).clone())
+        {
+            tracing::error!(%error, "the renewed certificate could not be kept");
+        }
+        Ok(())
+    }
+
     async fn session(self: Arc<Self>, carrier: Box<CoordinatorCarrier>, session: String, stop: CancellationToken) {
+        // After a machine slept, the laptop may come before the timer of the renewal does.
+        if let Err(error) = self.renew().await {
+            tracing::warn!(session, %error, "the certificate could not be renewed yet");
+        }
         let tls = match self.inner_tls() {
             Ok(tls) => tls,
             Err(error) => return tracing::error!(%error, "no TLS configuration"),
@@ -189,23 +208,6 @@ impl Stub {
         });
         let credential = self.client.credential();
         server_config(self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])
-    }
-
-    async fn keep_certificate(&self, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(RENEWAL_CHECK) => {}
-                () = stop.cancelled() => return,
-            }
-            match self.client.renew_if_due(SystemTime::now()).await {
-                Ok(None) => {}
-                Ok(Some(fresh)) => match self.state().save_credential((*fresh).clone()) {
-                    Ok(()) => tracing::info!("certificate renewed"),
-                    Err(error) => tracing::error!(%error, "the renewed certificate could not be kept"),
-                },
-                Err(error) => tracing::warn!(%error, "the certificate could not be renewed yet"),
-            }
-        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, StubState> {

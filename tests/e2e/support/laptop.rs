@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use super::coordinator::without_proxies;
 use super::place::Place;
 use super::program::{Run, Running};
 use super::until;
@@ -48,10 +49,7 @@ impl Laptop {
     pub fn command(&self, words: &[&str]) -> Command {
         let mut program = Command::new(env!("CARGO_BIN_EXE_nexus-proxy"));
         program.args(words).env("NEXUS_HOME", self.home.path()).current_dir(self.home.path());
-        for variable in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY"]
-        {
-            program.env_remove(variable);
-        }
+        without_proxies(&mut program);
         program
     }
 
@@ -59,6 +57,20 @@ impl Laptop {
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Run {
         Run::of(self.place.run(self.command(words)))
+    }
+
+    /// Another home with the same keys: the same device, started a second time.
+    pub fn twin(&self) -> Laptop {
+        let twin = Laptop::at(&self.place);
+        let (from, to) = (self.home().join("data"), twin.home().join("data"));
+        Run::of(super::program::command("cp", [&"-a".into(), &from, &to])).ok();
+        twin
+    }
+
+    /// `nexus-proxy pair` with a fresh code; the device is called `name`.
+    #[track_caller]
+    pub fn pair(&self, url: &str, code: &str, name: &str) -> Run {
+        self.run(&["pair", url, code, "--name", name])
     }
 
     /// `nexus-proxy up` with these words; returns when the tunnel is up.
@@ -160,6 +172,11 @@ pub struct Up<'a> {
 }
 
 impl Up<'_> {
+    /// How many tunnels it has had.
+    pub fn tunnels(&self) -> usize {
+        self.program.lines().iter().filter(|line| line.contains("end-to-end verified")).count()
+    }
+
     /// Ctrl-C, and how it ended.
     #[track_caller]
     pub fn ctrl_c(mut self) -> ExitStatus {

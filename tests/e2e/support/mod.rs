@@ -4,6 +4,8 @@
 //! A constructor panics with what the program said when it does not come up: a fixture that half works would make
 //! every failure above it a riddle.
 
+pub mod capture;
+pub mod coordinator;
 pub mod git;
 pub mod http;
 pub mod iperf3;
@@ -18,6 +20,8 @@ pub mod ssh;
 pub mod udp;
 pub mod wait;
 
+pub use capture::Capture;
+pub use coordinator::{Coordinator, Machine};
 pub use git::GitDaemon;
 pub use http::{HttpServer, Nginx, curl};
 pub use iperf3::Iperf3;
