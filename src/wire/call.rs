@@ -11,6 +11,9 @@ pub const METHODS: [&str; 5] = ["tool.list", "tool.execute", "config.get", "auth
 /// The methods a laptop may call in the workspace. Names are never reused.
 pub const WORKSPACE_METHODS: [&str; 3] = ["device.list", "device.add", "device.remove"];
 
+/// Bytes of an id that is a text.
+pub const MAX_ID: usize = 256;
+
 /// A request. There is one to a stream, so `id` only has to be echoed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -58,12 +61,22 @@ impl Request {
         Request { jsonrpc: "2.0".into(), id: Value::from(1), method: method.into(), params }
     }
 
-    /// Reads a request; refuses what is not JSON-RPC 2.0.
+    /// Reads a request; refuses what is not JSON-RPC 2.0. The id is held for as long as the call runs, and a megabyte
+    /// of JSON may take a hundred in memory: so it is a number, a short text or null, as JSON-RPC has it.
     pub fn parse(bytes: &[u8]) -> Result<Request, Refusal> {
         let request: Request = serde_json::from_slice(bytes)
             .map_err(|e| Refusal::new(RefusalCode::Malformed, format!("not a JSON-RPC request: {e}")))?;
         if request.jsonrpc != "2.0" {
             return Err(Refusal::new(RefusalCode::Unsupported, "only JSON-RPC 2.0 is spoken here"));
+        }
+        let short = match &request.id {
+            Value::Null | Value::Number(_) => true,
+            Value::String(id) => id.len() <= MAX_ID,
+            Value::Bool(_) | Value::Array(_) | Value::Object(_) => false,
+        };
+        if !short {
+            let text = format!("the id must be a number, null, or a text of at most {MAX_ID} bytes");
+            return Err(Refusal::new(RefusalCode::Malformed, text));
         }
         Ok(request)
     }
@@ -133,6 +146,18 @@ mod tests {
     fn other_versions_are_refused() {
         let refusal = Request::parse(br#"{"jsonrpc":"1.0","id":1,"method":"tool.list"}"#).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::Unsupported);
+    }
+
+    #[test]
+    fn an_id_is_small() {
+        let parse =
+            |id: Value| Request::parse(json!({"jsonrpc": "2.0", "id": id, "method": "m"}).to_string().as_bytes());
+        for good in [json!(7), json!(null), json!("x".repeat(MAX_ID))] {
+            assert_eq!(parse(good.clone()).unwrap().id, good);
+        }
+        for bad in [json!("x".repeat(MAX_ID + 1)), json!([1]), json!({"a": 1}), json!(true)] {
+            assert_eq!(parse(bad).unwrap_err().code, RefusalCode::Malformed);
+        }
     }
 
     proptest! {
