@@ -18,6 +18,12 @@ pub use mask::{MASK, Pattern};
 /// Bytes of a configuration file.
 pub const MAX_FILE: usize = 1024 * 1024;
 
+/// Bytes of a key that is asked for. Finding a place costs the square of its depth.
+pub const MAX_KEY: usize = 1024;
+
+/// Keys on the way to a place.
+const MAX_DEPTH: usize = 64;
+
 /// How a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -73,6 +79,11 @@ impl ConfigValues {
     pub async fn answer(&self, key: &str, config: &str) -> Result<Value, Refusal> {
         if key.is_empty() {
             return Ok(json!({"keys": self.keys().collect::<Vec<_>>()}));
+        }
+        if key.len() > MAX_KEY || key.split('.').count() > MAX_DEPTH {
+            let message =
+                format!("a key has at most {MAX_KEY} bytes and {MAX_DEPTH} parts. hint: ask for a part above");
+            return Err(Refusal::new(RefusalCode::InvalidArguments, message));
         }
         let inside = |entry: &str| key.strip_prefix(entry).is_some_and(|r| r.is_empty() || r.starts_with('.'));
         let nearest = self.entries.iter().filter(|(entry, _)| inside(entry)).max_by_key(|(entry, _)| entry.len());
@@ -192,6 +203,14 @@ mod tests {
         assert_eq!(f.ask("v..").await, Err(RefusalCode::NotFound));
         for key in ["w", "vx", ".", "../file", "files"] {
             assert_eq!(f.ask(key).await, Err(RefusalCode::NotDeclared), "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_without_end_costs_nothing() {
+        let f = fixture(JSON, Format::Json, &[], true);
+        for key in ["v".to_owned() + &".a".repeat(400_000), "v.".to_owned() + &"x".repeat(MAX_KEY)] {
+            assert_eq!(f.ask(&key).await, Err(RefusalCode::InvalidArguments));
         }
     }
 
