@@ -83,12 +83,20 @@ pub struct FrameReader<R> {
     header_len: usize,
     current: Option<FrameHeader>,
     payload: BytesMut,
+    only: Option<FrameKind>,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Frames from `io`.
     pub fn new(io: R) -> FrameReader<R> {
-        FrameReader { io, header: [0; FRAME_HEADER], header_len: 0, current: None, payload: BytesMut::new() }
+        FrameReader {
+            io,
+            header: [0; FRAME_HEADER],
+            header_len: 0,
+            current: None,
+            payload: BytesMut::new(),
+            only: None,
+        }
     }
 
     /// The next frame; `None` when the stream ends between frames. Safe to cancel: nothing read is lost.
@@ -101,11 +109,22 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.next().await?.ok_or(StreamError::Truncated)
     }
 
+    /// The next frame, which must be of this kind. Another is refused by its header, before its payload takes memory.
+    pub async fn expect_kind(&mut self, kind: FrameKind) -> Result<Frame, StreamError> {
+        self.only = Some(kind);
+        let frame = self.expect().await;
+        self.only = None;
+        frame
+    }
+
     /// As [`next`](Self::next), for callers that poll.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, StreamError>> {
         let header = match self.current {
             Some(header) => header,
             None => match ready!(self.poll_header(cx))? {
+                Some(header) if self.only.is_some_and(|only| only != header.kind) => {
+                    return Poll::Ready(Err(StreamError::OutOfPlace(header.kind)));
+                }
                 Some(header) => *self.current.insert(header),
                 None => return Poll::Ready(Ok(None)),
             },
@@ -306,15 +325,14 @@ impl<S: Io> FramedStream<S> {
     /// As [`accept`](Self::accept), with a time of the caller's.
     pub async fn accept_within(io: S, time: Duration) -> Result<(Open, FramedStream<S>), StreamError> {
         let mut stream = FramedStream::new(io);
-        let refusal = match tokio::time::timeout(time, stream.reader.expect()).await {
+        let refusal = match tokio::time::timeout(time, stream.reader.expect_kind(FrameKind::Open)).await {
             Err(_) => Refusal::new(RefusalCode::Timeout, "no open frame arrived in time"),
             Ok(Err(error @ (StreamError::Io(_) | StreamError::Truncated))) => return Err(error),
             Ok(Err(error)) => error.into_refusal(),
-            Ok(Ok(frame)) if frame.kind == FrameKind::Open => match Open::parse(&frame.payload) {
+            Ok(Ok(frame)) => match Open::parse(&frame.payload) {
                 Ok(open) => return Ok((open, stream)),
                 Err(refusal) => refusal,
             },
-            Ok(Ok(frame)) => StreamError::OutOfPlace(frame.kind).into_refusal(),
         };
         stream.refuse(&refusal).await;
         Err(StreamError::Refused(refusal))
@@ -397,7 +415,14 @@ mod tests {
     #[tokio::test]
     async fn garbage_instead_of_an_open_frame_is_refused() {
         for bytes in
-            [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x01, 0xff, 0xff, 0xff], &[0x01, 0, 0, 1, b'{'], &[0x10, 0, 0, 0]]
+            // The last is a header whose payload never comes: it is judged without one.
+            [
+                &b"GET / HTTP/1.1\r\n\r\n"[..],
+                &[0x01, 0xff, 0xff, 0xff],
+                &[0x01, 0, 0, 1, b'{'],
+                &[0x10, 0, 0, 0],
+                &[0x20, 0x10, 0, 0],
+            ]
         {
             let (mut a, b) = tokio::io::duplex(1000);
             a.write_all(bytes).await.unwrap();
