@@ -143,7 +143,8 @@ impl Tool {
             values.entry(name.as_str()).or_insert_with(|| value.clone());
         }
         let values = Value::Object(values);
-        if let Some(error) = self.validator.iter_errors(&values).next() {
+        // The first error only: a workspace could make millions of them.
+        if let Err(error) = self.validator.validate(&values) {
             let place = error.instance_path().to_string();
             let place = if place.is_empty() { "the arguments".to_owned() } else { format!("`{place}`") };
             return Err(self.unfit(&format!("{place}: {error}")));
