@@ -156,8 +156,10 @@ impl Stub {
         };
         let peer = established.peer.clone();
         let Role::Device(device) = peer.identity.role else { return };
-        if let Err(error) = self.remember(peer.pin) {
-            return tracing::error!(%error, "the first device could not be remembered");
+        match self.state().admit(peer.pin) {
+            Ok(true) => {}
+            Ok(false) => return tracing::warn!(session, %device, "another device came first, or this one was removed"),
+            Err(error) => return tracing::error!(%error, "the first device could not be remembered"),
         }
         let (id, end) = self.laptops.enter(peer.pin, established.opener.clone());
         tracing::info!(session, %device, "session");
@@ -184,12 +186,6 @@ impl Stub {
         });
         let credential = self.client.credential();
         server_config(self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])
-    }
-
-    /// Writes down the first device of a workspace that had none.
-    fn remember(&self, pin: crate::identity::KeyPin) -> Result<(), super::state::StateError> {
-        let mut state = self.state();
-        if state.takes_first() { state.add_device(pin) } else { Ok(()) }
     }
 
     async fn keep_certificate(&self, stop: CancellationToken) {

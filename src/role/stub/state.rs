@@ -129,6 +129,15 @@ impl StubState {
         self.kept.trust_first_device && self.kept.devices.is_empty()
     }
 
+    /// Whether the device that has proved this key is served, after writing it down if it is the first. Two may have
+    /// passed [`admits`](Self::admits) at the same time; one of them is the first.
+    pub fn admit(&mut self, pin: KeyPin) -> Result<bool, StateError> {
+        if self.takes_first() {
+            self.add_device(pin)?;
+        }
+        Ok(self.kept.devices.contains(&pin))
+    }
+
     /// Puts a device on the list.
     pub fn add_device(&mut self, pin: KeyPin) -> Result<(), StateError> {
         if !self.kept.devices.contains(&pin) && self.kept.devices.len() >= MAX_DEVICES {
@@ -157,5 +166,33 @@ impl StubState {
     fn save(&self) -> Result<(), StateError> {
         let kept = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other)?;
         Ok(files::write(&self.dir.join("stub.json"), &kept)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::identity::{Authority, Identity, Role};
+
+    #[test]
+    fn of_two_first_devices_one_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let authority = Authority::create("d".parse().unwrap(), now).unwrap();
+        let workspace: WorkspaceName = "w".parse().unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let identity = Identity::new(authority.domain().clone(), Role::Workspace(workspace.clone()));
+        let chain = authority.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(60), now, &[]).unwrap();
+        let kept = Kept { workspace, devices: HashSet::new(), trust_first_device: true };
+        let credential = Credential::new(chain, key).unwrap();
+        let trust = authority.trust().clone();
+        let mut state = StubState { dir: dir.path().to_owned(), kept, trust, credential };
+        let (first, second) = (KeyPin::from_bytes([1; 32]), KeyPin::from_bytes([2; 32]));
+        assert!(state.admits(&first) && state.admits(&second));
+        assert!(state.admit(first).unwrap());
+        assert!(!state.admit(second).unwrap());
+        assert!(state.admit(first).unwrap());
     }
 }
