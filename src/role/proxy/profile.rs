@@ -2,12 +2,13 @@
 //! keys of the workspaces it has met there.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::identity::code::{Code, CodeKind};
-use crate::identity::{Credential, KeyPin, PrivateKey, Trust};
+use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
 use crate::role::files;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::{ClientError, first_contact};
@@ -42,6 +43,9 @@ pub enum ProfileError {
     Code(String),
 }
 
+/// The file with the address, the name and the pins.
+const PROFILE: &str = "profile.json";
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Kept {
     url: CoordinatorUrl,
@@ -69,7 +73,7 @@ impl Profile {
     /// Reads what pairing left in `dir`.
     pub fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
         let (Some(kept), Some(ca), Some(chain), Some(key)) = (
-            files::read(&dir.join("profile.json"))?,
+            files::read(&dir.join(PROFILE))?,
             files::read(&dir.join("ca.pem"))?,
             files::read(&dir.join("chain.pem"))?,
             files::read(&dir.join("key.pem"))?,
@@ -77,7 +81,7 @@ impl Profile {
             return Err(ProfileError::NotPaired(url.clone()));
         };
         let damaged = |file: &str, why: String| ProfileError::Damaged { path: dir.join(file), why };
-        let kept = serde_json::from_str(&kept).map_err(|e| damaged("profile.json", e.to_string()))?;
+        let kept = serde_json::from_str(&kept).map_err(|e| damaged(PROFILE, e.to_string()))?;
         let trust = Trust::from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
         let key = PrivateKey::from_pem(&key).map_err(|e| damaged("key.pem", e.to_string()))?;
         let credential = Credential::from_pem(&chain, key).map_err(|e| damaged("chain.pem", e.to_string()))?;
@@ -102,7 +106,10 @@ impl Profile {
         let request = PairRequest { code: CodeText::new(code), device: device.clone(), csr };
         let (answer, trust): (PairAnswer, Trust) = first_contact(url, &parsed, PAIR_PATH, &request).await?;
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
-        let kept = Kept { url: url.clone(), device, workspaces: BTreeMap::new() };
+        // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
+        let before = Profile::load(dir, url).ok().filter(|before| before.trust.ca_pin() == trust.ca_pin());
+        let workspaces = before.map(|before| before.kept.workspaces).unwrap_or_default();
+        let kept = Kept { url: url.clone(), device, workspaces };
         let profile = Profile { dir: dir.to_owned(), kept, trust, credential };
         files::write(&dir.join("key.pem"), profile.credential.key.to_pem().as_bytes())?;
         files::write(&dir.join("ca.pem"), profile.trust.to_pem().as_bytes())?;
@@ -122,19 +129,35 @@ impl Profile {
         self.kept.workspaces.get(workspace).copied()
     }
 
-    /// Pins the key of a workspace at first contact.
+    /// Pins the key of a workspace at first contact. Refused when another process has pinned another key meanwhile.
     pub fn set_pin(&mut self, workspace: &WorkspaceName, pin: KeyPin) -> Result<(), ProfileError> {
-        if self.kept.workspaces.insert(workspace.clone(), pin) != Some(pin) {
-            self.save()?;
+        let kept = self.change(|workspaces| *workspaces.entry(workspace.clone()).or_insert(pin))?;
+        if kept != pin {
+            return Err(ClientError::from(IdentityError::WrongPin { expected: kept, found: pin }).into());
         }
         Ok(())
     }
 
     /// Forgets the key of a workspace that was made anew.
     pub fn forget(&mut self, workspace: &WorkspaceName) -> Result<bool, ProfileError> {
-        let known = self.kept.workspaces.remove(workspace).is_some();
+        self.change(|workspaces| workspaces.remove(workspace).is_some())
+    }
+
+    /// Changes the pins. Each workspace that is up has a process with a copy of its own: what the others have written
+    /// is read again, under a lock, so that no pin is lost.
+    fn change<R>(&mut self, change: impl FnOnce(&mut BTreeMap<WorkspaceName, KeyPin>) -> R) -> Result<R, ProfileError> {
+        let mut options = std::fs::OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.dir.join("profile.lock"))?;
+        lock.lock()?;
+        let path = self.dir.join(PROFILE);
+        if let Some(text) = files::read(&path)? {
+            let kept: Kept =
+                serde_json::from_str(&text).map_err(|e| ProfileError::Damaged { path, why: e.to_string() })?;
+            self.kept.workspaces = kept.workspaces;
+        }
+        let outcome = change(&mut self.kept.workspaces);
         self.save()?;
-        Ok(known)
+        Ok(outcome)
     }
 
     /// Keeps a renewed certificate.
@@ -146,6 +169,43 @@ impl Profile {
 
     fn save(&self) -> Result<(), ProfileError> {
         let kept = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other)?;
-        Ok(files::write(&self.dir.join("profile.json"), &kept)?)
+        Ok(files::write(&self.dir.join(PROFILE), &kept)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::identity::{Authority, Identity, Role};
+
+    fn profile(dir: &Path) -> Profile {
+        let now = SystemTime::now();
+        let authority = Authority::create("d".parse().unwrap(), now).unwrap();
+        let device: DeviceName = "laptop".parse().unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let identity = Identity::new(authority.domain().clone(), Role::Device(device.clone()));
+        let chain = authority.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(60), now, &[]).unwrap();
+        let url = "https://127.0.0.1:1".parse().unwrap();
+        let kept = Kept { url, device, workspaces: BTreeMap::new() };
+        let credential = Credential::new(chain, key).unwrap();
+        Profile { dir: dir.to_owned(), kept, trust: authority.trust().clone(), credential }
+    }
+
+    #[test]
+    fn two_processes_lose_no_pin_and_overwrite_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, mut other) = (profile(dir.path()), profile(dir.path()));
+        let (a, b): (WorkspaceName, WorkspaceName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let pin = |n| KeyPin::from_bytes([n; 32]);
+        one.set_pin(&a, pin(1)).unwrap();
+        other.set_pin(&b, pin(2)).unwrap();
+        let text = files::read(&dir.path().join(PROFILE)).unwrap().unwrap();
+        let kept: Kept = serde_json::from_str(&text).unwrap();
+        assert_eq!(kept.workspaces, BTreeMap::from([(a.clone(), pin(1)), (b.clone(), pin(2))]));
+        assert!(one.set_pin(&b, pin(3)).unwrap_err().to_string().contains("pinned"));
+        assert_eq!(one.pin(&b), Some(pin(2)));
+        assert!(other.forget(&a).unwrap() && !one.forget(&a).unwrap());
     }
 }
