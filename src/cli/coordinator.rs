@@ -196,7 +196,18 @@ fn table(lines: impl Iterator<Item = String>, none: &str) -> String {
     if lines.is_empty() { none.to_owned() } else { lines.join("\n") }
 }
 
+/// Every connection is a file descriptor, and the usual allowance is a thousand of them.
+fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(server::MAX_DESCRIPTORS).max(soft), hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the number of open files stays as it is");
+    }
+}
+
 async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
+    raise_descriptors();
     let registry = registry(data).await?.with_leaf_lifetime(serve.leaf_lifetime);
     let listener = TcpListener::bind(serve.listen).await.map_err(|e| {
         let hint = "is another program there? --listen takes another address, port 0 picks a free one";

@@ -157,8 +157,9 @@ impl<T: Io> Rendezvous<T> {
             while let Some(parked) = self.with(|parked| parked.get_mut(workspace)?.waiting.pop_back()) {
                 let (give, given) = oneshot::channel();
                 let claim = Claim { session: session.to_owned(), device: device.clone(), give };
+                // A stub that does not read holds up whoever tells it to join.
                 if parked.claim.send(claim).is_ok()
-                    && let Ok(stub) = given.await
+                    && let Ok(Ok(stub)) = tokio::time::timeout_at(deadline, given).await
                 {
                     return Some(stub);
                 }

@@ -19,7 +19,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -29,6 +29,7 @@ use tower_service::Service;
 
 use super::api;
 use super::authority::server_credential;
+use super::newcomers::{MAX_NEWCOMERS, Newcomers};
 use super::registry::Registry;
 use super::rendezvous::Rendezvous;
 use crate::identity::certificate::PeerCertificate;
@@ -45,8 +46,14 @@ use crate::wire::{Refusal, RefusalCode};
 /// Connections at a time, parked ones included; more wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 32 * 1024;
 
+/// File descriptors that this takes: the connections, the database, and room to say no.
+pub const MAX_DESCRIPTORS: u64 = MAX_CONNECTIONS as u64 + 1024;
+
 /// How long a client may take to send the head of a request.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a request of the API may take from its head to its answer, with the arrival of its body.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -61,6 +68,9 @@ pub const PARK_PATH: &str = "/v1/park";
 pub const CONNECT_PATH: &str = "/v1/connect/";
 
 type Tls = TlsStream<TcpStream>;
+
+/// The right to be a connection, which goes along when it is upgraded.
+type Permit = Arc<OwnedSemaphorePermit>;
 
 /// What every connection needs.
 #[derive(Clone)]
@@ -117,6 +127,7 @@ async fn serve(
     let rendezvous = Arc::new(Rendezvous::new(stop.clone()));
     let shared = Shared { registry, rendezvous, api, tasks: tasks.clone() };
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let newcomers = Newcomers::new(MAX_NEWCOMERS);
     loop {
         let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
         let accepted = tokio::select! {
@@ -132,14 +143,18 @@ async fn serve(
                 continue;
             }
         };
+        let Some(newcomer) = newcomers.admit(peer.ip()) else {
+            tracing::debug!(%peer, "too many connections of this address");
+            continue;
+        };
         let (shared, stop) = (shared.clone(), stop.clone());
         let acceptor = TlsAcceptor::from(tls.load_full());
         tasks.spawn(async move {
             tokio::select! {
-                () = connection(tcp, peer, acceptor, shared) => {}
+                () = connection(tcp, peer, acceptor, shared, Arc::new(permit)) => {}
                 () = stop.cancelled() => {}
             }
-            drop(permit);
+            drop(newcomer);
         });
     }
     tasks.close();
@@ -149,7 +164,7 @@ async fn serve(
     Ok(())
 }
 
-async fn connection(tcp: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, shared: Shared) {
+async fn connection(tcp: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, shared: Shared, permit: Permit) {
     let _ = tcp.set_nodelay(true);
     let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
     let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
@@ -164,10 +179,10 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, sha
         Err(error) => return tracing::info!(%peer, %error, "certificate refused"),
     };
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        let (shared, certificate) = (shared.clone(), certificate.clone());
+        let (shared, certificate, permit) = (shared.clone(), certificate.clone(), permit.clone());
         async move {
             request.extensions_mut().insert(peer);
-            Ok::<_, Infallible>(route(request, peer, certificate, shared).await)
+            Ok::<_, Infallible>(route(request, peer, certificate, shared, permit).await)
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
@@ -182,11 +197,19 @@ async fn route(
     peer: SocketAddr,
     certificate: Option<PeerCertificate>,
     shared: Shared,
+    permit: Permit,
 ) -> Response<Body> {
     let path = request.uri().path();
     if path != PARK_PATH && !path.starts_with(CONNECT_PATH) {
         let mut api = shared.api.clone();
-        return api.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {});
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, api.call(request.map(Body::new)));
+        return match answer.await {
+            Ok(answer) => answer.unwrap_or_else(|never| match never {}),
+            Err(_) => {
+                let refusal = Refusal::new(RefusalCode::Timeout, "the request did not arrive in time");
+                refuse(StatusCode::REQUEST_TIMEOUT, &refusal)
+            }
+        };
     }
     match admit(&request, certificate, &shared).await {
         Ok((admitted, response)) => {
@@ -195,6 +218,7 @@ async fn route(
                 if let Err(error) = upgraded(request, admitted, shared).await {
                     tracing::debug!(%peer, %error, "upgrade failed");
                 }
+                drop(permit);
             });
             response
         }
