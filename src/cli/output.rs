@@ -20,10 +20,12 @@ impl Output {
         self.json
     }
 
-    /// A line: `label  text`, or the JSON object `value`. A reader that is gone is no error.
+    /// A line: `label  text`, or the JSON object `value`. A reader that is gone is no error. It stays one line, whatever
+    /// a peer has put into the text: a second one would look like ours.
     pub fn line(self, label: &str, text: &str, value: &Value) {
         use std::io::Write;
         let mut out = anstream::stdout();
+        let text = text.replace('\n', " ");
         let _ = if self.json { writeln!(out, "{value}") } else { writeln!(out, "  {:<12} {text}", label.bold()) };
         let _ = out.flush();
     }

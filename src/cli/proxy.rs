@@ -389,8 +389,11 @@ async fn device(what: Device, output: Output) -> Result<u8, Failure> {
     let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
     let stream = stream.map_err(StreamError::into_refusal)?;
     let answer = client::call(stream, method, params, tokio::io::sink(), tokio::io::sink()).await?;
-    let pins: Vec<&str> = answer["devices"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    output.plain(&pins.join("\n"), &answer);
+    let devices = answer["devices"].as_array().into_iter().flatten();
+    // The workspace says so: what is no pin is not shown.
+    let pins: Vec<KeyPin> = devices.filter_map(|pin| pin.as_str()?.parse().ok()).collect();
+    let lines: Vec<String> = pins.iter().map(KeyPin::to_string).collect();
+    output.plain(&lines.join("\n"), &json!({"devices": lines}));
     Ok(0)
 }
 

@@ -85,6 +85,20 @@ async fn control_over<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>) -> Resu
     }
 }
 
+/// Where it listens: where it was asked to, with the port that the workspace says it picked. Nothing else of its
+/// answer is shown or asked for again.
+fn with_port(bind: &Endpoint, bound: Option<&Endpoint>) -> Endpoint {
+    match (bind, bound) {
+        (Endpoint::Tcp { host, port: 0 }, Some(Endpoint::Tcp { port, .. })) => {
+            Endpoint::Tcp { host: host.clone(), port: *port }
+        }
+        (Endpoint::Udp { host, port: 0 }, Some(Endpoint::Udp { port, .. })) => {
+            Endpoint::Udp { host: host.clone(), port: *port }
+        }
+        _ => bind.clone(),
+    }
+}
+
 /// The laptop's end of a listener in the workspace. Dropping it closes the port.
 #[derive(Debug)]
 pub struct RemoteForward<S> {
@@ -103,7 +117,7 @@ impl<S: Io> RemoteForward<S> {
             let io = opener.open().await?;
             let mut control = FramedStream::open(io, &open).await.map_err(StreamError::into_refusal)?;
             let accepted = control.answer().await.map_err(StreamError::into_refusal)?;
-            Ok((accepted.bound.unwrap_or_else(|| bind.clone()), RemoteForward { control }))
+            Ok((with_port(bind, accepted.bound.as_ref()), RemoteForward { control }))
         };
         tokio::time::timeout(OPEN_TIMEOUT, ask).await.unwrap_or_else(|_| {
             let message = format!("the workspace did not say within {OPEN_TIMEOUT:?} whether it listens on {bind}");

@@ -46,6 +46,20 @@ async fn connections_in_the_workspace_reach_the_laptop() {
 }
 
 #[tokio::test]
+async fn a_workspace_that_says_it_listens_elsewhere_is_not_repeated() {
+    let (to_workspace, mut asked) = pipes();
+    let elsewhere = Endpoint::Tcp { host: "\u{1b}[2J".into(), port: 9 };
+    let workspace = async {
+        let (_, mut stream) = FramedStream::accept(asked.recv().await.unwrap()).await.unwrap();
+        stream.accepted(&Accepted { bound: Some(elsewhere), ..Default::default() }).await.unwrap();
+        stream
+    };
+    let bind = loopback(0);
+    let (opened, _stream) = tokio::join!(RemoteForward::open(&to_workspace, &bind, 7), workspace);
+    assert_eq!(opened.unwrap().0, loopback(9));
+}
+
+#[tokio::test]
 async fn the_port_lives_as_long_as_the_control_stream() {
     let (bound, forward, workspace) = remote(&loopback(0), echo_service().await).await;
     forward.close().await.unwrap();

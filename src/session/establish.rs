@@ -20,6 +20,7 @@ use crate::identity::error::IdentityError;
 use crate::lifeline::Lifeline;
 use crate::transport::Io;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
+use crate::wire::refusal::printable_word;
 use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
 
 /// The server name in the inner handshake. The certificate is checked by its URI name and pin, not by this.
@@ -27,6 +28,9 @@ const INNER_NAME: &str = "workspace.nexus.invalid";
 
 /// How long the first stream may take once TLS is up.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Characters of the version that a peer says it has.
+const MAX_VERSION: usize = 64;
 
 /// A session that stands: streams can be opened and accepted. Dropping it ends it.
 #[derive(Debug)]
@@ -103,7 +107,7 @@ pub async fn connect<C: Io>(
         let mut stream = FramedStream::open(io, &Open::new(request)).await.map_err(StreamError::into_refusal)?;
         let answer = stream.answer().await.map_err(StreamError::into_refusal)?;
         let _ = stream.writer.close().await;
-        Ok(Greeting { version: answer.version.unwrap_or_default() })
+        Ok(Greeting { version: printable_word(&answer.version.unwrap_or_default(), MAX_VERSION) })
     };
     let hello = tokio::time::timeout(HELLO_TIMEOUT, hello).await;
     let greeting: Result<Greeting, Refusal> = hello.map_err(|_| SessionError::Timeout(HELLO_TIMEOUT))?;

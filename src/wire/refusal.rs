@@ -54,9 +54,10 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with its sentence cut to [`MAX_SENTENCE`] characters.
+    /// A refusal with its sentence cut to [`MAX_SENTENCE`] characters, without what [`printable`] drops: sentences of
+    /// ours quote what a peer sent, down to the errors of its JSON.
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Refusal {
-        let mut message: String = message.into();
+        let mut message = printable(&message.into());
         if let Some((end, _)) = message.char_indices().nth(MAX_SENTENCE) {
             message.truncate(end);
         }
@@ -71,17 +72,23 @@ impl Refusal {
     /// Reads what a peer sent. What does not parse becomes a refusal that says so.
     /// Control characters are dropped, so that a hostile sentence cannot drive a terminal.
     pub fn from_bytes(bytes: &[u8]) -> Refusal {
-        let mut refusal: Refusal = serde_json::from_slice(bytes).unwrap_or_else(|_| {
+        let refusal: Refusal = serde_json::from_slice(bytes).unwrap_or_else(|_| {
             Refusal::new(RefusalCode::Malformed, "the other side refused without a readable reason")
         });
-        refusal.message = printable(&refusal.message);
         Refusal::new(refusal.code, refusal.message)
     }
 }
 
-/// `text` without control characters other than line feed and tab. For everything of a peer that a terminal shows.
+/// `text` without control characters other than line feed and tab, and without those that reorder what is around
+/// them. For everything of a peer that a terminal shows.
 pub fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+    let reorders = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().filter(|&c| (!c.is_control() && !reorders(c)) || matches!(c, '\n' | '\t')).collect()
+}
+
+/// As [`printable`], on one line of at most `max` characters: for a name or a version among other words.
+pub fn printable_word(text: &str, max: usize) -> String {
+    printable(text).chars().filter(|c| !c.is_control()).take(max).collect()
 }
 
 #[cfg(test)]
@@ -103,5 +110,7 @@ mod tests {
         assert_eq!(refusal.message.chars().count(), MAX_SENTENCE);
         assert!(refusal.to_bytes().len() <= super::super::limits::MAX_ANSWER);
         assert_eq!(Refusal::from_bytes(b"\xff\xfe").code, RefusalCode::Malformed);
+        assert_eq!(Refusal::new(RefusalCode::Other, "a\u{9b}2J\u{202e}b\nc").message, "a2Jb\nc");
+        assert_eq!(printable_word("1.2\n\u{1b}[2J and more", 6), "1.2[2J");
     }
 }

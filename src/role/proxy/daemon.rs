@@ -159,7 +159,7 @@ impl Daemon {
                 Some((target, stats)) => {
                     tracing::debug!(listener, peer, %target, "a connection from the workspace");
                     if let Err(error) = Box::pin(serve_accepted(stream, &target, &stats)).await {
-                        tracing::debug!(%target, %error, "a connection from the workspace ended");
+                        tracing::debug!(%target, error = error.to_string(), "a connection from the workspace ended");
                     }
                 }
                 None => {

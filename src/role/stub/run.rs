@@ -19,6 +19,7 @@ use crate::session::establish;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClient};
+use crate::wire::Refusal;
 use crate::wire::control::Control;
 
 /// How often the certificate's age is looked at.
@@ -134,7 +135,9 @@ impl Stub {
                 Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
                     return Ok(Parked::Drain(Duration::from_millis(reconnect_after_ms.min(60_000))));
                 }
-                Ok(Some(Arrival::Control(Control::Refused(refusal)))) => return Err(refusal.into()),
+                Ok(Some(Arrival::Control(Control::Refused(refusal)))) => {
+                    return Err(Refusal::new(refusal.code, refusal.message).into());
+                }
                 Ok(Some(Arrival::Control(Control::Unknown))) => {}
                 Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
                 Err(error) => {
