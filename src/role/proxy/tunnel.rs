@@ -24,6 +24,9 @@ use crate::wire::{Refusal, RefusalCode};
 /// How often the certificate's age is looked at.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60);
 
+/// A session that lasts this long is a good one. A workspace that ends each at once is not asked for the next at once.
+const STEADY: Duration = Duration::from_secs(10);
+
 /// How the tunnel is.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -201,7 +204,7 @@ impl Tunnel {
             let started = Instant::now();
             let error = match self.connect().await {
                 Ok((session, greeting)) => {
-                    backoff.reset();
+                    let up = Instant::now();
                     down_since = None;
                     self.current.send_replace(Some(session.opener.clone()));
                     self.state.send_replace(TunnelState::Up {
@@ -211,6 +214,9 @@ impl Tunnel {
                     });
                     let why = serve_session(session, &serve).await;
                     self.current.send_replace(None);
+                    if up.elapsed() >= STEADY {
+                        backoff.reset();
+                    }
                     TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, why)))
                 }
                 Err(error) => error,
@@ -224,7 +230,8 @@ impl Tunnel {
                 _ => backoff.next(rand::random()),
             };
             let since = *down_since.get_or_insert_with(time::OffsetDateTime::now_utc);
-            tracing::info!(%error, ?wait, "the tunnel is down");
+            // As a text, not as it prints: a line end in it would begin a line of the log.
+            tracing::info!(error = error.to_string(), ?wait, "the tunnel is down");
             self.state.send_replace(TunnelState::Waiting {
                 why: error.to_string(),
                 retry_ms: wait.as_millis() as u64,
