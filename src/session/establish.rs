@@ -117,7 +117,7 @@ pub async fn connect<C: Io>(
             // The workspace's verdict on our certificate arrives only after our side of the handshake is done.
             let ended = tokio::time::timeout(Duration::from_secs(1), session.ended()).await;
             match ended {
-                Ok(Err(error)) => Err(SessionError::Tls(explain(&error))),
+                Ok(Err(error)) if is_tls(&error) => Err(SessionError::Tls(explain(&error))),
                 _ => Err(SessionError::Refused(refusal)),
             }
         }
@@ -139,9 +139,21 @@ async fn within<T>(time: Duration, handshake: impl Future<Output = io::Result<T>
             let text = "the other side ended the connection before the session began";
             Err(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, text)))
         }
-        Ok(Err(error)) => Err(SessionError::Tls(explain(&error))),
+        Ok(Err(error)) => Err(failed(&error)),
         Ok(Ok(stream)) => Ok(stream),
     }
+}
+
+/// What TLS says of the peer is final; a connection that breaks beneath it passes.
+fn failed(error: &io::Error) -> SessionError {
+    if is_tls(error) {
+        return SessionError::Tls(explain(error));
+    }
+    SessionError::Refused(Refusal::new(RefusalCode::Unavailable, format!("the connection broke: {error}")))
+}
+
+fn is_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) || IdentityError::explain(error).is_some()
 }
 
 fn explain(error: &io::Error) -> String {
@@ -152,4 +164,18 @@ fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<PeerCertificat
     let leaf = certificates.and_then(<[_]>::first);
     let leaf = leaf.ok_or_else(|| SessionError::Tls("the other side showed no certificate".into()))?;
     PeerCertificate::parse(leaf).map_err(|e| SessionError::Tls(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_tls_says_is_final() {
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::TimedOut, io::ErrorKind::BrokenPipe] {
+            assert!(!failed(&kind.into()).is_identity());
+        }
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
+        assert!(failed(&io::Error::new(io::ErrorKind::InvalidData, alert)).is_identity());
+    }
 }
