@@ -242,7 +242,7 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     let output = Output::new(common.json);
     files::private_dir(&home.data)?;
     let log = home.data.join(format!("{}.log", up.workspace));
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+    let file = files::log(&log)?;
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     command.args(["--json", "-v", "up", up.workspace.as_str()]).arg("--background").arg(&log);
     if let Some(url) = &up.coordinator {
