@@ -150,7 +150,14 @@ async fn session(
     let daemon = Daemon::new(tunnel, device, config.declared(), up.background.clone(), stop.clone());
     let mut running = Box::pin(daemon.clone().run(socket));
     let shown = show(daemon.clone(), requests, output, began);
+    let log = async {
+        match &up.background {
+            Some(log) => files::bound_log(log).await,
+            None => std::future::pending().await,
+        }
+    };
     let failed = tokio::select! {
+        () = log => unreachable!("a log is looked after for ever"),
         outcome = &mut running => return outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
         failed = shown => failed,
         how = local.broke() => {
