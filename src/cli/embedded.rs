@@ -122,8 +122,9 @@ impl Embedded {
             );
             return Err(Failure::new(failure::USAGE, format!("{text}. hint: {hint} bytes")));
         }
-        files::private_dir(&places.workspace)?;
         files::private_dir(&places.state)?;
+        // Its processes may change the mode of their own directory; the one above it keeps others out.
+        std::fs::create_dir_all(&places.workspace)?;
         let pin = profile.credential.key.pin();
         let enrolled = StubState::load(&places.state).is_ok_and(|state| {
             state.admits(&pin) && state.trust.ca_pin() == self.registry.authority().trust().ca_pin()
@@ -169,7 +170,7 @@ pub struct StubProcess {
 impl StubProcess {
     fn start(places: &Places, url: &CoordinatorUrl, code: Option<&str>) -> Result<StubProcess, Failure> {
         let program = link_stub(&places.bin)?;
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&places.log)?;
+        let log = files::log(&places.log)?;
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".into());
         let mut command = Command::new(&program);
         command

@@ -42,6 +42,8 @@ pub fn stub_state() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
         return "/var/lib/nexus-stub".into();
     }
-    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
-    home.join(".local/state/nexus-stub")
+    // Never below a directory where others may write: whoever made it first would have the key.
+    let account = || nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.dir);
+    let home = std::env::var_os("HOME").map(PathBuf::from).or_else(account);
+    home.unwrap_or_else(|| "/".into()).join(".local/state/nexus-stub")
 }

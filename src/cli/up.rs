@@ -150,7 +150,14 @@ async fn session(
     let daemon = Daemon::new(tunnel, device, config.declared(), up.background.clone(), stop.clone());
     let mut running = Box::pin(daemon.clone().run(socket));
     let shown = show(daemon.clone(), requests, output, began);
+    let log = async {
+        match &up.background {
+            Some(log) => files::bound_log(log).await,
+            None => std::future::pending().await,
+        }
+    };
     let failed = tokio::select! {
+        () = log => unreachable!("a log is looked after for ever"),
         outcome = &mut running => return outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
         failed = shown => failed,
         how = local.broke() => {
@@ -242,7 +249,7 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     let output = Output::new(common.json);
     files::private_dir(&home.data)?;
     let log = home.data.join(format!("{}.log", up.workspace));
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+    let file = files::log(&log)?;
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     command.args(["--json", "-v", "up", up.workspace.as_str()]).arg("--background").arg(&log);
     if let Some(url) = &up.coordinator {

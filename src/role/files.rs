@@ -1,15 +1,56 @@
 //! Files that a role keeps: private (0600 in a 0700 directory), replaced whole or not at all.
 
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Bytes of a file that a role keeps. Keys, certificates, a few names.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Makes a directory for private files, and its parents.
+/// Bytes of a log. Each call of a workspace adds a line, and a workspace may call without end.
+const MAX_LOG: u64 = 16 * 1024 * 1024;
+
+/// How often a log's size is looked at.
+const LOG_CHECK: Duration = Duration::from_secs(5);
+
+/// Makes a directory for private files, and its parents. One that is there must be this user's (or root's), and not
+/// writable by others: whoever made it, say below a shared `XDG_RUNTIME_DIR`, could put a socket or a key in place of
+/// ours. Root is trusted to know whose directory it is given: a volume of a container is often its user's.
 pub fn private_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| named(path, e))
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| named(path, e))?;
+    let metadata = std::fs::metadata(path).map_err(|e| named(path, e))?;
+    let own = nix::unistd::geteuid().as_raw();
+    if (own != 0 && metadata.uid() != own && metadata.uid() != 0) || metadata.mode() & 0o022 != 0 {
+        let text = "others may write to it. hint: make it yours alone (chown, chmod 700), or choose another directory";
+        return Err(named(path, io::Error::new(io::ErrorKind::PermissionDenied, text)));
+    }
+    Ok(())
+}
+
+/// Opens a private log to append to. One over its bound begins anew, and the old one is kept beside it.
+pub fn log(path: &Path) -> io::Result<std::fs::File> {
+    begin_anew(path, MAX_LOG).map_err(|e| named(path, e))?;
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|e| named(path, e))
+}
+
+/// Keeps a log that is appended to within its bound, give or take what comes between two looks.
+pub async fn bound_log(path: &Path) {
+    loop {
+        tokio::time::sleep(LOG_CHECK).await;
+        if let Err(error) = begin_anew(path, MAX_LOG) {
+            tracing::warn!(%error, "the log could not begin anew");
+        }
+    }
+}
+
+/// Whoever appends has the file open: so the old content is copied aside, and the file itself emptied.
+fn begin_anew(path: &Path, max: u64) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > max) {
+        std::fs::copy(path, path.with_extension("log.old"))?;
+        std::fs::OpenOptions::new().write(true).truncate(true).open(path)?;
+    }
+    Ok(())
 }
 
 /// Writes a private file whole: a crash leaves the old one or the new one.
@@ -69,5 +110,31 @@ mod tests {
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("chmod 600"));
+    }
+
+    #[test]
+    fn a_log_begins_anew_under_whoever_appends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.log");
+        let mut file = log(&path).unwrap();
+        file.write_all(b"old").unwrap();
+        begin_anew(&path, 3).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        begin_anew(&path, 2).unwrap();
+        file.write_all(b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        let aside = dir.path().join("w.log.old");
+        assert_eq!(std::fs::read(&aside).unwrap(), b"old");
+        assert_eq!(std::fs::metadata(&aside).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        private_dir(dir.path()).unwrap();
+        for mode in [0o777, 0o1777, 0o720] {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert!(private_dir(dir.path()).unwrap_err().to_string().contains("hint:"));
+        }
     }
 }

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::session::framed::{DataBuffer, Frame, FrameReader, FrameWriter, FramedStream, Io, StreamError};
+use crate::wire::limits::MAX_DATA;
 use crate::wire::{FrameKind, Refusal, RefusalCode};
 
 /// How long telling the peer that we give up may take. Dropping the stream says the same without the reason.
@@ -161,7 +162,8 @@ pub async fn relay_metered<L: Into<Socket>, S: Io>(
 ) -> Result<(), StreamError> {
     let local: Socket = local.into();
     local.arm_reset();
-    let FramedStream { reader, mut writer } = stream;
+    let FramedStream { mut reader, mut writer } = stream;
+    reader.limit(MAX_DATA);
     let midway = AtomicBool::new(false);
     let fault = {
         let mut incoming = Incoming { reader, answer, unwritten: Bytes::new(), ended: false };

@@ -26,7 +26,7 @@ use crate::service::listen::bind_udp;
 use crate::service::stats::ForwardStats;
 use crate::session::framed::{FrameReader, FramedStream, Io, StreamError};
 use crate::session::opener::Opener;
-use crate::wire::limits::{MAX_UDP_FLOWS, UDP_IDLE};
+use crate::wire::limits::{MAX_DATAGRAM, MAX_UDP_FLOWS, UDP_IDLE};
 use crate::wire::open::Accepted;
 use crate::wire::{Endpoint, FrameKind, Open, Refusal, RefusalCode, StreamRequest};
 
@@ -63,6 +63,7 @@ pub(crate) async fn serve_udp_at<S: Io>(
     stream.accepted(&Accepted::default()).await?;
     let activity = Activity::default();
     let FramedStream { mut reader, mut writer } = stream;
+    reader.limit(MAX_DATAGRAM);
     let outgoing = async {
         let mut buffer = Vec::new();
         loop {

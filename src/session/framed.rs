@@ -84,6 +84,7 @@ pub struct FrameReader<R> {
     current: Option<FrameHeader>,
     payload: BytesMut,
     only: Option<FrameKind>,
+    max: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
@@ -96,6 +97,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             current: None,
             payload: BytesMut::new(),
             only: None,
+            max: usize::MAX,
         }
     }
 
@@ -107,6 +109,12 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The next frame of a stream that must not end here.
     pub async fn expect(&mut self) -> Result<Frame, StreamError> {
         self.next().await?.ok_or(StreamError::Truncated)
+    }
+
+    /// From here on no frame with more than `max` bytes of payload has a place here. For streams that are held for
+    /// long and have no use for a large one: a peer could leave each of them a byte short of it.
+    pub fn limit(&mut self, max: usize) {
+        self.max = max;
     }
 
     /// The next frame, which must be of this kind. Another is refused by its header, before its payload takes memory.
@@ -122,7 +130,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let header = match self.current {
             Some(header) => header,
             None => match ready!(self.poll_header(cx))? {
-                Some(header) if self.only.is_some_and(|only| only != header.kind) => {
+                Some(header) if self.only.is_some_and(|only| only != header.kind) || header.len > self.max => {
                     return Poll::Ready(Err(StreamError::OutOfPlace(header.kind)));
                 }
                 Some(header) => *self.current.insert(header),
@@ -430,6 +438,16 @@ mod tests {
             let mut reader = FrameReader::new(a);
             assert_eq!(reader.expect().await.unwrap().kind, FrameKind::Refuse);
         }
+    }
+
+    #[tokio::test]
+    async fn a_frame_over_the_limit_is_out_of_place_before_its_payload() {
+        let (mut a, b) = tokio::io::duplex(1000);
+        a.write_all(&[0x10, 0, 0, 2, 1, 2, 0x20, 0x10, 0, 0]).await.unwrap();
+        let mut reader = FrameReader::new(b);
+        reader.limit(MAX_DATA);
+        assert_eq!(reader.expect().await.unwrap().payload.len(), 2);
+        assert!(matches!(reader.expect().await, Err(StreamError::OutOfPlace(FrameKind::Message))));
     }
 
     #[tokio::test]

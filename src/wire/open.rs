@@ -160,7 +160,7 @@ pub struct Exit {
 impl Exit {
     /// The code a shell would report: 128 + n for signal n.
     pub fn shell_code(self) -> i32 {
-        self.code.unwrap_or_else(|| 128 + self.signal.unwrap_or(0))
+        self.code.unwrap_or_else(|| self.signal.unwrap_or(0).saturating_add(128))
     }
 }
 

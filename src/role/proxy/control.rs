@@ -105,8 +105,7 @@ impl ControlSocket {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let own = nix::unistd::geteuid().as_raw();
-                    if stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
+                    if is_own(&stream) {
                         return stream;
                     }
                     tracing::warn!("another user tried to use the control socket");
@@ -123,11 +122,22 @@ impl ControlSocket {
 /// Connects to a running `up`.
 pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixStream, Refusal> {
     let path = socket_path(run_dir, workspace);
-    UnixStream::connect(&path).await.map_err(|_| {
+    let stream = UnixStream::connect(&path).await.map_err(|_| {
         let text =
             format!("workspace `{workspace}` is not up. hint: run `nexus-proxy up {workspace}` in another terminal");
         Refusal::new(RefusalCode::Unavailable, text)
-    })
+    })?;
+    if !is_own(&stream) {
+        let text = format!("another user listens at {}. hint: remove it, or set NEXUS_HOME", path.display());
+        return Err(Refusal::new(RefusalCode::Denied, text));
+    }
+    Ok(stream)
+}
+
+/// Whether the process at the other end is the same user's, or root's.
+fn is_own(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
 /// Calls a running `up`. The stream stays open: a forward lives as long as it does.

@@ -15,7 +15,7 @@ use crate::service::call::output::{self, Frames};
 use crate::service::laptop::{Laptop, resource};
 use crate::session::framed::{FrameReader, FrameWriter, FramedStream, Io, StreamError};
 use crate::wire::call::{Request, Response};
-use crate::wire::limits::{MAX_MESSAGE, OPEN_TIMEOUT};
+use crate::wire::limits::{MAX_ANSWER, MAX_MESSAGE, OPEN_TIMEOUT};
 use crate::wire::name::WorkspaceName;
 use crate::wire::open::Accepted;
 use crate::wire::{FrameKind, Refusal, RefusalCode};
@@ -137,6 +137,7 @@ async fn give_up<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, refusal: Re
 
 /// Returns when the caller has aborted, closed, failed, or sent what has no place here: in every case it is gone.
 async fn gone<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>) {
+    reader.limit(MAX_ANSWER);
     let _ = reader.next().await;
 }
 

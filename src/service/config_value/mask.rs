@@ -28,20 +28,28 @@ const SECRET_PARTS: [&str; 15] = [
 const SECRET_NAMES: [&str; 9] = ["key", "auth", "pat", "refresh", "access", "jwt", "pass", "session", "sessionid"];
 
 /// Beginnings of values that are secrets under any key.
-const SECRET_STARTS: [&str; 14] = [
+const SECRET_STARTS: [&str; 22] = [
     "sk-",
     "sk_live_",
+    "sk_test_",
     "rk_live_",
     "ghp_",
     "gho_",
     "ghu_",
     "ghs_",
+    "ghr_",
+    "npm_",
+    "pypi-",
+    "hf_",
+    "dop_v1_",
     "github_pat_",
     "glpat-",
     "xox",
     "AKIA",
+    "ASIA",
     "AIza",
     "eyJhbGci",
+    "eyJ0eXAi",
     "-----BEGIN",
 ];
 
@@ -91,7 +99,7 @@ fn walk(value: &mut Value, place: &mut Vec<String>, patterns: &[Pattern], defaul
         Value::Object(map) => {
             for (key, value) in map.iter_mut() {
                 if defaults && announces_secret(key) {
-                    hide_texts(value);
+                    hide(value, !counts(key));
                 }
                 place.push(key.clone());
                 walk(value, place, patterns, defaults);
@@ -105,23 +113,40 @@ fn walk(value: &mut Value, place: &mut Vec<String>, patterns: &[Pattern], defaul
                 place.pop();
             }
         }
-        Value::String(text) if defaults && looks_secret(text) => *value = Value::from(MASK),
+        Value::String(text) if defaults && (looks_secret(text) || assigns_secret(text)) => *value = Value::from(MASK),
         _ => {}
     }
 }
 
-/// Hides every text in a value. Numbers and booleans stay: `max_tokens: 4096` is no secret.
-fn hide_texts(value: &mut Value) {
+/// Hides every text in a value, and its `numbers`. Booleans stay: they choose, they do not open.
+fn hide(value: &mut Value, numbers: bool) {
     match value {
         Value::String(_) => *value = Value::from(MASK),
-        Value::Array(list) => list.iter_mut().for_each(hide_texts),
-        Value::Object(map) => map.values_mut().for_each(hide_texts),
+        Value::Number(_) if numbers => *value = Value::from(MASK),
+        Value::Array(list) => list.iter_mut().for_each(|value| hide(value, numbers)),
+        Value::Object(map) => map.values_mut().for_each(|value| hide(value, numbers)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
+/// Whether a number under this key is a count: `max_tokens: 4096` is no secret, `password: 4096` is one.
+fn counts(key: &str) -> bool {
+    let key = plain(key);
+    key.contains("token") && !SECRET_PARTS.iter().any(|part| *part != "token" && key.contains(part))
+}
+
+/// `PASSWORD=hunter2` and `--password=hunter2`, in a list of variables or arguments.
+fn assigns_secret(text: &str) -> bool {
+    text.split_once('=')
+        .is_some_and(|(key, value)| !value.is_empty() && !key.contains(char::is_whitespace) && announces_secret(key))
+}
+
+fn plain(key: &str) -> String {
+    key.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
 fn announces_secret(key: &str) -> bool {
-    let key: String = key.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let key = plain(key);
     SECRET_NAMES.contains(&key.as_str()) || SECRET_PARTS.iter().any(|part| key.contains(part))
 }
 
@@ -155,14 +180,25 @@ pub(super) fn text(text: &str) -> String {
 }
 
 fn masked_line(line: &str) -> String {
-    if let Some(at) = line.find(['=', ':']) {
+    // Every separator: `//registry.example/:_authToken=…` has its key after the first.
+    for (at, _) in line.match_indices(['=', ':']) {
         let key = line[..at].rsplit(|c: char| c.is_whitespace()).find(|k| !k.is_empty()).unwrap_or("");
+        let last = key.rsplit(['=', ':', '/']).next().unwrap_or(key);
+        let key = if key[..key.len() - last.len()].contains(['=', ':']) { last } else { key };
         let (before, value) = line.split_at(at + 1);
         let value_text = value.trim_start_matches([' ', '\t', '"', '\'']);
         if !value_text.is_empty() && (announces_secret(key) || looks_secret(value_text)) {
             let space: String = value.chars().take_while(|c| c.is_whitespace()).collect();
             return format!("{before}{space}{MASK}");
         }
+    }
+    // `machine example login me password …`, as in a netrc.
+    let mut words = line.split_whitespace();
+    if let Some(word) = words.by_ref().find(|word| matches!(*word, "password" | "passwd" | "secret" | "token"))
+        && words.next().is_some()
+    {
+        let end = line.find(word).unwrap_or(0) + word.len();
+        return format!("{} {MASK}", &line[..end]);
     }
     let secret = |word: &str| looks_secret(word.trim_matches(['"', '\'', ',', ';', '(', ')']));
     if line.split_whitespace().any(secret) { MASK.to_owned() } else { line.to_owned() }
@@ -189,6 +225,7 @@ mod tests {
             "credentials": {"user": "x", "deep": [{"more": "x"}]}, "headers": {"Authorization": "x"},
             "plain": ["sk-abc", "Bearer eyJhbGciOi", "postgres://u:p@h/d", "https://h/a@b:c"],
             "max_tokens": 5, "keyboard": "x", "author": "x", "pattern": "x", "url": "https://example.org",
+            "password": 12345678, "db": {"secret_pin": [1, true]}, "args": ["--api-key=x", "DB_PASSWORD=x", "A=b", "k=v w"],
         });
         apply(&mut value, &[], true);
         assert_eq!(
@@ -198,6 +235,7 @@ mod tests {
                 "tokens": ["***"], "credentials": {"user": "***", "deep": [{"more": "***"}]},
                 "headers": {"Authorization": "***"}, "plain": ["***", "***", "***", "https://h/a@b:c"],
                 "max_tokens": 5, "keyboard": "x", "author": "x", "pattern": "x", "url": "https://example.org",
+                "password": "***", "db": {"secret_pin": ["***", true]}, "args": ["***", "***", "A=b", "k=v w"],
             })
         );
     }
@@ -207,6 +245,9 @@ mod tests {
         let before = "name = x\r\nexport TOKEN=\"abc\"\n  password: hunter2\nurl=postgres://u:p@h\nuse ghp_abc here\n\
                       -----BEGIN KEY-----\nabc\n-----END KEY-----\nlast";
         let after = "name = x\r\nexport TOKEN=***\n  password: ***\nurl=***\n***\n***\n***\n***\nlast";
+        assert_eq!(text(before), after);
+        let before = "//registry.example/:_authToken=abc\nmachine h login me password hunter2\nurl: http://h:80/x=y";
+        let after = "//registry.example/:_authToken=***\nmachine h login me password ***\nurl: http://h:80/x=y";
         assert_eq!(text(before), after);
     }
 }
