@@ -73,9 +73,6 @@ type Tls = TlsStream<ReadAhead<TcpStream>>;
 /// The right to be a connection, which goes along when it is upgraded.
 type Permit = Arc<OwnedSemaphorePermit>;
 
-/// The right to be a connection, which goes along when it is upgraded.
-type Permit = Arc<OwnedSemaphorePermit>;
-
 /// What every connection needs.
 #[derive(Clone)]
 struct Shared {

@@ -25,9 +25,6 @@ use crate::wire::{Refusal, RefusalCode};
 /// A session that lasts this long is a good one. A workspace that ends each at once is not asked for the next at once.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// A session that lasts this long is a good one. A workspace that ends each at once is not asked for the next at once.
-const STEADY: Duration = Duration::from_secs(10);
-
 /// How the tunnel is.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
