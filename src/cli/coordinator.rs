@@ -62,7 +62,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct Serve {
     /// Where to listen; port 0 picks one and prints it.
-    #[arg(long, default_value = "0.0.0.0:8443", env = "NEXUS_COORDINATOR_LISTEN")]
+    #[arg(long, default_value = "0.0.0.0:8443", env = "NEXUS_COORDINATOR_LISTEN", value_parser = address)]
     listen: SocketAddr,
     /// A DNS name or address under which it is reached, for clients that look at the certificate's names. Repeatable.
     #[arg(long = "name")]
@@ -115,7 +115,19 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// The program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    super::run(arguments, |a: &Arguments| &a.common, command)
+    super::run(arguments, |a: &Arguments| &a.common, |_| None, command)
+}
+
+/// Opens the registry of a coordinator that has served before.
+async fn existing(data: &Path) -> Result<Registry, Failure> {
+    if !data.join("ca.pem").is_file() {
+        let text = format!(
+            "there is no coordinator in {}. hint: --data names its directory; `serve` makes it",
+            data.display()
+        );
+        return Err(Failure::new(failure::USAGE, text));
+    }
+    registry(data).await
 }
 
 /// Opens the registry in a data directory, which is made when it is not there.
@@ -136,7 +148,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Generate(what) => return generate::run::<Arguments>(&what),
         Command::Serve(serve) => return run(serve, &data, output).await,
         Command::Invite { ttl } => {
-            let code = registry(&data).await?.invite(ttl, now).await?;
+            let code = existing(&data).await?.invite(ttl, now).await?;
             let code = code.reveal();
             let lives = humantime::format_duration(ttl);
             let text = format!(
@@ -147,7 +159,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         }
         Command::Workspace(Workspace::Add { name, reissue, trust_first_device, ttl }) => {
             let options = AddWorkspace { trust_first_device, reissue, ttl };
-            let code = registry(&data).await?.add_workspace(&name, &options, now).await?;
+            let code = existing(&data).await?.add_workspace(&name, &options, now).await?;
             let code = code.reveal();
             let lives = humantime::format_duration(ttl);
             let text = format!(
@@ -157,7 +169,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             output.plain(&text, &json!({"workspace": name, "code": *code, "expires_in_s": ttl.as_secs()}));
         }
         Command::Workspace(Workspace::List) => {
-            let rows = registry(&data).await?.list_workspaces().await?;
+            let rows = existing(&data).await?.list_workspaces().await?;
             let json: Vec<_> = rows
                 .iter()
                 .map(|w| json!({"name": w.name, "enrolled": w.pin.is_some(), "pin": w.pin, "created": w.created}))
@@ -168,11 +180,11 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             output.plain(&table(rows.iter().map(line), "no workspaces"), &json.into());
         }
         Command::Workspace(Workspace::Remove { name }) => {
-            registry(&data).await?.remove_workspace(&name, now).await?;
+            existing(&data).await?.remove_workspace(&name, now).await?;
             output.plain(&format!("{name} is removed"), &json!({"removed": name}));
         }
         Command::Device(Device::List) => {
-            let rows = registry(&data).await?.list_devices().await?;
+            let rows = existing(&data).await?.list_devices().await?;
             let json: Vec<_> = rows
                 .iter()
                 .map(|d| {
@@ -185,7 +197,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             output.plain(&table(rows.iter().map(line), "no devices"), &json.into());
         }
         Command::Device(Device::Revoke { name }) => {
-            registry(&data).await?.revoke_device(&name, now).await?;
+            existing(&data).await?.revoke_device(&name, now).await?;
             output.plain(&format!("{name} is revoked"), &json!({"revoked": name}));
         }
     }
@@ -206,8 +218,28 @@ fn raise_descriptors() {
     }
 }
 
+/// Held while serving: of two servers on one directory, each would look for stubs that are parked at the other.
+fn only_server(data: &Path) -> Result<std::fs::File, Failure> {
+    crate::role::coordinator::files::prepare_data_dir(data)?;
+    let path = data.join("serve.lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => {
+            let text =
+                format!("another nexus-coordinator serves {}. hint: stop it, or name another --data", data.display());
+            Err(Failure::new(failure::FAILED, text))
+        }
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443".to_owned())
+}
+
 async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
     raise_descriptors();
+    let _only = only_server(data)?;
     let registry = registry(data).await?.with_leaf_lifetime(serve.leaf_lifetime);
     let listener = TcpListener::bind(serve.listen).await.map_err(|e| {
         let hint = "is another program there? --listen takes another address, port 0 picks a free one";

@@ -28,7 +28,10 @@ pub fn run<A: CommandFactory>(what: &Generate) -> Result<u8, Failure> {
     match what {
         Generate::Completions { shell } => {
             let name = command.get_name().to_owned();
-            clap_complete::generate(*shell, &mut command, name, &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut command, name, &mut script);
+            // A reader that has seen enough is no error.
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
         }
         Generate::Man { directory } => {
             std::fs::create_dir_all(directory)?;

@@ -17,7 +17,8 @@ impl Home {
     /// `$NEXUS_HOME` when it is set; else `~/.nexus/config.yaml`, the user's data directory, and `$XDG_RUNTIME_DIR`.
     #[cfg(feature = "proxy")]
     pub fn find() -> std::io::Result<Home> {
-        if let Some(home) = std::env::var_os("NEXUS_HOME").map(PathBuf::from) {
+        if let Some(home) = std::env::var_os("NEXUS_HOME").filter(|home| !home.is_empty()) {
+            let home = std::path::absolute(home)?;
             return Ok(Home { config: home.join("config.yaml"), data: home.join("data"), run: home.join("run") });
         }
         let user = etcetera::home_dir().map_err(std::io::Error::other)?;
@@ -25,6 +26,14 @@ impl Home {
         let run = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
         let run = run.map_or_else(|| data.join("run"), |dir| PathBuf::from(dir).join("nexus-proxy"));
         Ok(Home { config: user.join(".nexus/config.yaml"), data, run })
+    }
+}
+
+#[cfg(feature = "proxy")]
+impl Home {
+    /// Who in a workspace asked for what, and what it got: JSON lines.
+    pub fn audit(&self) -> PathBuf {
+        self.data.join("audit.log")
     }
 }
 

@@ -1,7 +1,13 @@
 //! Logs: to standard error, as text or as JSON lines, as much as `-v` asks for.
 
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::role::files;
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -27,20 +33,34 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. Only the first call in a process counts.
-pub fn start(common: &Common) {
+/// Starts logging. Only the first call in a process counts. What a workspace asked for goes to `audit` as well, at
+/// every verbosity.
+pub fn start(common: &Common, audit: Option<&Path>) {
     let level = match common.verbose {
         0 => "warn",
         1 => "warn,nexus_proxy=info,audit=info",
         _ => "info,nexus_proxy=debug,audit=info",
     };
     let filter = EnvFilter::try_from_env("NEXUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr);
-    let _ = match common.log_format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let layer = tracing_subscriber::fmt::layer().with_ansi(terminal).with_writer(std::io::stderr);
+    let layer = match common.log_format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
+    let audit = audit.and_then(|path| {
+        let opened = path.parent().map_or(Ok(()), files::private_dir).and_then(|()| files::log(path));
+        match opened {
+            Ok(file) => Some(file),
+            Err(error) => {
+                anstream::eprintln!("the audit log cannot be written: {error}");
+                None
+            }
+        }
+    });
+    let audit = audit.map(|file| {
+        let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::sync::Arc::new(file));
+        layer.with_filter(EnvFilter::new("off,audit=info"))
+    });
+    let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).with(audit).try_init();
 }

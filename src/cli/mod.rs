@@ -56,20 +56,29 @@ pub fn coordinator_main() -> ExitCode {
 }
 
 /// Parses arguments, runs the command on a runtime, prints what failed, and gives the exit code.
-fn run<A, F>(arguments: Vec<OsString>, common: impl Fn(&A) -> &log::Common, command: impl FnOnce(A) -> F) -> ExitCode
+fn run<A, F>(
+    arguments: Vec<OsString>,
+    common: impl Fn(&A) -> &log::Common,
+    audit: impl Fn(&A) -> Option<std::path::PathBuf>,
+    command: impl FnOnce(A) -> F,
+) -> ExitCode
 where
     A: clap::Parser,
     F: Future<Output = Result<u8, failure::Failure>>,
 {
+    let wants_json = arguments.iter().any(|argument| argument == "--json");
     let parsed = match A::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
+            if error.use_stderr() && wants_json {
+                return failure::Failure::new(failure::USAGE, error.to_string().trim()).report(true);
+            }
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
         }
     };
     let json = common(&parsed).json;
-    log::start(common(&parsed));
+    log::start(common(&parsed), audit(&parsed).as_deref());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure::Failure::from(error).report(json),

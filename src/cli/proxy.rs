@@ -1,7 +1,7 @@
 //! `nexus-proxy`: the laptop's program.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -25,6 +25,7 @@ use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
 use crate::role::proxy::profile::{self, Profile};
 use crate::service;
 use crate::service::call::client;
+use crate::service::forward_spec::{DynamicSpec, ForwardSpec};
 use crate::service::keychain::Keychain;
 use crate::service::process_run::run_process;
 use crate::session::framed::{FramedStream, StreamError};
@@ -32,6 +33,9 @@ use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::open::ProcessRequest;
 use crate::wire::{Open, RefusalCode, StreamRequest};
+
+/// `exec`: signals that are passed on; the next one ends the command here.
+const SIGNALS_PASSED_ON: u32 = 2;
 
 /// `exec`: nexus-proxy itself failed, not the command.
 const EXEC_FAILED: u8 = 125;
@@ -58,8 +62,10 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Brings a workspace up and keeps it: connects, forwards, serves its calls. Ctrl-C ends it.
+    #[command(after_help = failure::EXIT_CODES)]
     Up(Up),
     /// Runs a program in a workspace; output streams, standard input and exit code are passed on.
+    #[command(after_help = failure::EXIT_CODES)]
     Exec(Exec),
     /// Forwards ports while it runs. Ctrl-C ends them; other forwards go on.
     Forward(Forward),
@@ -135,13 +141,13 @@ struct Forward {
 #[derive(Debug, Default, Args)]
 pub struct ForwardFlags {
     /// [BIND:]PORT:HOST:HOSTPORT[/udp] or paths of Unix sockets: listens here, leads into the workspace. Port 0 picks one.
-    #[arg(short = 'L', value_name = "SPEC")]
+    #[arg(short = 'L', value_name = "SPEC", value_parser = forward_spec)]
     local: Vec<String>,
     /// The same shape the other way: listens in the workspace, leads to a service of this laptop.
-    #[arg(short = 'R', value_name = "SPEC")]
+    #[arg(short = 'R', value_name = "SPEC", value_parser = forward_spec)]
     remote: Vec<String>,
     /// [BIND:]PORT: SOCKS5 here, into the workspace's network; names are resolved there.
-    #[arg(short = 'D', value_name = "SPEC")]
+    #[arg(short = 'D', value_name = "SPEC", value_parser = dynamic_spec)]
     dynamic: Vec<String>,
 }
 
@@ -216,6 +222,15 @@ enum ConfigCommand {
     },
 }
 
+/// Checks a forward before anything starts; it is kept as it was written.
+fn forward_spec(text: &str) -> Result<String, String> {
+    text.parse::<ForwardSpec>().map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+fn dynamic_spec(text: &str) -> Result<String, String> {
+    text.parse::<DynamicSpec>().map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -225,7 +240,11 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// The program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    super::run(arguments, |a: &Arguments| &a.common, command)
+    let audit = |a: &Arguments| match a.command {
+        Command::Up(_) => Home::find().ok().map(|home| home.audit()),
+        _ => None,
+    };
+    super::run(arguments, |a: &Arguments| &a.common, audit, command)
 }
 
 async fn command(arguments: Arguments) -> Result<u8, Failure> {
@@ -250,8 +269,9 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Secret(what) => secret(what, output).await,
         Command::Device(what) => device(what, output).await,
         Command::Config(ConfigCommand::Check { path }) => {
-            let path = path.map_or_else(|| Home::find().map(|home| home.config), Ok)?;
-            let config = Config::load(&path).map_err(|e| Failure::new(failure::USAGE, e))?;
+            let config = load(path.as_deref(), &Home::find()?)?;
+            configured(&config)?;
+            let path = &config.path;
             let declared = config.declared();
             let tools: Vec<_> = declared.tools.keys().collect();
             let tokens: Vec<_> = declared.tokens.keys().collect();
@@ -270,9 +290,25 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
     }
 }
 
+/// The configuration at a path that was named, which must be there, or at the usual place, where it may be missing.
+pub fn load(named: Option<&Path>, home: &Home) -> Result<Config, Failure> {
+    if let Some(path) = named.filter(|path| !path.exists()) {
+        let text = format!("there is no configuration at {}. hint: check the path", path.display());
+        return Err(Failure::new(failure::USAGE, text));
+    }
+    Config::load(named.unwrap_or(&home.config)).map_err(|e| Failure::new(failure::USAGE, e))
+}
+
 /// The forwards that the configuration asks for.
 pub fn configured(config: &Config) -> Result<Vec<ForwardRequest>, Failure> {
     let forwards = &config.forwards;
+    let wrong = |error| Failure::new(failure::USAGE, format!("{}: forwards: {error}", config.path.display()));
+    for spec in forwards.local.iter().chain(&forwards.remote) {
+        forward_spec(spec).map_err(wrong)?;
+    }
+    for spec in &forwards.dynamic {
+        dynamic_spec(spec).map_err(wrong)?;
+    }
     let flags = ForwardFlags {
         local: forwards.local.clone(),
         remote: forwards.remote.clone(),
@@ -307,13 +343,17 @@ async fn exec(args: Exec, output: Output) -> Result<u8, Failure> {
         else {
             return std::future::pending::<()>().await;
         };
-        loop {
+        for asked in 1.. {
             let number = tokio::select! {
                 _ = int.recv() => 2,
                 _ = term.recv() => 15,
                 _ = hup.recv() => 1,
             };
-            let _ = send.send(number).await;
+            if asked > SIGNALS_PASSED_ON {
+                // The other side does not react: end here, which ends it there as well.
+                std::process::exit(128 + number);
+            }
+            let _ = send.try_send(number);
         }
     };
     let (stdout, stderr) = json_lines::sinks(output.is_json());

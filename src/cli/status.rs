@@ -53,12 +53,17 @@ fn running(home: &Home) -> Vec<WorkspaceName> {
     names
 }
 
+/// A time to the second; fractions help nobody.
+fn second(time: &str) -> String {
+    time.split_once('.').map_or_else(|| time.to_owned(), |(whole, _)| format!("{whole}Z"))
+}
+
 fn show_status(output: Output, status: &Status) {
     let tunnel = &status.tunnel;
     let text = |key: &str| tunnel[key].as_str().unwrap_or_default().to_owned();
     let state = match tunnel["state"].as_str() {
-        Some("up") => format!("up since {} by {}", text("since"), status.path),
-        Some("waiting") => format!("down since {}: {}", text("since"), text("why").replace("hint: ", "")),
+        Some("up") => format!("up since {} by {}", second(&text("since")), status.path),
+        Some("waiting") => format!("down since {}: {}", second(&text("since")), text("why").replace("hint: ", "")),
         Some("connecting") => "connecting".into(),
         _ => format!("failed: {}", text("why")),
     };

@@ -128,7 +128,7 @@ enum File {
 
 /// The program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    super::run(arguments, |a: &Arguments| &a.common, command)
+    super::run(arguments, |a: &Arguments| &a.common, |_| None, command)
 }
 
 async fn command(arguments: Arguments) -> Result<u8, Failure> {

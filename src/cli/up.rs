@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::{self, Failure};
 use super::home::Home;
-use super::log::Common;
+use super::log::{Common, LogFormat};
 use super::output::Output;
 use super::proxy::ForwardFlags;
 use super::signals;
@@ -25,6 +25,12 @@ use crate::role::proxy::tunnel::{Tunnel, TunnelState};
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
 use crate::wire::name::{DeviceName, WorkspaceName};
+
+/// How long a tunnel may be on its way before a line says what it waits for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long `up --detach` waits for the tunnel before it leaves it on its way.
+const DETACH_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Arguments of `up`.
 #[derive(Debug, Args)]
@@ -60,8 +66,7 @@ pub async fn run(up: Up, common: &Common) -> Result<u8, Failure> {
 
 async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> {
     let began = Instant::now();
-    let config_path = up.config.clone().unwrap_or_else(|| home.config.clone());
-    let config = Config::load(&config_path).map_err(|e| Failure::new(failure::USAGE, e))?;
+    let config = super::proxy::load(up.config.as_deref(), home)?;
     let mut requests = up.forwards.requests();
     requests.extend(super::proxy::configured(&config)?);
     let refused = |e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace));
@@ -151,9 +156,10 @@ async fn session(
     let mut running = Box::pin(daemon.clone().run(socket));
     let shown = show(daemon.clone(), requests, output, began);
     let log = async {
+        let audit = home.audit();
         match &up.background {
-            Some(log) => files::bound_log(log).await,
-            None => std::future::pending().await,
+            Some(log) => drop(tokio::join!(files::bound_log(log), files::bound_log(&audit))),
+            None => files::bound_log(&audit).await,
         }
     };
     let failed = tokio::select! {
@@ -238,8 +244,18 @@ async fn show(
             }
             TunnelState::Failed { .. } => {}
         }
-        if state.changed().await.is_err() {
-            return std::future::pending().await;
+        let waiting = matches!(*state.borrow(), TunnelState::Connecting { .. });
+        tokio::select! {
+            changed = state.changed() => if changed.is_err() {
+                return std::future::pending().await;
+            },
+            () = tokio::time::sleep(PATIENCE), if waiting => {
+                let text = "waiting for the workspace's stub (is `nexus-stub run` running there?)";
+                output.line("tunnel", text, &json!({"event": "waiting"}));
+                if state.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
         }
     }
 }
@@ -251,7 +267,9 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     let log = home.data.join(format!("{}.log", up.workspace));
     let file = files::log(&log)?;
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
-    command.args(["--json", "-v", "up", up.workspace.as_str()]).arg("--background").arg(&log);
+    command.arg("--json").arg(format!("-{}", "v".repeat(common.verbose.max(1).into())));
+    command.args(["--log-format", if common.log_format == LogFormat::Json { "json" } else { "text" }]);
+    command.args(["up", up.workspace.as_str()]).arg("--background").arg(&log);
     if let Some(url) = &up.coordinator {
         command.args(["--coordinator", &url.to_string()]);
     }
@@ -264,7 +282,29 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     let mut child = command.spawn()?;
     let stdout = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe to the background process"))?;
     let mut lines = BufReader::new(stdout).lines();
-    while let Some(line) = lines.next_line().await? {
+    let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let deadline = tokio::time::Instant::now() + DETACH_PATIENCE;
+    loop {
+        let line = tokio::select! {
+            line = lines.next_line() => line?,
+            _ = interrupted.recv() => {
+                let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(nix::unistd::Pid::from_raw);
+                if let Some(pid) = pid {
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                }
+                let _ = child.wait().await;
+                return Ok(130);
+            }
+            () = tokio::time::sleep_until(deadline) => {
+                let text = format!(
+                    "the tunnel is not up yet; it goes on trying in the background. hint: `nexus-proxy status {}`, log {}",
+                    up.workspace,
+                    log.display()
+                );
+                return Err(Failure::new(failure::UNAVAILABLE, text));
+            }
+        };
+        let Some(line) = line else { break };
         let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
         let text = match event["event"].as_str() {
             Some("coordinator") => format!("  coordinator  {}", event["url"].as_str().unwrap_or_default()),

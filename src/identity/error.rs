@@ -110,7 +110,9 @@ impl IdentityError {
             IdentityError::WrongPin { .. } => {
                 "if it was enrolled anew on purpose, `nexus-proxy forget WORKSPACE --coordinator URL` forgets the old key; if not, do not go on"
             }
-            IdentityError::NotAdmitted { .. } => "enrol the workspace again with this device paired",
+            IdentityError::NotAdmitted { .. } => {
+                "a laptop that the workspace knows can admit it: `nexus-proxy device add WORKSPACE PIN`"
+            }
             IdentityError::Expired => "renew the certificate, and check the clocks of both sides",
             IdentityError::NotYetValid => "check the clocks of both sides",
             IdentityError::NoCertificate => "pair this device or enrol this workspace first",

@@ -86,6 +86,10 @@ pub fn parse(text: &str) -> Result<Node, YamlError> {
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let message = error.without_snippet().to_string();
         let message = message.lines().next().unwrap_or("it does not parse").to_owned();
+        let message = match message.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split_once(',')) {
+            Some((key, _)) => format!("the key `{key}` is there twice"),
+            None => message,
+        };
         YamlError { line: error.location().map(|l| l.line()), message }
     })
 }

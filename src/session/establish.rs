@@ -29,7 +29,7 @@ const INNER_NAME: &str = "workspace.nexus.invalid";
 
 /// What a laptop reads when the workspace does not know its key.
 const NOT_ADMITTED: &str = "the workspace does not admit this device: it was enrolled before this device was paired. \
-    hint: enrol it anew, with an empty state directory and a code from `nexus-coordinator workspace add NAME --reissue`";
+    hint: on a laptop that it knows run `nexus-proxy device add WORKSPACE PIN`, with the pin that `nexus-proxy pair` printed here";
 
 /// How long the last words of a session that did not begin may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);

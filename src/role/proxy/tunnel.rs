@@ -317,6 +317,7 @@ where
     streams.shutdown().await;
     match session.ended().await {
         Ok(()) => "the other side ended the session".into(),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
         Err(error) => format!("the connection broke: {error}"),
     }
 }
