@@ -4,6 +4,7 @@
 pub mod devices;
 pub mod gateway;
 pub mod laptops;
+pub mod orphans;
 pub mod run;
 pub mod session;
 pub mod state;

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::gateway::Gateway;
 use super::laptops::Laptops;
+use super::orphans;
 use super::session::{Workspace, serve};
 use super::state::StubState;
 use crate::identity::error::IdentityError;
@@ -87,10 +88,15 @@ pub async fn run(
             }
         }
     });
-    let outcome = stub.keep_parked(&tasks, &stop).await;
+    orphans::adopt();
+    let outcome = tokio::select! {
+        outcome = stub.keep_parked(&tasks, &stop) => outcome,
+        () = orphans::reap() => Ok(()),
+    };
     stop.cancel();
     tasks.close();
     let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
+    orphans::end_all().await;
     outcome
 }
 

@@ -1,0 +1,139 @@
+//! Processes that the workspace's programs left in the background. They live on while the stub does, as a user's would,
+//! and end with it: the stub adopts what loses its parent, and reaps what ends.
+//!
+//! On Linux; elsewhere nothing is adopted, and what detaches itself stays.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+/// How often ended orphans are reaped. One is reaped when it was seen twice: a child that somebody waits for is gone
+/// long before.
+const REAP: Duration = Duration::from_secs(5);
+
+/// How long orphans have after SIGTERM.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// From here on, orphans of this process's children become its own.
+pub fn adopt() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+        tracing::warn!(%error, "processes that detach themselves will outlive the stub");
+    }
+}
+
+/// Reaps orphans that have ended, for ever.
+pub async fn reap() {
+    let mut before = HashSet::new();
+    loop {
+        tokio::time::sleep(REAP).await;
+        let ended: HashSet<i32> = children_of(own()).into_iter().filter(|p| p.ended).map(|p| p.pid).collect();
+        for pid in ended.intersection(&before) {
+            let _ = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG));
+        }
+        before = ended;
+    }
+}
+
+/// Ends everything below this process: politely, then not.
+pub async fn end_all() {
+    if send(Signal::SIGTERM) == 0 {
+        return;
+    }
+    let deadline = tokio::time::Instant::now() + GRACE;
+    while tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if below(own()).iter().all(|p| p.ended) {
+            return;
+        }
+    }
+    // A process that is killed can have started another just before.
+    for _ in 0..3 {
+        if send(Signal::SIGKILL) == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn own() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(i32::MAX)
+}
+
+/// Sends a signal to everything below this process that runs; gives how many that were.
+fn send(signal: Signal) -> usize {
+    let running: Vec<_> = below(own()).into_iter().filter(|p| !p.ended).collect();
+    for process in &running {
+        let _ = kill(Pid::from_raw(process.pid), signal);
+    }
+    running.len()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    ended: bool,
+}
+
+/// Reads `/proc/PID/stat`: the name in parentheses may hold anything, the rest is words.
+fn parse(stat: &str) -> Option<Process> {
+    let (before, after) = (stat.split_once(" (")?.0, stat.rsplit_once(") ")?.1);
+    let mut words = after.split(' ');
+    let ended = matches!(words.next()?, "Z" | "X");
+    Some(Process { pid: before.parse().ok()?, parent: words.next()?.parse().ok()?, ended })
+}
+
+fn all() -> Vec<Process> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit())))
+        .filter_map(|entry| parse(&std::fs::read_to_string(entry.path().join("stat")).ok()?))
+        .collect()
+}
+
+fn children_of(parent: i32) -> Vec<Process> {
+    all().into_iter().filter(|p| p.parent == parent).collect()
+}
+
+fn below(root: i32) -> Vec<Process> {
+    let mut by_parent: HashMap<i32, Vec<Process>> = HashMap::new();
+    for process in all() {
+        by_parent.entry(process.parent).or_default().push(process);
+    }
+    let mut found = by_parent.remove(&root).unwrap_or_default();
+    let mut next = 0;
+    while let Some(process) = found.get(next).copied() {
+        found.extend(by_parent.remove(&process.pid).unwrap_or_default());
+        next += 1;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_may_hold_anything() {
+        let stat = "42 (a ) Z 1 (b) S 7 42 42 0 -1 4194560";
+        assert_eq!(parse(stat), Some(Process { pid: 42, parent: 7, ended: false }));
+        assert_eq!(parse("42 (x) Z 7 1"), Some(Process { pid: 42, parent: 7, ended: true }));
+        assert_eq!(parse("garbage"), None);
+        assert_eq!(parse(""), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn children_are_found() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(below(own()).iter().any(|p| p.pid == pid && !p.ended));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!below(own()).iter().any(|p| p.pid == pid));
+    }
+}
