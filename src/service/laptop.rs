@@ -22,6 +22,9 @@ use crate::wire::limits::MAX_CALLS;
 use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
 
+/// Tools that run at a time. Each is a process, or many, on a machine that its owner works on.
+pub const MAX_TOOLS: usize = 32;
+
 /// What is declared. Empty, it refuses every call.
 pub struct Laptop {
     /// Tools by name.
@@ -39,6 +42,7 @@ pub struct Laptop {
     /// Where tokens of kind keychain are.
     pub keychain: Keychain,
     permits: Mutex<BTreeMap<WorkspaceName, Arc<Semaphore>>>,
+    running: Semaphore,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +77,7 @@ impl Laptop {
             config_path: config_path.into(),
             keychain,
             permits: Mutex::default(),
+            running: Semaphore::new(MAX_TOOLS),
         }
     }
 
@@ -98,6 +103,10 @@ impl Laptop {
                 let tool = self.tools.get(&call.name).ok_or_else(|| {
                     let lines = format!("tools:\n  {:?}:\n    argv: [\"program\", \"argument\"]", call.name);
                     self.not_declared("tool", &call.name, &lines, "`tool.list` shows what there is; ")
+                })?;
+                let _running = self.running.try_acquire().map_err(|_| {
+                    let message = format!("{MAX_TOOLS} tools are running already. hint: wait for some to finish");
+                    Refusal::new(RefusalCode::Busy, message)
                 })?;
                 tool.execute(call.arguments, call.stdin, &self.home, &output).await
             }

@@ -7,6 +7,7 @@ use crate::service::call::client::call;
 use crate::service::config_value::{ConfigEntry, ConfigValues};
 use crate::service::file::FileRoot;
 use crate::service::keychain::Keychain;
+use crate::service::laptop::MAX_TOOLS;
 use crate::service::token::{DEFAULT_LIFETIME, Token, TokenSource, TokenSpec};
 use crate::service::tool::{Tool, ToolSpec};
 use crate::wire::limits::MAX_CALLS;
@@ -174,6 +175,23 @@ async fn calls_beyond_the_bound_are_refused_and_others_served_later() {
     assert!(laptop.permit(&"other".parse().unwrap()).is_ok());
     drop(permits);
     assert!(ask(&laptop, "tool.list", Value::Null).await.0.is_ok());
+}
+
+#[tokio::test]
+async fn tools_beyond_their_bound_are_refused_and_other_calls_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let laptop = laptop(&dir);
+    let mut held = Vec::new();
+    for _ in 0..MAX_TOOLS {
+        held.push(hanging(&laptop).await);
+    }
+    let greet = || ask(&laptop, "tool.execute", json!({"name": "greet"}));
+    assert_eq!(greet().await.0.unwrap_err().code, RefusalCode::Busy);
+    assert!(ask(&laptop, "tool.list", Value::Null).await.0.is_ok());
+    let (stream, served, _) = held.pop().unwrap();
+    drop(stream);
+    served.await.unwrap();
+    assert!(greet().await.0.is_ok());
 }
 
 #[tokio::test]
