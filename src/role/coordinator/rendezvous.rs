@@ -107,7 +107,8 @@ impl<T: Io> Rendezvous<T> {
                 }
             }
         });
-        carrier.close().await;
+        // In a box, so that a parked connection does not hold room for its own end.
+        Box::pin(carrier.close()).await;
     }
 
     /// Joins a laptop's connection to one that the workspace parked, and copies until either ends.

@@ -216,8 +216,14 @@ async fn route(
         Ok((admitted, response)) => {
             let tasks = shared.tasks.clone();
             tasks.spawn(async move {
-                if let Err(error) = upgraded(request, admitted, shared).await {
-                    tracing::debug!(%peer, %error, "upgrade failed");
+                // Each stage in a box of its own: a parked connection, of which there are many, must not hold for
+                // days the room that the upgrade needed or that a join would need.
+                let Some(carrier) = Box::pin(upgraded(request, peer, admitted.side)).await else { return };
+                match admitted.purpose {
+                    Purpose::Park(workspace) => Box::pin(shared.rendezvous.park(workspace, carrier)).await,
+                    Purpose::Connect(workspace, device) => {
+                        Box::pin(shared.rendezvous.connect(workspace, device, carrier)).await;
+                    }
                 }
                 drop(permit);
             });
@@ -310,19 +316,20 @@ fn accept_key(method: &Method, headers: &HeaderMap) -> Option<String> {
     good.then(|| derive_accept_key(key))
 }
 
-async fn upgraded(mut request: Request<Incoming>, admitted: Admitted, shared: Shared) -> Result<(), hyper::Error> {
-    let upgraded = hyper::upgrade::on(&mut request).await?;
+async fn upgraded(mut request: Request<Incoming>, peer: SocketAddr, side: Side) -> Option<Carrier<Tls>> {
+    let upgraded = match hyper::upgrade::on(&mut request).await {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "upgrade failed");
+            return None;
+        }
+    };
     drop(request);
     let Ok(parts) = upgraded.downcast::<TokioIo<Tls>>() else {
         tracing::error!("an upgraded connection changed its type");
-        return Ok(());
+        return None;
     };
-    let carrier = Carrier::new(websocket(parts.io.into_inner(), parts.read_buf, admitted.side).await);
-    match admitted.purpose {
-        Purpose::Park(workspace) => shared.rendezvous.park(workspace, carrier).await,
-        Purpose::Connect(workspace, device) => shared.rendezvous.connect(workspace, device, carrier).await,
-    }
-    Ok(())
+    Some(Carrier::new(websocket(parts.io.into_inner(), parts.read_buf, side).await))
 }
 
 fn refuse(status: StatusCode, refusal: &Refusal) -> Response<Body> {

@@ -1,0 +1,61 @@
+//! Figures of the whole: real programs, real sockets on the loopback, and the same work without a tunnel and through
+//! tunnels that others wrote. Prints; asserts no time, because a busy machine is not a fault of the code.
+//!
+//! ```console
+//! $ cargo bench --bench tunnel                        # all sections
+//! $ cargo bench --bench tunnel -- throughput memory   # some
+//! $ cargo bench --bench tunnel -- --json              # one JSON object to a line
+//! ```
+
+mod connections;
+mod latency;
+mod memory;
+mod peers;
+mod report;
+mod rig;
+mod start;
+mod target;
+mod throughput;
+
+use anyhow::{Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use report::Report;
+use rig::Programs;
+
+type Section = fn(&Programs, &Report) -> Result<()>;
+
+const SECTIONS: [(&str, Section); 5] = [
+    ("throughput", throughput::run),
+    ("latency", latency::run),
+    ("connections", connections::run),
+    ("memory", memory::run),
+    ("start", start::run),
+];
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo bench` says `--bench`; `cargo test --benches` and test runners only want to see that it starts.
+    if arguments.iter().any(|a| a == "--test" || a == "--list") || !arguments.iter().any(|a| a == "--bench") {
+        println!("tunnel: nothing to test. hint: cargo bench --bench tunnel");
+        return Ok(());
+    }
+    let wanted: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
+    if let Some(unknown) = wanted.iter().find(|w| !SECTIONS.iter().any(|(name, _)| name == *w)) {
+        let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
+        bail!("there is no section `{unknown}`. hint: {}", known.join(", "));
+    }
+    // Thousands of connections are held here and, by inheritance, in the programs under test.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+
+    let report = Report::new(arguments.iter().any(|a| a == "--json"));
+    report.machine();
+    let programs = Programs::copied()?;
+    for (name, section) in SECTIONS {
+        if wanted.is_empty() || wanted.contains(&name) {
+            section(&programs, &report)?;
+        }
+    }
+    Ok(())
+}
