@@ -371,3 +371,20 @@ fn up_may_follow_down_at_once() {
     laptop.exec("default", &["true"]).ok();
     assert_eq!(up.program.ends().code(), Some(0), "{}", up.program.output());
 }
+
+/// What a command left in the background lives on while the workspace is up, even in a session of its own, and ends
+/// with it.
+#[test]
+fn what_was_left_in_the_background_ends_with_the_workspace() {
+    let laptop = Laptop::new();
+    let mut up = laptop.up(&[]);
+    let script = "sleep 300 >/dev/null 2>&1 & echo $!; setsid sleep 300 >/dev/null 2>&1 & echo $!";
+    let pids = laptop.exec("default", &["sh", "-c", script]).ok();
+    let pids: Vec<u32> = pids.lines().map(|pid| pid.trim().parse().expect("a process id")).collect();
+    assert_eq!(pids.len(), 2);
+    assert!(laptop.exec("default", &["true"]).status.success());
+    assert!(pids.iter().all(|pid| kernel::runs(*pid)), "{pids:?} live on");
+    laptop.down().ok();
+    assert_eq!(up.program.ends().code(), Some(0), "{}", up.program.output());
+    until("the background processes are gone", || pids.iter().all(|pid| !kernel::runs(*pid)).then_some(()));
+}

@@ -91,7 +91,7 @@ fn mistakes_are_told_with_their_line() {
         ("", "tools: {t: {argv: [true]}}", 2, "quotes"),
         ("", "tools: {t: {argv: [\"{x}\"]}}", 2, "no property"),
         ("", "tools: {\"a b\": {argv: [x]}}", 2, "name"),
-        ("", "tools: {t: {argv: [x]}, t: {argv: [y]}}", 2, "uplicate"),
+        ("", "tools: {t: {argv: [x]}, t: {argv: [y]}}", 2, "twice"),
         ("tool", "schema: {properties: {a: {type: object}}}", 3, "never used"),
         ("tool", "schema: 5", 3, "mapping"),
         ("tool", "timeout: 5", 5, "30s"),
