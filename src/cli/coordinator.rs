@@ -222,7 +222,7 @@ fn raise_descriptors() {
 fn only_server(data: &Path) -> Result<std::fs::File, Failure> {
     crate::role::coordinator::files::prepare_data_dir(data)?;
     let path = data.join("serve.lock");
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    let file = crate::role::coordinator::files::open_private(&path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(_) => {

@@ -1,8 +1,12 @@
 //! Logs: to standard error, as text or as JSON lines, as much as `-v` asks for.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -33,6 +37,32 @@ pub enum LogFormat {
     Json,
 }
 
+/// The audit log; made when there is something to write.
+struct Audit {
+    path: PathBuf,
+    file: OnceLock<Option<File>>,
+}
+
+impl Audit {
+    fn open(&self) -> Option<File> {
+        let made = self.path.parent().map_or(Ok(()), files::private_dir);
+        made.and_then(|()| files::log(&self.path))
+            .map_err(|error| anstream::eprintln!("the audit log cannot be written: {error}"))
+            .ok()
+    }
+}
+
+impl<'a> MakeWriter<'a> for Audit {
+    type Writer = Box<dyn Write + 'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        match self.file.get_or_init(|| self.open()) {
+            Some(file) => Box::new(file),
+            None => Box::new(std::io::sink()),
+        }
+    }
+}
+
 /// Starts logging. Only the first call in a process counts. What a workspace asked for goes to `audit` as well, at
 /// every verbosity.
 pub fn start(common: &Common, audit: Option<&Path>) {
@@ -48,18 +78,9 @@ pub fn start(common: &Common, audit: Option<&Path>) {
         LogFormat::Text => layer.boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    let audit = audit.and_then(|path| {
-        let opened = path.parent().map_or(Ok(()), files::private_dir).and_then(|()| files::log(path));
-        match opened {
-            Ok(file) => Some(file),
-            Err(error) => {
-                anstream::eprintln!("the audit log cannot be written: {error}");
-                None
-            }
-        }
-    });
-    let audit = audit.map(|file| {
-        let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::sync::Arc::new(file));
+    let audit = audit.map(|path| {
+        let writer = Audit { path: path.to_owned(), file: OnceLock::new() };
+        let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer);
         layer.with_filter(EnvFilter::new("off,audit=info"))
     });
     let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).with(audit).try_init();

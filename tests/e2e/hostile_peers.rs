@@ -12,6 +12,7 @@ use nexus_proxy::identity::verify::{ClientAuth, Expect, client_config, server_co
 use nexus_proxy::identity::{Authority, Credential, Identity, PrivateKey, Role};
 use nexus_proxy::role::proxy::profile::{self, Profile};
 use nexus_proxy::role::stub::state::StubState;
+use nexus_proxy::service::call::client;
 use nexus_proxy::session::establish::{self, Session, SessionError};
 use nexus_proxy::session::framed::{Frame, FrameReader, FramedStream, StreamError};
 use nexus_proxy::session::mux::{MuxOpener, MuxStream};
@@ -282,10 +283,15 @@ fn a_device_gets_no_more_of_the_workspace_than_it_may() {
     let session = world.connect(Some(&ours)).expect("a session");
     world.runtime.block_on(async {
         let opener = &session.opener;
-        for wish in [StreamRequest::Call {}, StreamRequest::Accepted { listener: 1, peer: "x".into() }] {
-            let refused = refusal(opener, wish).await;
-            assert_eq!(refused.code, RefusalCode::Unsupported, "{refused}");
-        }
+        let refused = refusal(opener, StreamRequest::Accepted { listener: 1, peer: "x".into() }).await;
+        assert_eq!(refused.code, RefusalCode::Unsupported, "{refused}");
+        // Calls to a workspace are about its list of devices, and nothing else.
+        let io = opener.open().await.expect("a stream");
+        let stream = FramedStream::open(io, &Open::new(StreamRequest::Call {})).await.expect("it opens");
+        let sinks = (tokio::io::sink(), tokio::io::sink());
+        let call = client::call(stream, "tool.list", serde_json::Value::Null, sinks.0, sinks.1);
+        let refused = in_time("an answer", call).await.expect_err("no tools are there");
+        assert_eq!(refused.code, RefusalCode::Unsupported, "{refused}");
         let nothing = refusal(opener, process(&[])).await;
         assert_eq!(nothing.code, RefusalCode::InvalidArguments, "{nothing}");
         breaks_the_protocol(opener).await;

@@ -197,7 +197,7 @@ fn two_laptops_work_at_once_and_a_later_one_is_told_why_not() {
     let machine = Machine::at(&world.hosts.workspace, &world.coordinator.url(Hosts::COORDINATOR_FOR_WORKSPACE));
     let _stub = machine.stub(Some(&world.coordinator.add_workspace("shared")));
     let late = Laptop::at(&world.hosts.laptop);
-    late.pair(&world.url(), &world.coordinator.invite(), "late").ok();
+    let pin = late.pair(&world.url(), &world.coordinator.invite(), "late").ok();
 
     let url = world.url();
     let words = ["shared", "--coordinator", &url];
@@ -215,9 +215,18 @@ fn two_laptops_work_at_once_and_a_later_one_is_told_why_not() {
     let refused = late.run(&["up", "shared", "--coordinator", &url]);
     assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
     assert!(refused.stderr.contains("does not admit this device"), "{}", refused.stderr);
-    assert!(refused.stderr.contains("hint: enrol it anew"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("nexus-proxy device add"), "{}", refused.stderr);
     assert_eq!((first_up.tunnels(), second_up.tunnels()), (1, 1), "the others did not notice");
     assert_eq!(world.laptop.exec("shared", &["echo", "hi"]).ok(), "hi\n");
+
+    // A laptop that the workspace knows admits it, and can take it off again.
+    let pin = pin.lines().find_map(|line| line.strip_prefix("this device's key: ")).expect("pair says the key");
+    assert!(world.laptop.run(&["device", "add", "shared", pin]).ok().contains(pin));
+    drop(late.up(&words));
+    assert!(second.run(&["device", "list", "shared"]).ok().contains(pin));
+    assert!(!second.run(&["device", "remove", "shared", pin]).ok().contains(pin));
+    let refused = late.run(&["up", "shared", "--coordinator", &url]);
+    assert!(refused.stderr.contains("does not admit this device"), "{}", refused.stderr);
 }
 
 #[test]

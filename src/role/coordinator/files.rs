@@ -26,7 +26,7 @@ pub fn prepare_data_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Opens a file for its owner alone, making it if it is not there.
-pub(super) fn open_private(path: &Path) -> io::Result<File> {
+pub fn open_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
