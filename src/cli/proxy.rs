@@ -84,7 +84,7 @@ enum Command {
     Pair {
         /// The coordinator: https://HOST:PORT.
         url: CoordinatorUrl,
-        /// From `nexus-coordinator invite`.
+        /// From `nexus-coordinator invite`; `-` reads it from standard input, where no other user sees it.
         code: String,
         /// This device's name there [default: the host name].
         #[arg(long)]
@@ -454,6 +454,14 @@ async fn device(what: Device, output: Output) -> Result<u8, Failure> {
 async fn pair(url: CoordinatorUrl, code: String, name: Option<DeviceName>, output: Output) -> Result<u8, Failure> {
     let dir = profile::directory(&Home::find()?.data.join("coordinators"), &url);
     let device = name.unwrap_or_else(up::device_name);
+    let code = match code.as_str() {
+        "-" => {
+            let mut text = String::new();
+            tokio::io::stdin().take(MAX_SECRET).read_to_string(&mut text).await?;
+            text.trim().to_owned()
+        }
+        _ => code,
+    };
     let profile = Profile::pair(&dir, &url, &code, device).await.map_err(|error| {
         let code = match &error {
             profile::ProfileError::Coordinator(error) if error.is_passing() => failure::UNAVAILABLE,

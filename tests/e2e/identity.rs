@@ -193,6 +193,16 @@ fn certificates_are_renewed_while_a_session_stands() {
 }
 
 #[test]
+fn what_is_revoked_is_cut_while_it_stands() {
+    let world = World::new(&[]);
+    let mut up = world.laptop.up(&world.words());
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    world.coordinator.run(&["device", "revoke", "anna"]).ok();
+    assert_eq!(up.program.ends().code(), Some(REFUSED), "{}", up.program.output());
+    assert!(up.program.output().contains("revoked"), "{}", up.program.output());
+}
+
+#[test]
 fn a_revoked_device_is_refused() {
     let world = World::new(&[]);
     drop(world.laptop.up(&world.words()));

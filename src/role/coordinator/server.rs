@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +30,7 @@ use tower_service::Service;
 
 use super::api;
 use super::authority::server_credential;
+use super::membership::Membership;
 use super::newcomers::{MAX_NEWCOMERS, Newcomers};
 use super::registry::Registry;
 use super::rendezvous::Rendezvous;
@@ -77,6 +79,7 @@ type Permit = Arc<OwnedSemaphorePermit>;
 #[derive(Clone)]
 struct Shared {
     registry: Arc<Registry>,
+    membership: Membership,
     rendezvous: Arc<Rendezvous<Tls>>,
     api: axum::Router,
     tasks: TaskTracker,
@@ -110,9 +113,11 @@ pub async fn run(
         }
     };
     let api = api::router(registry.clone());
+    let (membership, look) = Membership::new(registry.clone());
     tokio::select! {
-        served = serve(listener, tls.clone(), Arc::new(registry.clone()), api, stop) => Ok(served?),
+        served = serve(listener, tls.clone(), membership, Arc::new(registry.clone()), api, stop) => Ok(served?),
         () = renew => Ok(()),
+        () = look => Ok(()),
     }
 }
 
@@ -120,13 +125,14 @@ pub async fn run(
 async fn serve(
     listener: TcpListener,
     tls: Arc<ArcSwap<ServerConfig>>,
+    membership: Membership,
     registry: Arc<Registry>,
     api: axum::Router,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let tasks = TaskTracker::new();
     let rendezvous = Arc::new(Rendezvous::new(stop.clone()));
-    let shared = Shared { registry, rendezvous, api, tasks: tasks.clone() };
+    let shared = Shared { registry, membership, rendezvous, api, tasks: tasks.clone() };
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let newcomers = Newcomers::new(MAX_NEWCOMERS);
     loop {
@@ -219,10 +225,16 @@ async fn route(
                 // Each stage in a box of its own: a parked connection, of which there are many, must not hold for
                 // days the room that the upgrade needed or that a join would need.
                 let Some(carrier) = Box::pin(upgraded(request, peer, admitted.side)).await else { return };
-                match admitted.purpose {
-                    Purpose::Park(workspace) => Box::pin(shared.rendezvous.park(workspace, carrier)).await,
+                let work: Pin<Box<dyn Future<Output = ()> + Send>> = match admitted.purpose {
+                    Purpose::Park(workspace) => Box::pin(shared.rendezvous.park(workspace, carrier)),
                     Purpose::Connect(workspace, device) => {
-                        Box::pin(shared.rendezvous.connect(workspace, device, carrier)).await;
+                        Box::pin(shared.rendezvous.connect(workspace, device, carrier))
+                    }
+                };
+                tokio::select! {
+                    () = work => {}
+                    refusal = shared.membership.lost(admitted.certificate, admitted.workspace) => {
+                        tracing::info!(target: "audit", event = "cut", %peer, reason = refusal.to_string());
                     }
                 }
                 drop(permit);
@@ -239,6 +251,8 @@ async fn route(
 /// A connection that may be upgraded.
 struct Admitted {
     purpose: Purpose,
+    certificate: PeerCertificate,
+    workspace: Option<WorkspaceName>,
     side: Side,
 }
 
@@ -297,7 +311,11 @@ async fn admit(
         |e: hyper::http::Error| refusal(StatusCode::INTERNAL_SERVER_ERROR, RefusalCode::Internal, &e.to_string());
     let response = response.body(Body::empty()).map_err(internal)?;
     let side = if unmasked { Side::Unmasked } else { Side::Server };
-    Ok((Admitted { purpose, side }, response))
+    let workspace = match &purpose {
+        Purpose::Park(_) => None,
+        Purpose::Connect(workspace, _) => Some(workspace.clone()),
+    };
+    Ok((Admitted { purpose, certificate, workspace, side }, response))
 }
 
 /// The answer to a well-formed WebSocket handshake.

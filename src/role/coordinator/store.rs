@@ -129,6 +129,15 @@ pub struct CodeRecord {
     pub used_at: Option<i64>,
 }
 
+/// Changes whenever a member may have been lost: revoked devices, removed workspaces, codes used (an enrolment replaces a
+/// key). Counts, because all of it is decided in other processes too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Revision {
+    devices: i64,
+    workspaces: i64,
+    codes: i64,
+}
+
 /// The open file. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -189,6 +198,15 @@ impl Store {
     /// Begins a change. Whoever holds one is the only writer; dropped without commit, nothing happened.
     pub async fn begin(&self) -> Result<Change, StoreError> {
         Ok(Change(self.pool.begin_with("BEGIN IMMEDIATE").await?))
+    }
+
+    /// Where decisions about members stand now.
+    pub async fn revision(&self) -> Result<Revision, StoreError> {
+        let sql = "SELECT (SELECT count(*) FROM device WHERE revoked IS NOT NULL),
+                          (SELECT count(*) FROM workspace WHERE revoked IS NOT NULL),
+                          (SELECT count(*) FROM code WHERE used_at IS NOT NULL)";
+        let (devices, workspaces, codes) = sqlx::query_as(sql).fetch_one(&self.pool).await?;
+        Ok(Revision { devices, workspaces, codes })
     }
 
     /// Every device, revoked ones too, by name.
