@@ -115,7 +115,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// The program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    super::run(arguments, |a: &Arguments| &a.common, |_| None, command)
+    super::run(arguments, |a: &Arguments| &a.common, |_| None, |a| matches!(a.command, Command::Serve(_)), command)
 }
 
 /// Opens the registry of a coordinator that has served before.

@@ -5,6 +5,7 @@ pub mod coordinator;
 #[cfg(all(feature = "proxy", feature = "coordinator"))]
 mod embedded;
 mod failure;
+mod fast_copies;
 mod generate;
 mod home;
 #[cfg(any(feature = "proxy", feature = "stub"))]
@@ -60,6 +61,7 @@ fn run<A, F>(
     arguments: Vec<OsString>,
     common: impl Fn(&A) -> &log::Common,
     audit: impl Fn(&A) -> Option<std::path::PathBuf>,
+    moves_bytes: impl Fn(&A) -> bool,
     command: impl FnOnce(A) -> F,
 ) -> ExitCode
 where
@@ -67,6 +69,7 @@ where
     F: Future<Output = Result<u8, failure::Failure>>,
 {
     let wants_json = arguments.iter().any(|argument| argument == "--json");
+    let original = arguments.clone();
     let parsed = match A::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -77,6 +80,9 @@ where
             return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
         }
     };
+    if moves_bytes(&parsed) {
+        fast_copies::restart(&original);
+    }
     let json = common(&parsed).json;
     log::start(common(&parsed), audit(&parsed).as_deref());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -244,7 +244,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Up(_) => Home::find().ok().map(|home| home.audit()),
         _ => None,
     };
-    super::run(arguments, |a: &Arguments| &a.common, audit, command)
+    super::run(arguments, |a: &Arguments| &a.common, audit, |a| matches!(a.command, Command::Up(_)), command)
 }
 
 async fn command(arguments: Arguments) -> Result<u8, Failure> {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{self, Failure};
+use super::fast_copies;
 use super::generate::{self, Generate};
 use super::home;
 use super::json_lines;
@@ -128,7 +129,7 @@ enum File {
 
 /// The program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    super::run(arguments, |a: &Arguments| &a.common, |_| None, command)
+    super::run(arguments, |a: &Arguments| &a.common, |_| None, |a| matches!(a.command, Command::Run(_)), command)
 }
 
 async fn command(arguments: Arguments) -> Result<u8, Failure> {
@@ -305,7 +306,7 @@ fn state_failure(error: StateError) -> Failure {
 fn environment(socket: &Path) -> BTreeMap<String, String> {
     let mut env: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(key, _)| key != ENROLL_ENV)
+        .filter(|(key, value)| key != ENROLL_ENV && !(key == fast_copies::TUNABLES && value == fast_copies::VALUE))
         .collect();
     env.insert(SOCKET_ENV.into(), socket.display().to_string());
     let own = std::env::current_exe().ok().filter(|exe| exe.file_name().is_some_and(|name| name == "nexus-stub"));

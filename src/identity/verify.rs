@@ -20,12 +20,6 @@ use crate::wire::name::WorkspaceName;
 
 use super::{Credential, IdentityError, KeyPin, PeerCertificate, Role, Trust};
 
-/// Bytes of a TLS record with its header. rustls copies what it encrypts behind a header of 5 bytes, and glibc before
-/// 2.40 copies pieces of 8 KiB and more (4 KiB without AVX-512) with `rep movsb`, which AMD processors execute at
-/// 3 GB/s when the target is not aligned (glibc bug 30994). With records below that, the whole tunnel costs a third
-/// less processor time there, and elsewhere it costs nothing that could be measured.
-const RECORD: usize = 8 * 1024;
-
 /// A further check of a peer whose chain and name are right.
 pub type PeerCheck = Arc<dyn Fn(&PeerCertificate) -> Result<(), IdentityError> + Send + Sync>;
 
@@ -176,7 +170,6 @@ pub fn server_config(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    config.max_fragment_size = Some(RECORD);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
@@ -205,7 +198,6 @@ fn finish_client(
     };
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    config.max_fragment_size = Some(RECORD);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }

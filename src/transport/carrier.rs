@@ -20,12 +20,11 @@ use super::Io;
 use crate::wire::control::Control;
 use crate::wire::limits::MAX_CARRIER_MESSAGE;
 
-/// Bytes of one message. Below 8 KiB for the reason that `identity::verify` gives for its records: the WebSocket layer
-/// copies a message behind a header that leaves the target unaligned.
-pub const MESSAGE: usize = 8 * 1024 - 16;
+/// Bytes of one message. Larger ones hold up what is behind them on a slow link; smaller ones cost more each.
+pub const MESSAGE: usize = 64 * 1024;
 
 /// Bytes of messages gathered before they are written to the connection beneath without being flushed.
-const GATHER: usize = 64 * 1024;
+const GATHER: usize = MESSAGE;
 
 /// Bytes reserved for a message at least: a few small writes go into one.
 const SMALL: usize = 1024;
