@@ -19,8 +19,8 @@ const TIME: Duration = Duration::from_secs(5);
 /// Small requests of one measurement.
 const REQUESTS: usize = 10_000;
 
-/// Small requests while a bulk transfer goes on.
-const REQUESTS_LOADED: usize = 2_000;
+/// Small requests after which a loaded measurement looks at the clock.
+const REQUESTS_LOADED: usize = 50;
 
 /// No tunnel, ours, and peers.
 pub fn run(programs: &Programs, report: &Report) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nexus_proxy::service::call::client::call;
@@ -13,19 +13,20 @@ use tokio::net::UnixStream;
 
 use super::report::{Report, figure, percentile};
 use super::rig::{Programs, Tunnel};
-use super::target::{self, Direction, transfer};
+use super::target::{self, Direction, saturate};
 
-/// Calls of one measurement.
+/// Calls of one measurement on an idle tunnel.
 const CALLS: usize = 2_000;
 
 /// Calls before it.
 const WARM_UP: usize = 200;
 
-/// Bytes of one transfer of the load; the next follows at once.
-const LOAD: usize = 400_000_000;
+/// How long a loaded measurement goes on. Windows grow by round trips that are measured every ten seconds: a
+/// shorter one would see the tunnel before, or after, and call it luck.
+const LOADED_TIME: Duration = Duration::from_secs(20);
 
-/// Bytes after which a loaded tunnel is taken to be at speed.
-const RAMP: usize = 200_000_000;
+/// Calls after which a loaded measurement looks at the clock: one may take a tenth of a second.
+const LOADED_BATCH: usize = 50;
 
 /// Idle, then under load each way.
 pub fn run(programs: &Programs, report: &Report) -> Result<()> {
@@ -40,7 +41,7 @@ pub fn run(programs: &Programs, report: &Report) -> Result<()> {
         ("tool.list, one stream saturates it up", Direction::Up),
         ("tool.list, one stream saturates it down", Direction::Down),
     ] {
-        show(report, what, &loaded(port, direction, || calls(&socket, CALLS))?);
+        show(report, what, &loaded(port, direction, || calls(&socket, LOADED_BATCH))?);
     }
     Ok(())
 }
@@ -51,18 +52,22 @@ pub fn show(report: &Report, what: &str, seconds: &[f64]) {
     report.row("latency", what, &[figure("µs p50", at(50.0), 0), figure("µs p99", at(99.0), 0)]);
 }
 
-/// What `measure` gives while a bulk transfer fills the tunnel.
-pub fn loaded<T>(port: u16, direction: Direction, measure: impl FnOnce() -> Result<T>) -> Result<T> {
+/// What `measure` gives, again and again, while one bulk transfer fills the tunnel.
+pub fn loaded(port: u16, direction: Direction, measure: impl Fn() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
     let stop = AtomicBool::new(false);
-    transfer(port, direction, 1, RAMP)?;
     std::thread::scope(|scope| {
-        let load = scope.spawn(|| -> Result<()> {
-            while !stop.load(Relaxed) {
-                transfer(port, direction, 1, LOAD)?;
+        let load = scope.spawn(|| saturate(port, direction, &stop));
+        let until = Instant::now() + LOADED_TIME;
+        let mut all = Vec::new();
+        let measured = loop {
+            match measure() {
+                Ok(some) => all.extend(some),
+                Err(error) => break Err(error),
             }
-            Ok(())
-        });
-        let measured = measure();
+            if Instant::now() > until {
+                break Ok(all);
+            }
+        };
         stop.store(true, Relaxed);
         load.join().expect("a transfer does not panic").context("the load ended early")?;
         measured

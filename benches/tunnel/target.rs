@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -126,10 +127,8 @@ pub fn transfer(port: u16, direction: Direction, streams: usize, bytes: usize) -
 }
 
 fn one_transfer(port: u16, direction: Direction, bytes: usize) -> Result<()> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    let mut stream = ask(port, direction, bytes)?;
     let mut buffer = vec![0xa5; BUFFER];
-    let kind = if direction == Direction::Up { b'u' } else { b'd' };
-    stream.write_all(&[&[kind][..], &(bytes as u64).to_be_bytes()].concat())?;
     let mut left = bytes;
     while left > 0 {
         let most = buffer.len().min(left);
@@ -146,6 +145,26 @@ fn one_transfer(port: u16, direction: Direction, bytes: usize) -> Result<()> {
         stream.read_exact(&mut [0]).context("the other side took all and did not say so")?;
     }
     Ok(())
+}
+
+/// One transfer without an end, until `stop`.
+pub fn saturate(port: u16, direction: Direction, stop: &AtomicBool) -> Result<()> {
+    let mut stream = ask(port, direction, isize::MAX as usize)?;
+    let mut buffer = vec![0xa5; BUFFER];
+    while !stop.load(Relaxed) {
+        match direction {
+            Direction::Up => stream.write_all(&buffer)?,
+            Direction::Down => stream.read_exact(&mut buffer)?,
+        }
+    }
+    Ok(())
+}
+
+fn ask(port: u16, direction: Direction, bytes: usize) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    let kind = if direction == Direction::Up { b'u' } else { b'd' };
+    stream.write_all(&[&[kind][..], &(bytes as u64).to_be_bytes()].concat())?;
+    Ok(stream)
 }
 
 /// Connects, sends a byte, has it back.
