@@ -37,7 +37,7 @@ impl Home {
     }
 }
 
-/// A directory below the user's data directory; below `/var/lib` for root, whose programs are services.
+/// A directory below the user's data directory.
 #[cfg(any(feature = "proxy", feature = "coordinator"))]
 pub fn data_dir(name: &str) -> std::io::Result<PathBuf> {
     use etcetera::BaseStrategy;

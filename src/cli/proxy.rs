@@ -330,7 +330,7 @@ pub fn show_forward(output: Output, status: &ForwardStatus) {
 
 async fn exec(args: Exec, output: Output) -> Result<u8, Failure> {
     let own = |failure: Failure| Failure { code: EXEC_FAILED, ..failure };
-    let home = Home::find()?;
+    let home = Home::find().map_err(|e| own(e.into()))?;
     let stream = control::connect(&home.run, &args.workspace).await.map_err(|e| own(e.into()))?;
     let env = args.env.into_iter().collect();
     let request = StreamRequest::Process(ProcessRequest { argv: args.argv, cwd: args.cwd, env });

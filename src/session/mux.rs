@@ -64,6 +64,7 @@ type Reply = oneshot::Sender<Result<yamux::Stream, Refusal>>;
 pub struct MuxOpener {
     opens: mpsc::Sender<Reply>,
     permits: Arc<Semaphore>,
+    limit: usize,
 }
 
 /// Streams that the other end opened, and the session's life: dropping this ends the session.
@@ -77,6 +78,7 @@ pub struct MuxAcceptor {
 pub fn multiplex<T: Io>(io: T, end: End) -> (MuxOpener, MuxAcceptor, impl Future<Output = io::Result<()>> + Send) {
     let mut config = yamux::Config::default();
     let streams = End::Laptop.inbound_limit() + End::Workspace.inbound_limit() + SLACK;
+    // First without a bound: each setter checks itself against the other's present value.
     config.set_max_connection_receive_window(None);
     config.set_max_num_streams(streams);
     config.set_max_connection_receive_window(Some(streams * yamux::DEFAULT_CREDIT as usize + SHARED_WINDOW));
@@ -88,7 +90,8 @@ pub fn multiplex<T: Io>(io: T, end: End) -> (MuxOpener, MuxAcceptor, impl Future
     let (accepting, accepted) = mpsc::channel(ACCEPT_QUEUE);
     let cancel = CancellationToken::new();
     let other = if end == End::Laptop { End::Workspace } else { End::Laptop };
-    let opener = MuxOpener { opens, permits: Arc::new(Semaphore::new(other.inbound_limit())) };
+    let opener =
+        MuxOpener { opens, permits: Arc::new(Semaphore::new(other.inbound_limit())), limit: other.inbound_limit() };
     let acceptor = MuxAcceptor { accepted, _end: cancel.clone().drop_guard() };
     let driver = Driver {
         connection,
@@ -113,7 +116,7 @@ impl Opener for MuxOpener {
     async fn open(&self) -> Result<MuxStream, Refusal> {
         let gone = || Refusal::new(RefusalCode::Unavailable, "the session is over");
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
-            let text = format!("{} streams are open in this session already", self.permits_total());
+            let text = format!("{} streams are open in this session already", self.limit);
             Refusal::new(RefusalCode::Busy, format!("{text}. hint: close some connections and try again"))
         })?;
         let (reply, answer) = oneshot::channel();
@@ -124,10 +127,6 @@ impl Opener for MuxOpener {
 }
 
 impl MuxOpener {
-    fn permits_total(&self) -> usize {
-        MAX_STREAMS
-    }
-
     /// Whether both open streams on the same session.
     pub fn is_same(&self, other: &MuxOpener) -> bool {
         self.opens.same_channel(&other.opens)

@@ -24,7 +24,7 @@ use crate::wire::{Refusal, RefusalCode};
 /// Bytes of an answer's body.
 pub const MAX_BODY: usize = 64 * 1024;
 
-/// How long an answer may take. The coordinator waits for a stub within this.
+/// How long an answer may take.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Asks, or agrees, that neither end masks: TLS ends in both programs, so no intermediary reads the frames.

@@ -48,7 +48,7 @@ pub const MAX_LISTENERS: usize = 256;
 /// UDP flows that one forward keeps; the one idle for longest makes room.
 pub const MAX_UDP_FLOWS: usize = 1024;
 
-/// Characters of a sentence that a peer sends for a person to read.
+/// Bytes of a sentence that a peer sends for a person to read.
 pub const MAX_SENTENCE: usize = 2 * 1024;
 
 /// How long a new stream may take to present its open frame.

@@ -54,13 +54,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with its sentence cut to [`MAX_SENTENCE`] characters, without what [`printable`] drops: sentences of
+    /// A refusal with its sentence cut to [`MAX_SENTENCE`] bytes, without what [`printable`] drops: sentences of
     /// ours quote what a peer sent, down to the errors of its JSON.
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Refusal {
         let mut message = printable(&message.into());
-        if let Some((end, _)) = message.char_indices().nth(MAX_SENTENCE) {
-            message.truncate(end);
-        }
+        // JSON doubles a byte at worst, so it fits an answer frame.
+        message.truncate(message.floor_char_boundary(MAX_SENTENCE));
         Refusal { code, message }
     }
 
@@ -107,7 +106,11 @@ mod tests {
         let long = format!("{{\"code\":\"denied\",\"message\":\"\\u001b[2J{}\"}}", "x".repeat(100_000));
         let refusal = Refusal::from_bytes(long.as_bytes());
         assert!(refusal.message.starts_with("[2J"));
-        assert_eq!(refusal.message.chars().count(), MAX_SENTENCE);
+        assert_eq!(refusal.message.len(), MAX_SENTENCE);
+        for long in ["\u{1f600}".repeat(9000), "\"".repeat(9000)] {
+            let bytes = Refusal::new(RefusalCode::Other, long).to_bytes();
+            assert!(bytes.len() <= super::super::limits::MAX_ANSWER, "{}", bytes.len());
+        }
         assert!(refusal.to_bytes().len() <= super::super::limits::MAX_ANSWER);
         assert_eq!(Refusal::from_bytes(b"\xff\xfe").code, RefusalCode::Malformed);
         assert_eq!(Refusal::new(RefusalCode::Other, "a\u{9b}2J\u{202e}b\nc").message, "a2Jb\nc");

@@ -265,7 +265,9 @@ async fn keep_listening(mut opener: TunnelOpener, mut bind: Endpoint, id: u32, r
                 let why = listener.lost().await;
                 tracing::debug!(%bind, %why, "a listener in the workspace is gone");
                 report.send_replace(Listening::Waiting(bind.clone()));
-                last = session.is_closed().then_some(session);
+                // Lost with its session: the next one is asked at once. Lost alone: not at once again.
+                let ended = tokio::time::timeout(RETRY, session.closed()).await.is_ok();
+                last = ended.then_some(session);
             }
             Err(refusal) => {
                 report.send_replace(Listening::Refused(bind.clone(), refusal));

@@ -22,6 +22,9 @@ use crate::wire::control::Control;
 use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
 
+/// How long the coordinator may take to join us: more than it waits for a stub.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(45);
+
 /// A session that lasts this long is a good one. A workspace that ends each at once is not asked for the next at once.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -246,7 +249,9 @@ impl Tunnel {
     async fn connect(&self) -> Result<(Session, Greeting), TunnelError> {
         // A laptop that slept past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
-        let carrier = joined(self.client.connect(&self.workspace).await?).await?;
+        let carrier = self.client.connect(&self.workspace).await?;
+        let late = |_| ClientError::Dial("the coordinator did not join us to the workspace in time".into());
+        let carrier = tokio::time::timeout(JOIN_TIMEOUT, joined(carrier)).await.map_err(late)??;
         let pin = self.profile().pin(&self.workspace);
         let expect = Expect::Workspace { name: self.workspace.clone(), pin };
         let credential = self.client.credential();
