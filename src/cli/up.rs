@@ -152,7 +152,9 @@ async fn session(
     let device = profile.device().to_string();
     let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone());
     let tunnel = Tunnel::new(client, profile, up.workspace.clone());
-    let daemon = Daemon::new(tunnel, device, config.declared(), up.background.clone(), stop.clone());
+    let on_this_machine = up.coordinator.is_none();
+    let log = up.background.clone();
+    let daemon = Daemon::new(tunnel, device, config.declared(), log, on_this_machine, stop.clone());
     let mut running = Box::pin(daemon.clone().run(socket));
     let shown = show(daemon.clone(), requests, output, began);
     let log = async {

@@ -67,16 +67,17 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon around a tunnel; `stop` ends it.
+    /// A daemon around a tunnel; `stop` ends it. A workspace on this machine shares its localhost.
     pub fn new(
         tunnel: Tunnel,
         device: String,
         laptop: Laptop,
         log: Option<PathBuf>,
+        shares_localhost: bool,
         stop: CancellationToken,
     ) -> Arc<Daemon> {
         let tasks = TaskTracker::new();
-        let forwards = Forwards::new(tunnel.opener(), tasks.clone(), stop.clone());
+        let forwards = Forwards::new(tunnel.opener(), tasks.clone(), stop.clone(), shares_localhost);
         Arc::new(Daemon {
             tunnel: Arc::new(tunnel),
             device,

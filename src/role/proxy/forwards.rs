@@ -103,12 +103,13 @@ pub struct Forwards {
     entries: Mutex<(u32, BTreeMap<u32, Entry>)>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    shares_localhost: bool,
 }
 
 impl Forwards {
-    /// No forwards yet; all end with `stop`.
-    pub fn new(opener: TunnelOpener, tasks: TaskTracker, stop: CancellationToken) -> Forwards {
-        Forwards { opener, entries: Mutex::default(), tasks, stop }
+    /// No forwards yet; all end with `stop`. A workspace on this machine shares its localhost.
+    pub fn new(opener: TunnelOpener, tasks: TaskTracker, stop: CancellationToken, shares_localhost: bool) -> Forwards {
+        Forwards { opener, entries: Mutex::default(), tasks, stop, shares_localhost }
     }
 
     /// Adds a forward; gives its number and where it listens.
@@ -143,6 +144,14 @@ impl Forwards {
             }
             ForwardKind::Remote => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
+                if self.shares_localhost && spec.bind == spec.target {
+                    let text = format!(
+                        "{} would lead to itself: this workspace is on this machine, and so is its localhost. \
+                         hint: use another port, such as -R 1{}",
+                        spec.bind, request.spec
+                    );
+                    return Err(Refusal::new(RefusalCode::InvalidArguments, text));
+                }
                 let (report, listening) = watch::channel(Listening::Waiting(spec.bind.clone()));
                 let id = self.insert(
                     ForwardKind::Remote,
