@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 /// Everything of one user on a laptop.
+#[cfg(feature = "proxy")]
 #[derive(Debug, Clone)]
 pub struct Home {
     /// The declared tools, tokens, files.

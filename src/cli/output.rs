@@ -16,6 +16,7 @@ impl Output {
     }
 
     /// Whether programs read it.
+    #[cfg(any(feature = "proxy", feature = "stub"))]
     pub fn is_json(self) -> bool {
         self.json
     }
