@@ -14,9 +14,9 @@ pub struct Home {
     pub run: PathBuf,
 }
 
+#[cfg(feature = "proxy")]
 impl Home {
     /// `$NEXUS_HOME` when it is set; else `~/.nexus/config.yaml`, the user's data directory, and `$XDG_RUNTIME_DIR`.
-    #[cfg(feature = "proxy")]
     pub fn find() -> std::io::Result<Home> {
         if let Some(home) = std::env::var_os("NEXUS_HOME").filter(|home| !home.is_empty()) {
             let home = std::path::absolute(home)?;
@@ -28,10 +28,7 @@ impl Home {
         let run = run.map_or_else(|| data.join("run"), |dir| PathBuf::from(dir).join("nexus-proxy"));
         Ok(Home { config: user.join(".nexus/config.yaml"), data, run })
     }
-}
 
-#[cfg(feature = "proxy")]
-impl Home {
     /// Who in a workspace asked for what, and what it got: JSON lines.
     pub fn audit(&self) -> PathBuf {
         self.data.join("audit.log")
