@@ -21,6 +21,7 @@ use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
 use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::profile::{self, Profile};
+use crate::lifeline::Route;
 use crate::role::proxy::tunnel::{Tunnel, TunnelState};
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
@@ -220,11 +221,24 @@ async fn show(
 ) -> Failure {
     let mut state = daemon.tunnel().state();
     let mut first = true;
+    let mut told = Told::Nothing;
     loop {
         let now = state.borrow_and_update().clone();
         let json = json!({"event": "tunnel", "tunnel": now});
+        // A state repeats with another round trip or another time to wait; a person is told what is new.
+        let before = std::mem::replace(&mut told, Told::of(&now));
         match now {
+            _ if before == told => {}
             TunnelState::Connecting { .. } => {}
+            TunnelState::Up { path, round_trip_ms, .. } if matches!(before, Told::Up { .. } | Told::Resuming { .. }) => {
+                let path = path_text(path, round_trip_ms);
+                let went = if matches!(before, Told::Up { .. }) { "moved" } else { "goes on" };
+                output.line("tunnel", &format!("{went}, {path}; nothing was lost"), &json);
+            }
+            TunnelState::Resuming { why, last, .. } => {
+                let last = last.map(|last| format!("; {}", last.replace("hint: ", ""))).unwrap_or_default();
+                output.line("tunnel", &format!("interrupted: {why}; everything waits for another connection{last}"), &json);
+            }
             TunnelState::Up { took_ms, .. } => {
                 let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };
                 if first {
@@ -260,6 +274,35 @@ async fn show(
             }
         }
     }
+}
+
+/// What a person was told of the tunnel last.
+#[derive(PartialEq)]
+enum Told {
+    Nothing,
+    Up { since: time::OffsetDateTime, path: Route, moves: u64 },
+    Resuming { last: Option<String> },
+    Down { why: String, retry_ms: u64 },
+}
+
+impl Told {
+    fn of(state: &TunnelState) -> Told {
+        match state {
+            TunnelState::Connecting { .. } | TunnelState::Failed { .. } => Told::Nothing,
+            TunnelState::Up { since, path, moves, .. } => Told::Up { since: *since, path: *path, moves: *moves },
+            TunnelState::Resuming { last, .. } => Told::Resuming { last: last.clone() },
+            TunnelState::Waiting { why, retry_ms, .. } => Told::Down { why: why.clone(), retry_ms: *retry_ms },
+        }
+    }
+}
+
+/// The way that bytes take, and its length.
+pub fn path_text(path: Route, round_trip_ms: Option<f64>) -> String {
+    let way = match path {
+        Route::Relay => "through the coordinator",
+        Route::Direct => "directly",
+    };
+    round_trip_ms.map_or_else(|| way.to_owned(), |ms| format!("{way}, {ms:.1} ms there and back"))
 }
 
 /// Starts the same command in the background, waits until its tunnel is up, and leaves it.

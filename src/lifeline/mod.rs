@@ -1,37 +1,340 @@
-//! The lifeline: the place between carrier and session where a byte stream can outlive its carriers.
+//! The lifeline: one stream of bytes in each direction that outlives the carriers beneath it.
 //!
-//! In protocol version 1 it passes bytes through: the session ends with its carrier.
+//! `core` decides, `path` measures, `replay` keeps; this file moves messages between them and the carriers, inside
+//! whatever task polls the stream: no task of its own, no queue between. A [`LifelineHandle`] brings new carriers
+//! and tells how it is. It does not dial: that is for the roles.
+
+pub mod core;
+pub mod key;
+pub mod paced;
+pub mod path;
+pub mod replay;
+pub mod standing;
+#[cfg(test)]
+mod simulation;
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Sleep;
 
-use crate::transport::Io;
+use self::core::{CarrierId, Core, Side};
+use self::key::ResumeKey;
+pub use self::paced::Paced;
+pub use self::standing::{Ended, Route, Standing};
+use crate::transport::carrier::{Arrival, Messages};
+use crate::wire::Refusal;
+use crate::wire::control::Control;
+use crate::wire::lifeline::{Attach, AttachMode, LifelineId};
 
-/// A byte stream on one carrier.
-#[derive(Debug)]
-pub struct Lifeline<C> {
-    carrier: C,
+/// A carrier of any kind.
+pub type BoxCarrier = Box<dyn Messages>;
+
+/// What a handle may ask before the lifeline has looked.
+const COMMANDS: usize = 16;
+
+/// Messages that one poll takes from a carrier before others have their turn.
+const TURN: usize = 16;
+
+/// A timer that nothing is due for.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// A byte stream on whatever carrier there is.
+pub struct Lifeline {
+    core: Core,
+    carriers: Vec<Slot>,
+    leaving: Vec<BoxCarrier>,
+    commands: mpsc::Receiver<Command>,
+    timer: Pin<Box<Sleep>>,
+    armed: Instant,
+    standing: watch::Sender<Standing>,
+    drain: watch::Sender<Option<Duration>>,
+    published: Option<(Instant, Standing)>,
 }
 
-impl<C: Io> Lifeline<C> {
-    /// A lifeline that begins on `carrier`.
-    pub fn new(carrier: C) -> Lifeline<C> {
-        Lifeline { carrier }
+struct Slot {
+    id: CarrierId,
+    carrier: BoxCarrier,
+    unflushed: bool,
+    reply: Option<oneshot::Sender<Result<Attachment, String>>>,
+}
+
+/// A carrier that the other side took.
+#[derive(Debug, Clone, Copy)]
+pub struct Attachment {
+    id: CarrierId,
+    /// How long the other side took to answer, if it had to.
+    pub round_trip: Option<Duration>,
+}
+
+enum Command {
+    Dialed { carrier: BoxCarrier, route: Route, mode: AttachMode, reply: oneshot::Sender<Result<Attachment, String>> },
+    Arrived { carrier: BoxCarrier, route: Route, attach: Attach },
+    GoOver(CarrierId),
+    Probe,
+    End(Ended),
+}
+
+/// Brings carriers, and tells how the lifeline is. Cheap to clone; does not keep the lifeline alive.
+#[derive(Debug, Clone)]
+pub struct LifelineHandle {
+    id: LifelineId,
+    commands: mpsc::Sender<Command>,
+    standing: watch::Receiver<Standing>,
+    drain: watch::Receiver<Option<Duration>>,
+}
+
+impl Lifeline {
+    /// Begins on a carrier that the laptop dialled.
+    pub fn dial(carrier: BoxCarrier, route: Route) -> (Lifeline, LifelineHandle) {
+        let id = LifelineId(rand::random());
+        let (mut lifeline, handle) = Lifeline::new(Side::Dialer, id);
+        if let Some(id) = lifeline.core.dialed(route, AttachMode::Begin, Instant::now()) {
+            lifeline.carriers.push(Slot { id, carrier, unflushed: false, reply: None });
+        }
+        (lifeline, handle)
+    }
+
+    /// Begins on a carrier on which this attach arrived; `None` when it does not begin a lifeline.
+    pub fn accept(carrier: BoxCarrier, route: Route, attach: &Attach) -> Option<(Lifeline, LifelineHandle)> {
+        let (mut lifeline, handle) = Lifeline::new(Side::Listener, attach.id);
+        let id = lifeline.core.arrived(route, attach, Instant::now()).ok()?;
+        lifeline.carriers.push(Slot { id, carrier, unflushed: false, reply: None });
+        Some((lifeline, handle))
+    }
+
+    fn new(side: Side, id: LifelineId) -> (Lifeline, LifelineHandle) {
+        let (commands, received) = mpsc::channel(COMMANDS);
+        let (standing, drain) = (watch::Sender::new(Standing::Beginning), watch::Sender::new(None));
+        let handle = LifelineHandle { id, commands, standing: standing.subscribe(), drain: drain.subscribe() };
+        let lifeline = Lifeline {
+            core: Core::new(side, id),
+            carriers: Vec::new(),
+            leaving: Vec::new(),
+            commands: received,
+            timer: Box::pin(tokio::time::sleep(FAR)),
+            armed: Instant::now() + FAR,
+            standing,
+            drain,
+            published: None,
+        };
+        (lifeline, handle)
+    }
+
+    /// From here on it can move to other carriers.
+    pub fn set_key(&mut self, key: ResumeKey) {
+        self.core.set_key(key);
+    }
+
+    /// Moves what can be moved, until every part of it would wait.
+    fn progress(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+            self.obey(command);
+        }
+        for index in (0..self.carriers.len()).rev() {
+            if let Err(why) = self.poll_carrier(index, cx) {
+                let slot = self.carriers.swap_remove(index);
+                self.core.lost(slot.id, &why, Instant::now());
+            }
+        }
+        self.settle(cx);
+        self.poll_timer(cx);
+        self.publish();
+    }
+
+    /// After something changed: carriers that served go, askers get their answers, what others now have to say leaves.
+    fn settle(&mut self, cx: &mut Context<'_>) {
+        while let Some(id) = self.core.retired() {
+            if let Some(index) = self.carriers.iter().position(|slot| slot.id == id) {
+                self.leaving.push(self.carriers.swap_remove(index).carrier);
+            }
+        }
+        self.leaving.retain_mut(|carrier| carrier.poll_close(cx).is_pending());
+        for slot in &mut self.carriers {
+            if self.core.is_attached(slot.id)
+                && let Some(reply) = slot.reply.take()
+            {
+                let _ = reply.send(Ok(Attachment { id: slot.id, round_trip: self.core.round_trip_of(slot.id) }));
+            }
+        }
+        for index in (0..self.carriers.len()).rev() {
+            if let Err(why) = self.poll_transmit(index, cx) {
+                let slot = self.carriers.swap_remove(index);
+                self.core.lost(slot.id, &why, Instant::now());
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Dialed { carrier, route, mode, reply } => match self.core.dialed(route, mode, now) {
+                Some(id) => self.carriers.push(Slot { id, carrier, unflushed: false, reply: Some(reply) }),
+                None => drop(reply.send(Err("the session is over".into()))),
+            },
+            Command::Arrived { mut carrier, route, attach } => match self.core.arrived(route, &attach, now) {
+                Ok(id) => self.carriers.push(Slot { id, carrier, unflushed: false, reply: None }),
+                Err(fault) => {
+                    tracing::warn!(%fault, "a carrier was refused");
+                    let _ = carrier.start_send(Core::unknown());
+                    self.leaving.push(carrier);
+                }
+            },
+            Command::GoOver(id) => drop(self.core.go_over(id, now)),
+            Command::Probe => self.core.probe(now),
+            Command::End(ended) => {
+                if let Ended::Refused(refusal) = &ended {
+                    self.core.finish(Some(refusal.clone()));
+                }
+                self.core.end(ended);
+            }
+        }
+    }
+
+    fn poll_carrier(&mut self, index: usize, cx: &mut Context<'_>) -> Result<(), String> {
+        for _ in 0..TURN {
+            if self.core.incoming().is_some() {
+                break;
+            }
+            let slot = &mut self.carriers[index];
+            match slot.carrier.poll_arrival(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(Some(Arrival::Bytes(bytes)))) => {
+                    let id = slot.id;
+                    self.core.message(id, bytes, Instant::now()).map_err(|fault| fault.to_string())?;
+                    if !self.core.has(id) {
+                        return Ok(());
+                    }
+                }
+                Poll::Ready(Ok(Some(Arrival::Control(control)))) => self.heed(control),
+                Poll::Ready(Ok(None)) => return Err("the connection was closed".into()),
+                Poll::Ready(Err(error)) => return Err(format!("the connection broke: {error}")),
+            }
+        }
+        self.poll_transmit(index, cx)
+    }
+
+    fn heed(&mut self, control: Control) {
+        match control {
+            Control::Drain { reconnect_after_ms } => {
+                self.drain.send_replace(Some(Duration::from_millis(reconnect_after_ms.min(60_000))));
+            }
+            Control::Refused(refusal) => {
+                self.core.end(Ended::Refused(Refusal::from_bytes(&refusal.to_bytes())));
+            }
+            Control::Parked {} | Control::Join { .. } | Control::Unknown => {}
+        }
+    }
+
+    fn poll_transmit(&mut self, index: usize, cx: &mut Context<'_>) -> Result<(), String> {
+        let slot = &mut self.carriers[index];
+        let broke = |error: io::Error| format!("the connection broke: {error}");
+        loop {
+            if slot.carrier.poll_ready(cx).map_err(broke)?.is_pending() {
+                return Ok(());
+            }
+            let Some(message) = self.core.transmit(slot.id, Instant::now()) else { break };
+            slot.carrier.start_send(message).map_err(broke)?;
+            slot.unflushed = true;
+        }
+        if slot.unflushed && slot.carrier.poll_flush(cx).map_err(broke)?.is_ready() {
+            slot.unflushed = false;
+        }
+        Ok(())
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) {
+        loop {
+            let now = Instant::now();
+            let due = self.core.deadline().unwrap_or(now + FAR);
+            if due <= now {
+                self.core.tick(now);
+                self.settle(cx);
+                // A deadline that its tick did not move would spin here.
+                if self.core.deadline().is_some_and(|next| next <= due) {
+                    cx.waker().wake_by_ref();
+                    return;
+                }
+                continue;
+            }
+            if due < self.armed || self.armed <= now {
+                self.armed = due;
+                self.timer.as_mut().reset(due.into());
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return;
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        const REFRESH: Duration = Duration::from_secs(1);
+        let now = Instant::now();
+        let standing = self.core.standing();
+        let old = self.published.as_ref().is_none_or(|(at, before)| {
+            !before.is_like(&standing) || (now.saturating_duration_since(*at) >= REFRESH && *before != standing)
+        });
+        if old {
+            self.standing.send_replace(standing.clone());
+            self.published = Some((now, standing));
+        }
+    }
+
+    fn over(&self) -> Option<io::Result<()>> {
+        self.core.ended().map(|ended| match ended {
+            Ended::Complete => Ok(()),
+            ended => Err(io::Error::other(ended.clone())),
+        })
     }
 }
 
-impl<C: Io> AsyncRead for Lifeline<C> {
+impl AsyncRead for Lifeline {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.carrier).poll_read(cx, buf)
+        let this = &mut *self;
+        if this.core.incoming().is_none() {
+            this.progress(cx);
+        }
+        if let Some(incoming) = this.core.incoming() {
+            let n = incoming.len().min(buf.remaining());
+            buf.put_slice(&incoming.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        this.over().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
-impl<C: Io> AsyncWrite for Lifeline<C> {
+impl Lifeline {
+    fn poll_gather(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        for attempt in 0..2 {
+            if self.core.ended().is_some() {
+                return Poll::Ready(self.over().unwrap_or(Ok(())).and(Err(io::ErrorKind::BrokenPipe.into())));
+            }
+            match self.core.write(bufs) {
+                0 if attempt == 0 => self.progress_and_wake(cx),
+                0 => {}
+                n => return Poll::Ready(Ok(n)),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// As `progress`, for callers that do not read: whoever reads is told that there is something.
+    fn progress_and_wake(&mut self, cx: &mut Context<'_>) {
+        let had = self.core.incoming().is_some();
+        self.progress(cx);
+        if !had && (self.core.incoming().is_some() || self.core.ended().is_some()) {
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+impl AsyncWrite for Lifeline {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.carrier).poll_write(cx, buf)
+        self.poll_gather(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -39,18 +342,109 @@ impl<C: Io> AsyncWrite for Lifeline<C> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.carrier).poll_write_vectored(cx, bufs)
+        self.poll_gather(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.carrier.is_write_vectored()
+        true
     }
 
+    /// Ready at once: what was written is the lifeline's, and leaves when a carrier takes it.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.carrier).poll_flush(cx)
+        self.core.flush();
+        self.progress_and_wake(cx);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.carrier).poll_shutdown(cx)
+        self.core.finish(None);
+        self.progress_and_wake(cx);
+        if !self.core.is_finished() || self.carriers.iter().any(|slot| slot.unflushed) {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Paced for Lifeline {
+    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.core.takes_bulk() {
+            return Poll::Ready(());
+        }
+        self.core.flush();
+        self.progress_and_wake(cx);
+        if self.core.takes_bulk() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Lifeline {
+    /// The other side would keep its end for a day: it is told, as far as that needs no waiting.
+    fn drop(&mut self) {
+        if self.core.ended().is_none() {
+            self.core.finish(None);
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        for index in 0..self.carriers.len() {
+            let _ = self.poll_transmit(index, &mut cx);
+        }
+        self.core.end(Ended::Local("the session was ended here".into()));
+        self.standing.send_replace(self.core.standing());
+    }
+}
+
+impl std::fmt::Debug for Lifeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lifeline").field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
+impl LifelineHandle {
+    /// Its name, as attaches say it.
+    pub fn id(&self) -> LifelineId {
+        self.id
+    }
+
+    /// Offers a carrier that was dialled; ready when the other side took it, with the reason when it did not.
+    pub async fn attach(&self, carrier: BoxCarrier, route: Route, mode: AttachMode) -> Result<Attachment, String> {
+        let over = || "the session is over".to_owned();
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Dialed { carrier, route, mode, reply };
+        self.commands.send(command).await.map_err(|_| over())?;
+        answer.await.unwrap_or_else(|_| Err("the connection broke before the other side took it".into()))
+    }
+
+    /// Hands over a carrier on which this attach arrived.
+    pub async fn arrived(&self, carrier: BoxCarrier, route: Route, attach: Attach) {
+        let _ = self.commands.send(Command::Arrived { carrier, route, attach }).await;
+    }
+
+    /// Moves to a carrier that stands by.
+    pub async fn go_over(&self, to: Attachment) {
+        let _ = self.commands.send(Command::GoOver(to.id)).await;
+    }
+
+    /// Asks every carrier at once whether it lives: the machine slept, or the network changed.
+    pub async fn probe(&self) {
+        let _ = self.commands.send(Command::Probe).await;
+    }
+
+    /// Ends it, and tells the other side why.
+    pub async fn end(&self, ended: Ended) {
+        let _ = self.commands.send(Command::End(ended)).await;
+    }
+
+    /// How it is, as it changes.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// When the coordinator said that it stops, how long to wait before coming back.
+    pub fn drain(&self) -> watch::Receiver<Option<Duration>> {
+        self.drain.clone()
+    }
+
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        self.commands.is_closed() || matches!(*self.standing.borrow(), Standing::Ended(_))
     }
 }

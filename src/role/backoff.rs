@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const FIRST: Duration = Duration::from_millis(200);
 
 /// Longest wait.
-pub const LONGEST: Duration = Duration::from_secs(30);
+pub const LONGEST: Duration = Duration::from_secs(15);
 
 /// Waits between attempts.
 #[derive(Debug, Default)]

@@ -18,8 +18,10 @@ use super::mux::{End, MuxAcceptor, MuxOpener, multiplex};
 use super::opener::Opener;
 use crate::identity::certificate::PeerCertificate;
 use crate::identity::error::IdentityError;
-use crate::lifeline::Lifeline;
+use crate::lifeline::key::{LABEL, ResumeKey, SECRET};
+use crate::lifeline::{BoxCarrier, Lifeline, LifelineHandle, Paced, Route};
 use crate::transport::Io;
+use crate::wire::lifeline::Attach;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 use crate::wire::refusal::printable_word;
 use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
@@ -49,6 +51,8 @@ pub struct Session {
     pub acceptor: MuxAcceptor,
     /// Who is at the other end, proven.
     pub peer: PeerCertificate,
+    /// Brings carriers, and tells how the path is.
+    pub lifeline: LifelineHandle,
     driver: JoinSet<io::Result<()>>,
 }
 
@@ -83,11 +87,11 @@ impl Session {
         }
     }
 
-    fn start<T: Io>(io: T, end: End, peer: PeerCertificate) -> Session {
+    fn start<T: Io + Paced>(io: T, end: End, peer: PeerCertificate, lifeline: LifelineHandle) -> Session {
         let (opener, acceptor, drive) = multiplex(io, end);
         let mut driver = JoinSet::new();
         driver.spawn(drive);
-        Session { opener, acceptor, peer, driver }
+        Session { opener, acceptor, peer, lifeline, driver }
     }
 }
 
@@ -99,16 +103,20 @@ pub struct Greeting {
 }
 
 /// The laptop's end: TLS client, and the hello that proves the session end to end.
-pub async fn connect<C: Io>(
-    carrier: C,
+pub async fn connect(
+    carrier: BoxCarrier,
+    route: Route,
     tls: Arc<ClientConfig>,
     instance: &str,
 ) -> Result<(Session, Greeting), SessionError> {
     let name = ServerName::try_from(INNER_NAME).map_err(|e| SessionError::Tls(e.to_string()))?;
-    let handshake = TlsConnector::from(tls).connect(name, Lifeline::new(carrier)).into_fallible();
-    let tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
-    let peer = peer_of(tls.get_ref().1.peer_certificates())?;
-    let mut session = Session::start(tls, End::Laptop, peer);
+    let (lifeline, handle) = Lifeline::dial(carrier, route);
+    let handshake = TlsConnector::from(tls).connect(name, lifeline).into_fallible();
+    let mut tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
+    let (lifeline, connection) = tls.get_mut();
+    lifeline.set_key(resume_key(connection.export_keying_material([0; SECRET], LABEL, None))?);
+    let peer = peer_of(connection.peer_certificates())?;
+    let mut session = Session::start(tls, End::Laptop, peer, handle);
     let hello = async {
         let io = session.opener.open().await?;
         let request = StreamRequest::Hello { version: env!("CARGO_PKG_VERSION").into(), instance: instance.into() };
@@ -135,17 +143,33 @@ pub async fn connect<C: Io>(
     }
 }
 
-/// The workspace's end: TLS server.
-pub async fn accept<C: Io>(carrier: C, tls: Arc<ServerConfig>) -> Result<Session, SessionError> {
-    let handshake = TlsAcceptor::from(tls).accept(Lifeline::new(carrier)).into_fallible();
-    let tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
-    let peer = peer_of(tls.get_ref().1.peer_certificates())?;
-    Ok(Session::start(tls, End::Workspace, peer))
+/// The workspace's end: TLS server, on a carrier whose first message was this attach.
+pub async fn accept(
+    carrier: BoxCarrier,
+    route: Route,
+    attach: &Attach,
+    tls: Arc<ServerConfig>,
+) -> Result<Session, SessionError> {
+    let Some((lifeline, handle)) = Lifeline::accept(carrier, route, attach) else {
+        let text = "the other side began a session in the middle";
+        return Err(SessionError::Refused(Refusal::new(RefusalCode::Malformed, text)));
+    };
+    let handshake = TlsAcceptor::from(tls).accept(lifeline).into_fallible();
+    let mut tls = within(HANDSHAKE_TIMEOUT, handshake).await?;
+    let (lifeline, connection) = tls.get_mut();
+    lifeline.set_key(resume_key(connection.export_keying_material([0; SECRET], LABEL, None))?);
+    let peer = peer_of(connection.peer_certificates())?;
+    Ok(Session::start(tls, End::Workspace, peer, handle))
 }
 
-async fn within<T, C: Io>(
+fn resume_key(exported: Result<[u8; SECRET], rustls::Error>) -> Result<ResumeKey, SessionError> {
+    let secret = zeroize::Zeroizing::new(exported.map_err(|e| SessionError::Tls(e.to_string()))?);
+    Ok(ResumeKey::new(&secret))
+}
+
+async fn within<T>(
     time: Duration,
-    handshake: impl Future<Output = Result<T, (io::Error, Lifeline<C>)>>,
+    handshake: impl Future<Output = Result<T, (io::Error, Lifeline)>>,
 ) -> Result<T, SessionError> {
     let (error, mut io) = match tokio::time::timeout(time, handshake).await {
         Err(_) => return Err(SessionError::Timeout(time)),

@@ -106,6 +106,12 @@ impl CoordinatorUrl {
         self.port
     }
 
+    /// The address, when the host is given as one and not by name.
+    pub fn literal(&self) -> Option<std::net::SocketAddr> {
+        let ip = self.host().trim_matches(['[', ']']).parse().ok()?;
+        Some(std::net::SocketAddr::new(ip, self.port()))
+    }
+
     /// Whether it is this machine; a corporate proxy is never asked for that.
     pub fn is_loopback(&self) -> bool {
         match &self.host {

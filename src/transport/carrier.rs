@@ -1,17 +1,16 @@
-//! The WebSocket carrier: binary messages are one byte stream, text messages are control, pings keep it alive.
+//! The WebSocket carrier: binary messages belong to the lifeline, text messages are control, pings keep it alive.
 //!
-//! Writes are gathered into messages of up to [`MESSAGE`] bytes and leave when flushed. A peer that is silent for
-//! [`SILENCE`] is taken for dead. Over a bound, or malformed: the carrier ends with an error.
+//! It passes messages on as they are. A peer that is silent for [`SILENCE`] is taken for dead. Over a bound, or
+//! malformed: the carrier ends with an error.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{Sink, SinkExt, Stream, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Sleep, interval_at, sleep_until};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -20,20 +19,18 @@ use super::Io;
 use crate::wire::control::Control;
 use crate::wire::limits::MAX_CARRIER_MESSAGE;
 
-/// Bytes of one message. Larger ones hold up what is behind them on a slow link; smaller ones cost more each.
-pub const MESSAGE: usize = 64 * 1024;
-
 /// Bytes of messages gathered before they are written to the connection beneath without being flushed.
-const GATHER: usize = MESSAGE;
+const GATHER: usize = 64 * 1024;
 
-/// Bytes reserved for a message at least: a few small writes go into one.
-const SMALL: usize = 1024;
+/// A peer that is silent for this long is sent a ping; so a NAT or a load balancer with an idle timeout of half a
+/// minute keeps the connection.
+pub const PING: Duration = Duration::from_secs(12);
 
-/// How often a ping leaves, so that a NAT or a load balancer with an idle timeout of a minute keeps the connection.
-pub const PING: Duration = Duration::from_secs(15);
+/// How long the answer may take. A peer that sends nothing until then is dead.
+pub const PONG: Duration = Duration::from_secs(8);
 
-/// A peer that sends nothing, not even a pong, for this long is dead.
-pub const SILENCE: Duration = Duration::from_secs(45);
+/// A relay whose two ends ping, and that hears nothing for this long, has lost one.
+pub const SILENCE: Duration = Duration::from_secs(30);
 
 /// Bytes read from a connection at a time. The buffer exists for as long as the connection does, parked ones too.
 const READ_BUFFER: usize = 8 * 1024;
@@ -82,27 +79,42 @@ fn io_error(error: tungstenite::Error) -> io::Error {
 pub enum Arrival {
     /// A control message.
     Control(Control),
-    /// Bytes of the session.
+    /// A message of the lifeline.
     Bytes(Bytes),
 }
 
-/// A WebSocket as a byte stream with control messages beside it.
+/// What a lifeline needs of a carrier: whole messages, in order, until it breaks.
+pub trait Messages: Send + Unpin + 'static {
+    /// The next message; `None` when the peer closed.
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Arrival>>>;
+
+    /// Ready when a message can be taken.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Takes a message, after `poll_ready`. It leaves when flushed, or before.
+    fn start_send(&mut self, message: Bytes) -> io::Result<()>;
+
+    /// Everything taken leaves.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Says goodbye to the next hop.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// A WebSocket whose messages are a lifeline's, with control messages beside them.
 #[derive(Debug)]
 pub struct Carrier<T> {
     ws: WebSocketStream<T>,
-    incoming: Bytes,
-    outgoing: BytesMut,
-    ping: Interval,
+    alarm: Pin<Box<Sleep>>,
     heard: Instant,
-    drain: Option<Duration>,
+    pinged: Option<Instant>,
 }
 
 impl<T: Io> Carrier<T> {
     /// A carrier on `ws`.
     pub fn new(ws: WebSocketStream<T>) -> Carrier<T> {
-        let mut ping = interval_at(Instant::now() + PING, PING);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Carrier { ws, incoming: Bytes::new(), outgoing: BytesMut::new(), ping, heard: Instant::now(), drain: None }
+        let now = Instant::now();
+        Carrier { ws, alarm: Box::pin(sleep_until(now + PING)), heard: now, pinged: None }
     }
 
     /// The next control message or bytes; `None` when the peer closed.
@@ -115,6 +127,11 @@ impl<T: Io> Carrier<T> {
         self.ws.send(Message::text(control.to_text())).await.map_err(io_error)
     }
 
+    /// Sends a message of the lifeline.
+    pub async fn send(&mut self, message: Bytes) -> io::Result<()> {
+        self.ws.send(Message::Binary(message)).await.map_err(io_error)
+    }
+
     /// Says goodbye, so that the peer sees an end and not a break.
     pub async fn close(mut self) {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.ws.close(None)).await;
@@ -123,11 +140,6 @@ impl<T: Io> Carrier<T> {
     /// The WebSocket beneath, for the relay, which copies messages.
     pub fn into_websocket(self) -> WebSocketStream<T> {
         self.ws
-    }
-
-    /// When the coordinator asked us to come back, if it is about to stop.
-    pub fn drain(&self) -> Option<Duration> {
-        self.drain
     }
 
     fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Arrival>>> {
@@ -159,99 +171,50 @@ impl<T: Io> Carrier<T> {
 
     /// Pending while the peer is alive; sends the pings that are due.
     fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.ping.poll_tick(cx).is_ready() {
-            if self.heard.elapsed() > SILENCE {
-                let error = io::Error::new(io::ErrorKind::TimedOut, "the connection went silent");
-                return Poll::Ready(Err(error));
-            }
-            if Pin::new(&mut self.ws).poll_ready(cx).map_err(io_error)?.is_ready() {
-                Pin::new(&mut self.ws).start_send(Message::Ping(Bytes::new())).map_err(io_error)?;
-                let _ = Pin::new(&mut self.ws).poll_flush(cx).map_err(io_error)?;
-            }
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let unanswered = self.pinged.filter(|pinged| self.heard < *pinged);
+            let next = match unanswered {
+                Some(pinged) if now >= pinged + PONG => {
+                    let error = io::Error::new(io::ErrorKind::TimedOut, "the connection went silent");
+                    return Poll::Ready(Err(error));
+                }
+                Some(pinged) => pinged + PONG,
+                None if now < self.heard + PING => self.heard + PING,
+                None => {
+                    self.pinged = Some(now);
+                    // A connection that takes no ping is not asked twice: what keeps it full has to be answered too.
+                    if Pin::new(&mut self.ws).poll_ready(cx).map_err(io_error)?.is_ready() {
+                        Pin::new(&mut self.ws).start_send(Message::Ping(Bytes::new())).map_err(io_error)?;
+                        let _ = Pin::new(&mut self.ws).poll_flush(cx).map_err(io_error)?;
+                    }
+                    now + PONG
+                }
+            };
+            self.alarm.as_mut().reset(next);
         }
         Poll::Pending
     }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.outgoing.is_empty() {
-            ready!(Pin::new(&mut self.ws).poll_ready(cx)).map_err(io_error)?;
-            let message = Message::Binary(self.outgoing.split().freeze());
-            Pin::new(&mut self.ws).start_send(message).map_err(io_error)?;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_gather(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let asked: usize = bufs.iter().map(|buf| buf.len()).sum();
-        let mut taken = 0;
-        for buf in bufs {
-            let mut rest = &buf[..];
-            while !rest.is_empty() {
-                if self.outgoing.len() >= MESSAGE {
-                    match self.poll_send(cx)? {
-                        Poll::Ready(()) => {}
-                        Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
-                        Poll::Pending => return Poll::Pending,
-                    }
-                }
-                if self.outgoing.capacity() == 0 {
-                    // A message keeps its allocation until it is written; a new one that grows piece by piece would
-                    // be copied at every step.
-                    self.outgoing.reserve((asked - taken).clamp(SMALL, MESSAGE));
-                }
-                let n = rest.len().min(MESSAGE - self.outgoing.len());
-                self.outgoing.extend_from_slice(&rest[..n]);
-                rest = &rest[n..];
-                taken += n;
-            }
-        }
-        Poll::Ready(Ok(taken))
-    }
 }
 
-impl<T: Io> AsyncRead for Carrier<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while self.incoming.is_empty() {
-            match ready!(self.poll_arrival(cx))? {
-                None => return Poll::Ready(Ok(())),
-                Some(Arrival::Bytes(bytes)) => self.incoming = bytes,
-                Some(Arrival::Control(Control::Drain { reconnect_after_ms })) => {
-                    self.drain = Some(Duration::from_millis(reconnect_after_ms));
-                }
-                Some(Arrival::Control(_)) => {}
-            }
-        }
-        let n = self.incoming.len().min(buf.remaining());
-        buf.put_slice(&self.incoming[..n]);
-        self.incoming.advance(n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: Io> AsyncWrite for Carrier<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_gather(cx, &[io::IoSlice::new(buf)])
+impl<T: Io> Messages for Carrier<T> {
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Arrival>>> {
+        Carrier::poll_arrival(self, cx)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_gather(cx, bufs)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.ws).poll_ready(cx).map_err(io_error)
     }
 
-    fn is_write_vectored(&self) -> bool {
-        true
+    fn start_send(&mut self, message: Bytes) -> io::Result<()> {
+        Pin::new(&mut self.ws).start_send(Message::Binary(message)).map_err(io_error)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send(cx))?;
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.ws).poll_flush(cx).map_err(io_error)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.as_mut().poll_flush(cx))?;
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.ws).poll_close(cx).map_err(io_error)
     }
 }
@@ -375,7 +338,7 @@ fn poll_copy<A: Io, B: Io>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
 
     async fn ends(unmasked: bool) -> (Carrier<tokio::io::DuplexStream>, Carrier<tokio::io::DuplexStream>) {
         let (a, b) = crate::transport::memory::pair();
@@ -385,21 +348,24 @@ mod tests {
         (a, b)
     }
 
+    async fn bytes<T: Io>(carrier: &mut Carrier<T>) -> Bytes {
+        match carrier.arrival().await {
+            Ok(Some(Arrival::Bytes(bytes))) => bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[tokio::test]
-    async fn bytes_pass_masked_and_unmasked_and_a_flush_delivers() {
+    async fn messages_pass_masked_and_unmasked() {
         for unmasked in [false, true] {
             let (mut a, mut b) = ends(unmasked).await;
-            let sent: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
-            let send = async {
-                a.write_all(&sent).await.unwrap();
-                a.flush().await.unwrap();
-            };
-            let mut got = vec![0; sent.len()];
-            let receive = b.read_exact(&mut got);
-            tokio::join!(send, async { receive.await.unwrap() });
-            assert_eq!(got, sent);
-            a.shutdown().await.unwrap();
-            assert_eq!(b.read(&mut got).await.unwrap(), 0);
+            for len in [1, 1000, MAX_CARRIER_MESSAGE] {
+                let sent = Bytes::from(vec![len as u8; len]);
+                let (outcome, got) = tokio::join!(a.send(sent.clone()), bytes(&mut b));
+                outcome.unwrap();
+                assert_eq!(got, sent);
+            }
+            tokio::join!(a.close(), async { assert!(matches!(b.arrival().await, Ok(None))) });
         }
     }
 
@@ -407,10 +373,9 @@ mod tests {
     async fn control_passes_beside_bytes() {
         let (mut a, mut b) = ends(false).await;
         a.send_control(&Control::Parked {}).await.unwrap();
-        a.write_all(b"x").await.unwrap();
-        a.flush().await.unwrap();
+        a.send(Bytes::from_static(b"x")).await.unwrap();
         assert!(matches!(b.arrival().await.unwrap(), Some(Arrival::Control(Control::Parked {}))));
-        assert!(matches!(b.arrival().await.unwrap(), Some(Arrival::Bytes(x)) if &x[..] == b"x"));
+        assert_eq!(bytes(&mut b).await, "x");
     }
 
     #[tokio::test]
@@ -445,20 +410,15 @@ mod tests {
             far.into_websocket(),
             Drain { when: std::future::pending(), say: Control::Unknown },
         ));
-        let sent = vec![5; 300_000];
-        let mut got = vec![0; sent.len()];
-        let send = async {
-            laptop.write_all(&sent).await.unwrap();
-            laptop.flush().await.unwrap();
-        };
-        tokio::join!(send, async { stub.read_exact(&mut got).await.unwrap() });
-        assert_eq!(got, sent);
-        stub.write_all(b"back").await.unwrap();
-        stub.flush().await.unwrap();
-        laptop.read_exact(&mut got[..4]).await.unwrap();
+        for len in [100_000, 1, 50_000] {
+            laptop.send(Bytes::from(vec![5; len])).await.unwrap();
+            assert_eq!(bytes(&mut stub).await.len(), len, "messages keep their borders");
+        }
+        stub.send(Bytes::from_static(b"back")).await.unwrap();
+        assert_eq!(bytes(&mut laptop).await, "back");
         drop(stub);
-        assert!(laptop.read(&mut got).await.map_or(true, |n| n == 0));
+        assert!(!matches!(laptop.arrival().await, Ok(Some(_))));
         let (relayed, _) = relay.await.unwrap();
-        assert_eq!(relayed, Relayed { forth: 300_000, back: 4 });
+        assert_eq!(relayed, Relayed { forth: 150_001, back: 4 });
     }
 }

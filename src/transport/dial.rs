@@ -21,8 +21,9 @@ use super::address::CoordinatorUrl;
 use super::read_ahead::ReadAhead;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 
-/// How long reaching the coordinator (or the proxy before it) may take.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long reaching the coordinator (or the proxy before it) may take. The system repeats its first packet after one
+/// second and three; who waits longer waits for a network that came back long ago.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Sent as the server name when the address is an IP: the certificate is checked by its URI name, not by this.
 const UNNAMED: &str = "coordinator.nexus.invalid";

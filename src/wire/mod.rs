@@ -6,6 +6,7 @@
 pub mod call;
 pub mod control;
 pub mod frame;
+pub mod lifeline;
 pub mod limits;
 pub mod name;
 pub mod onboarding;

@@ -34,6 +34,8 @@ pub enum RefusalCode {
     Busy,
     /// The other side is not there now.
     Unavailable,
+    /// A new login of the same device took its place.
+    TakenOver,
     /// The caller took it back.
     Cancelled,
     /// A fault on this side.

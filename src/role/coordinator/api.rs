@@ -144,7 +144,7 @@ fn status(code: RefusalCode) -> StatusCode {
         RefusalCode::Busy => StatusCode::TOO_MANY_REQUESTS,
         RefusalCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
         RefusalCode::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        RefusalCode::Unavailable | RefusalCode::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+        RefusalCode::Unavailable | RefusalCode::TakenOver | RefusalCode::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
         RefusalCode::TargetRefused | RefusalCode::TargetUnreachable => StatusCode::BAD_GATEWAY,
         RefusalCode::AddressInUse => StatusCode::CONFLICT,
         RefusalCode::Internal | RefusalCode::Other => StatusCode::INTERNAL_SERVER_ERROR,

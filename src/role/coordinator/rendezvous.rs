@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::transport::carrier::{Side, websocket};
     use bytes::Bytes;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::io::DuplexStream;
 
     async fn ends() -> (Carrier<DuplexStream>, Carrier<DuplexStream>) {
         let (near, far) = crate::transport::memory::pair();
@@ -238,11 +238,8 @@ mod tests {
             }
             assert!(matches!(control(stub.arrival().await), Control::Join { device: Some(d), .. } if d == "d"));
             assert!(matches!(control(laptop.arrival().await), Control::Join { .. }));
-            laptop.write_all(b"hi").await.unwrap();
-            laptop.flush().await.unwrap();
-            let mut got = [0; 2];
-            stub.read_exact(&mut got).await.unwrap();
-            assert_eq!(&got, b"hi");
+            laptop.send(Bytes::from_static(b"hi")).await.unwrap();
+            assert!(matches!(stub.arrival().await, Ok(Some(Arrival::Bytes(got))) if got == "hi"));
             assert_eq!(rendezvous.parked(&name), 0);
         }
     }

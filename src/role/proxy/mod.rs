@@ -5,5 +5,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod forwards;
+pub mod mend;
 pub mod profile;
 pub mod tunnel;
+pub mod tunnel_state;

@@ -1,17 +1,20 @@
-//! The tunnel to one workspace: connects, proves, publishes the session, and connects again when it ends.
+//! The tunnel to one workspace: begins a session, proves it, publishes it, has it mended, and begins the next when it is over.
 //!
 //! Services hold a [`TunnelOpener`], which is whatever session stands at the moment; they outlive every session.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::profile::Profile;
+pub use super::tunnel_state::TunnelState;
+use super::tunnel_state;
 use crate::identity::verify::{Expect, client_config};
+use crate::lifeline::{Ended, Route, Standing};
 use crate::role::backoff::Backoff;
+use crate::role::changes::{self, Change};
 use crate::role::renewal;
 use crate::session::establish::{self, Greeting, Session, SessionError};
 use crate::session::mux::{MuxOpener, MuxStream};
@@ -28,41 +31,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(45);
 /// A session that lasts this long is a good one. A workspace that ends each at once is not asked for the next at once.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// How the tunnel is.
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum TunnelState {
-    /// On its way; `attempt` counts from 1.
-    Connecting {
-        /// Attempts since it was last up.
-        attempt: u32,
-    },
-    /// Up, verified end to end.
-    Up {
-        /// Milliseconds from the first packet to the verified session.
-        took_ms: u64,
-        /// Since when.
-        #[serde(with = "time::serde::rfc3339")]
-        since: time::OffsetDateTime,
-        /// The stub's program version.
-        stub_version: String,
-    },
-    /// Down; another attempt follows.
-    Waiting {
-        /// Why.
-        why: String,
-        /// Milliseconds until the next attempt.
-        retry_ms: u64,
-        /// Since when it has been down.
-        #[serde(with = "time::serde::rfc3339")]
-        since: time::OffsetDateTime,
-    },
-    /// Down for good: trying again without a change would give the same.
-    Failed {
-        /// Why.
-        why: String,
-    },
-}
+/// A connection that asks for a stream while there is no way to the workspace is held for this long, then refused: a
+/// listener that takes connections and lets them hang is worse than none.
+const HOLD: Duration = Duration::from_secs(3);
 
 /// Why the tunnel could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +50,12 @@ pub enum TunnelError {
     /// The coordinator is about to stop and said when to come back.
     #[error("the coordinator is restarting")]
     Drain(Duration),
+    /// A connection came to be, and the workspace did not take the session there.
+    #[error("the session was not resumed: {0}")]
+    Resume(String),
+    /// A later login of this device has the workspace now.
+    #[error("{0}")]
+    TakenOver(Refusal),
 }
 
 impl TunnelError {
@@ -88,8 +65,18 @@ impl TunnelError {
             TunnelError::Coordinator(error) => error.is_passing(),
             TunnelError::Session(error) => !error.is_identity(),
             TunnelError::Profile(_) => false,
-            TunnelError::Drain(_) => true,
+            TunnelError::Drain(_) | TunnelError::Resume(_) => true,
+            TunnelError::TakenOver(_) => false,
         }
+    }
+
+    /// Whether something answered in the coordinator's place, as the networks of hotels do. It is left again.
+    pub(super) fn is_impostor(&self) -> bool {
+        matches!(self, TunnelError::Coordinator(ClientError::Identity(_)))
+    }
+
+    pub(super) fn resume(why: String) -> TunnelError {
+        TunnelError::Resume(why)
     }
 }
 
@@ -97,6 +84,7 @@ impl TunnelError {
 #[derive(Debug, Clone)]
 pub struct TunnelOpener {
     current: watch::Receiver<Option<MuxOpener>>,
+    state: watch::Receiver<TunnelState>,
 }
 
 impl Opener for TunnelOpener {
@@ -105,7 +93,10 @@ impl Opener for TunnelOpener {
     async fn open(&self) -> Result<MuxStream, Refusal> {
         let current = self.current.borrow().clone();
         match current {
-            Some(opener) => opener.open().await,
+            Some(opener) => {
+                self.resumed().await?;
+                opener.open().await
+            }
             None => {
                 Err(Refusal::new(RefusalCode::Unavailable, "the tunnel is down. hint: `nexus-proxy status` says why"))
             }
@@ -114,6 +105,24 @@ impl Opener for TunnelOpener {
 }
 
 impl TunnelOpener {
+    /// Waits a moment for a session that is being resumed.
+    async fn resumed(&self) -> Result<(), Refusal> {
+        let since = match &*self.state.borrow() {
+            TunnelState::Resuming { since, .. } => *since,
+            _ => return Ok(()),
+        };
+        let down: Duration = (time::OffsetDateTime::now_utc() - since).try_into().unwrap_or_default();
+        let mut state = self.state.clone();
+        let resumed = async { state.wait_for(|state| !matches!(state, TunnelState::Resuming { .. })).await.map(drop) };
+        match tokio::time::timeout(HOLD.saturating_sub(down), resumed).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let text = "the connection to the workspace is interrupted, and being mended. hint: `nexus-proxy status` says more";
+                Err(Refusal::new(RefusalCode::Unavailable, text))
+            }
+        }
+    }
+
     /// Whether a session stands now.
     pub fn is_up(&self) -> bool {
         self.current.borrow().as_ref().is_some_and(|opener| !opener.is_closed())
@@ -139,6 +148,7 @@ pub struct Tunnel {
     instance: String,
     state: watch::Sender<TunnelState>,
     current: watch::Sender<Option<MuxOpener>>,
+    changes: watch::Sender<Change>,
 }
 
 impl Tunnel {
@@ -151,12 +161,13 @@ impl Tunnel {
             instance: uuid::Uuid::new_v4().simple().to_string(),
             state: watch::Sender::new(TunnelState::Connecting { attempt: 1 }),
             current: watch::Sender::new(None),
+            changes: watch::Sender::default(),
         }
     }
 
     /// Opens streams on it.
     pub fn opener(&self) -> TunnelOpener {
-        TunnelOpener { current: self.current.subscribe() }
+        TunnelOpener { current: self.current.subscribe(), state: self.state.subscribe() }
     }
 
     /// How it is, as it changes.
@@ -182,9 +193,12 @@ impl Tunnel {
         S: Future<Output = ()> + Send + 'static,
     {
         let renew = Box::pin(renewal::keep_fresh(&self.client, |fresh| self.profile().save_credential(fresh.clone())));
+        let toward = self.client.url().literal();
+        let notice = changes::notice(toward, self.changes.clone());
         let keep = self.keep_up(serve);
         tokio::select! {
             outcome = keep => outcome,
+            () = notice => Ok(()),
             () = renew => Ok(()),
             () = stop.cancelled() => {
                 self.current.send_replace(None);
@@ -202,32 +216,28 @@ impl Tunnel {
         let mut down_since = None;
         let mut was_up = false;
         loop {
-            self.state.send_replace(TunnelState::Connecting { attempt: backoff.failures() + 1 });
+            self.publish(TunnelState::Connecting { attempt: backoff.failures() + 1 });
             let started = Instant::now();
             let error = match self.connect().await {
                 Ok((session, greeting)) => {
                     let up = Instant::now();
                     down_since = None;
                     was_up = true;
-                    self.current.send_replace(Some(session.opener.clone()));
-                    self.state.send_replace(TunnelState::Up {
+                    let standing = tunnel_state::Standing {
                         took_ms: started.elapsed().as_millis() as u64,
                         since: time::OffsetDateTime::now_utc(),
                         stub_version: greeting.version,
-                    });
-                    let why = serve_session(session, &serve).await;
-                    self.current.send_replace(None);
+                    };
+                    let error = self.live(session, &standing, &serve).await;
                     if up.elapsed() >= STEADY {
                         backoff.reset();
                     }
-                    TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, why)))
+                    error
                 }
                 Err(error) => error,
             };
-            // A network that answers in the coordinator's place, as hotels do, is left again.
-            let impostor = was_up && matches!(error, TunnelError::Coordinator(ClientError::Identity(_)));
-            if !error.is_passing() && !impostor {
-                self.state.send_replace(TunnelState::Failed { why: error.to_string() });
+            if !error.is_passing() && !(was_up && error.is_impostor()) {
+                self.publish(TunnelState::Failed { why: error.to_string() });
                 return Err(error);
             }
             let wait = match error {
@@ -237,26 +247,82 @@ impl Tunnel {
             let since = *down_since.get_or_insert_with(time::OffsetDateTime::now_utc);
             // As a text, not as it prints: a line end in it would begin a line of the log.
             tracing::info!(error = error.to_string(), ?wait, "the tunnel is down");
-            self.state.send_replace(TunnelState::Waiting {
-                why: error.to_string(),
-                retry_ms: wait.as_millis() as u64,
-                since,
-            });
-            tokio::time::sleep(wait).await;
+            let retry_ms = wait.as_millis() as u64;
+            self.publish(TunnelState::Waiting { why: error.to_string(), retry_ms, since });
+            let mut changes = self.changes();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = changes.changed() => backoff.reset(),
+            }
         }
     }
 
-    async fn connect(&self) -> Result<(Session, Greeting), TunnelError> {
+    /// Serves a session and has it mended until it is over; gives the reason.
+    async fn live<F, S>(&self, session: Session, standing: &tunnel_state::Standing, serve: &F) -> TunnelError
+    where
+        F: Fn(MuxStream) -> S,
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let lifeline = session.lifeline.clone();
+        self.publish(standing.up(Route::Relay, None, false, 0));
+        self.current.send_replace(Some(session.opener.clone()));
+        let probe = async {
+            let mut changes = self.changes();
+            while changes.changed().await.is_ok() {
+                lifeline.probe().await;
+            }
+        };
+        let served = tokio::select! {
+            why = serve_session(session, serve) => Ok(why),
+            error = self.mend(&lifeline, standing) => Err(error),
+            () = probe => Ok("this program is ending".into()),
+        };
+        self.current.send_replace(None);
+        let ended = lifeline.standing().borrow().clone();
+        match (served, ended) {
+            (Err(error), _) => error,
+            (Ok(_), Standing::Ended(Ended::Refused(refusal))) if refusal.code == RefusalCode::TakenOver => {
+                TunnelError::TakenOver(refusal)
+            }
+            (Ok(_), Standing::Ended(Ended::Refused(refusal))) => TunnelError::Coordinator(ClientError::Refused(
+                Refusal { code: passing(refusal.code), ..refusal },
+            )),
+            (Ok(_), Standing::Ended(ended @ (Ended::Position(_) | Ended::Expired))) => {
+                TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, ended.to_string())))
+            }
+            (Ok(why), _) => TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, why))),
+        }
+    }
+
+    /// A connection that the coordinator has joined to one of the workspace's.
+    pub(super) async fn join(&self) -> Result<CoordinatorCarrier, TunnelError> {
         // A laptop that slept past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
         let carrier = self.client.connect(&self.workspace).await?;
         let late = |_| ClientError::Dial("the coordinator did not join us to the workspace in time".into());
-        let carrier = tokio::time::timeout(JOIN_TIMEOUT, joined(carrier)).await.map_err(late)??;
+        tokio::time::timeout(JOIN_TIMEOUT, joined(carrier)).await.map_err(late)?
+    }
+
+    /// Changes of the machine's circumstances from here on.
+    pub(super) fn changes(&self) -> watch::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn publish(&self, state: TunnelState) {
+        self.state.send_if_modified(|before| {
+            let differs = *before != state;
+            *before = state;
+            differs
+        });
+    }
+
+    async fn connect(&self) -> Result<(Session, Greeting), TunnelError> {
+        let carrier = self.join().await?;
         let pin = self.profile().pin(&self.workspace);
         let expect = Expect::Workspace { name: self.workspace.clone(), pin };
         let credential = self.client.credential();
         let tls = client_config(self.client.trust(), expect, Some(&credential), &[]).map_err(ClientError::from)?;
-        let (session, greeting) = establish::connect(carrier, tls, &self.instance).await?;
+        let (session, greeting) = establish::connect(Box::new(carrier), Route::Relay, tls, &self.instance).await?;
         if pin.is_none() {
             tracing::info!(workspace = %self.workspace, pin = %session.peer.pin, "first contact: key pinned");
             self.profile().set_pin(&self.workspace, session.peer.pin)?;
@@ -275,6 +341,11 @@ impl Tunnel {
     fn profile(&self) -> std::sync::MutexGuard<'_, Profile> {
         self.profile.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A workspace that does not know a session any more takes the next one.
+fn passing(code: RefusalCode) -> RefusalCode {
+    if code == RefusalCode::NotFound { RefusalCode::Unavailable } else { code }
 }
 
 /// Waits until the coordinator has joined the carrier to the workspace's.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -15,7 +16,9 @@ use super::state::StubState;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
+use crate::lifeline::Route;
 use crate::role::backoff::Backoff;
+use crate::role::changes::{self, Change};
 use crate::role::renewal;
 use crate::session::establish;
 use crate::transport::address::CoordinatorUrl;
@@ -23,6 +26,8 @@ use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClient};
 use crate::wire::Refusal;
 use crate::wire::control::Control;
+use crate::wire::lifeline::{Attach, AttachMode, LifelineMessage};
+use crate::wire::limits::HANDSHAKE_TIMEOUT;
 
 /// How long a stop waits for sessions.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,6 +62,7 @@ struct Stub {
     workspace: Arc<Workspace>,
     laptops: Arc<Laptops>,
     events: Box<dyn Fn(StubEvent) + Send + Sync>,
+    changes: watch::Sender<Change>,
 }
 
 /// Runs until `stop`. Ends by itself only when trying on is pointless: revoked, or the wrong coordinator.
@@ -75,6 +81,7 @@ pub async fn run(
         workspace: Arc::new(config.workspace),
         laptops: Arc::new(Laptops::default()),
         events: Box::new(events),
+        changes: watch::Sender::default(),
     });
     let tasks = TaskTracker::new();
     tasks.spawn(gateway.run(stub.laptops.clone(), stop.clone()));
@@ -84,6 +91,15 @@ pub async fn run(
             let keep = renewal::keep_fresh(&stub.client, |fresh| stub.state().save_credential(fresh.clone()));
             tokio::select! {
                 () = keep => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    });
+    tasks.spawn({
+        let (toward, changes, stop) = (stub.client.url().literal(), stub.changes.clone(), stop.clone());
+        async move {
+            tokio::select! {
+                () = changes::notice(toward, changes) => {}
                 () = stop.cancelled() => {}
             }
         }
@@ -103,15 +119,21 @@ pub async fn run(
 impl Stub {
     async fn keep_parked(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), ClientError> {
         let mut backoff = Backoff::default();
+        let mut changes = self.changes.subscribe();
         loop {
             let parked = tokio::select! {
                 parked = self.park(&mut backoff) => parked,
+                // What is parked may be dead without a word; a new connection costs little.
+                _ = changes.changed() => {
+                    backoff.reset();
+                    continue;
+                }
                 () = stop.cancelled() => return Ok(()),
             };
             let wait = match parked {
                 Ok(Parked::Joined { carrier, session }) => {
                     let (stub, stop) = (self.clone(), stop.clone());
-                    tasks.spawn(async move { stub.session(carrier, session, stop).await });
+                    tasks.spawn(async move { stub.joined(carrier, session, stop).await });
                     continue;
                 }
                 Ok(Parked::Drain(wait)) => wait,
@@ -125,6 +147,7 @@ impl Stub {
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                _ = changes.changed() => backoff.reset(),
                 () = stop.cancelled() => return Ok(()),
             }
         }
@@ -169,7 +192,37 @@ impl Stub {
         Ok(())
     }
 
-    async fn session(self: Arc<Self>, carrier: Box<CoordinatorCarrier>, session: String, stop: CancellationToken) {
+    /// What a laptop wants of a connection is in its first message: a new session, or to go on with one.
+    async fn joined(self: Arc<Self>, mut carrier: Box<CoordinatorCarrier>, session: String, stop: CancellationToken) {
+        let attach = match tokio::time::timeout(HANDSHAKE_TIMEOUT, attach_on(&mut carrier)).await {
+            Ok(Some(attach)) => attach,
+            Ok(None) => return tracing::debug!(session, "a laptop left before it said what it wants"),
+            Err(_) => return tracing::debug!(session, "a laptop did not say what it wants"),
+        };
+        if attach.mode == AttachMode::Begin {
+            return self.session(carrier, &attach, session, stop).await;
+        }
+        match self.laptops.lifeline(attach.id) {
+            Ok(lifeline) => {
+                tracing::info!(session, "a session goes on here");
+                lifeline.arrived(carrier, Route::Relay, attach).await;
+            }
+            Err(refusal) => {
+                tracing::info!(session, %refusal, "a session cannot go on");
+                let end = LifelineMessage::End { offset: 0, refusal: Some(refusal) };
+                let _ = carrier.send(end.encode()).await;
+                carrier.close().await;
+            }
+        }
+    }
+
+    async fn session(
+        self: Arc<Self>,
+        carrier: Box<CoordinatorCarrier>,
+        attach: &Attach,
+        session: String,
+        stop: CancellationToken,
+    ) {
         // After a machine slept, the laptop may come before the timer of the renewal does.
         if let Err(error) = self.renew().await {
             tracing::warn!(session, %error, "the certificate could not be renewed yet");
@@ -178,7 +231,7 @@ impl Stub {
             Ok(tls) => tls,
             Err(error) => return tracing::error!(%error, "no TLS configuration"),
         };
-        let established = match establish::accept(carrier, tls).await {
+        let established = match establish::accept(carrier, Route::Relay, attach, tls).await {
             Ok(established) => established,
             Err(error) => return tracing::warn!(session, %error, "a laptop was refused"),
         };
@@ -189,7 +242,7 @@ impl Stub {
             Ok(false) => return tracing::warn!(session, %device, "another device came first, or this one was removed"),
             Err(error) => return tracing::error!(%error, "the first device could not be remembered"),
         }
-        let (id, end) = self.laptops.enter(peer.pin, established.opener.clone());
+        let (id, end) = self.laptops.enter(peer.pin, established.opener.clone(), established.lifeline.clone()).await;
         tracing::info!(session, %device, "session");
         (self.events)(StubEvent::SessionBegan(device.to_string()));
         tokio::select! {
@@ -218,6 +271,20 @@ impl Stub {
 
     fn state(&self) -> std::sync::MutexGuard<'_, StubState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The attach that a joined connection begins with.
+async fn attach_on(carrier: &mut CoordinatorCarrier) -> Option<Attach> {
+    loop {
+        match carrier.arrival().await {
+            Ok(Some(Arrival::Bytes(bytes))) => match LifelineMessage::parse(bytes) {
+                Ok(LifelineMessage::Attach(attach)) => return Some(attach),
+                _ => return None,
+            },
+            Ok(Some(Arrival::Control(_))) => {}
+            Ok(None) | Err(_) => return None,
+        }
     }
 }
 

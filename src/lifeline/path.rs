@@ -1,0 +1,329 @@
+//! What the path can hold: its round trip, its rate, and from both how many bytes may be under way.
+//!
+//! Bytes under way beyond rate × round trip wait in some queue where nothing can overtake them. So the window is that
+//! product and a little more: enough to notice when the path can do more, little enough that a tool call behind a bulk
+//! transfer waits a few milliseconds and not for a full buffer. Pure: times come in, a window comes out.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Bytes that may always be under way: two full messages and a little. Less would stop the path between two
+/// acknowledgements.
+pub const LEAST_WINDOW: u64 = 160 * 1024;
+
+/// Bytes that may ever be under way, and so the most that a lifeline keeps for replay: 1 Gbit/s over half a second.
+pub const MOST_WINDOW: u64 = 64 * 1024 * 1024;
+
+/// Bytes under way on a path of which nothing is known: what a stream of the multiplexer may send unasked.
+pub const FIRST_WINDOW: u64 = 256 * 1024;
+
+/// What the window grows by in a round in which a new path still delivers more.
+const START_GROWTH: u64 = 4;
+
+/// A round in which the rate grew less than by a quarter found the end of the path's capacity; this many in a row
+/// end the start.
+const START_PATIENCE: u32 = 2;
+
+/// Time that bytes may wait in queues: an eighth of the round trip, at least and at most this. It is also by how much
+/// a faster path shows itself.
+const LEAST_QUEUE: Duration = Duration::from_millis(1);
+const MOST_QUEUE: Duration = Duration::from_millis(12);
+
+/// A round is one round trip, but no less than this: shorter ones measure the scheduler.
+const LEAST_ROUND: Duration = Duration::from_millis(5);
+
+/// Rounds whose best rate counts.
+const RATE_ROUNDS: usize = 10;
+
+/// For how long a shortest round trip counts. Then a path that is kept full is emptied for a moment to look again.
+const ROUND_TRIP_AGE: Duration = Duration::from_secs(10);
+
+/// The share of the path's product that is under way while it is looked at, in quarters.
+const LOOK_QUARTERS: u64 = 3;
+
+/// Marks that may be on their way.
+const MAX_MARKS: usize = 64;
+
+/// One carrier's path, as far as it is known.
+#[derive(Debug)]
+pub struct Path {
+    window: u64,
+    start: Option<Start>,
+    marks: VecDeque<Mark>,
+    latest: Option<Duration>,
+    smooth: Option<Duration>,
+    shortest: Option<(Duration, Instant)>,
+    rates: VecDeque<f64>,
+    round: Option<Round>,
+    look: Option<Look>,
+}
+
+/// A position whose acknowledgement will be timed.
+#[derive(Debug)]
+struct Mark {
+    position: u64,
+    sent: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Start {
+    best: f64,
+    without_growth: u32,
+}
+
+#[derive(Debug)]
+struct Round {
+    since: Instant,
+    acked: u64,
+    limited: bool,
+}
+
+#[derive(Debug)]
+struct Look {
+    until: Instant,
+    shortest: Option<Duration>,
+}
+
+impl Default for Path {
+    fn default() -> Path {
+        Path::new()
+    }
+}
+
+impl Path {
+    /// A path of which nothing is known.
+    pub fn new() -> Path {
+        Path {
+            window: FIRST_WINDOW,
+            start: Some(Start::default()),
+            marks: VecDeque::new(),
+            latest: None,
+            smooth: None,
+            shortest: None,
+            rates: VecDeque::new(),
+            round: None,
+            look: None,
+        }
+    }
+
+    /// Bytes that may be under way.
+    pub fn window(&self) -> u64 {
+        match (&self.look, self.product()) {
+            (Some(_), Some(product)) => (product * LOOK_QUARTERS / 4).max(LEAST_WINDOW),
+            _ => self.window,
+        }
+    }
+
+    /// The round trip as it is, smoothed.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.smooth
+    }
+
+    /// Bytes up to `position` left; their acknowledgement was asked for.
+    pub fn marked(&mut self, position: u64, now: Instant) {
+        if self.marks.len() < MAX_MARKS {
+            self.marks.push_back(Mark { position, sent: now });
+        }
+    }
+
+    /// As much is under way as may be: the next round measures the path and not the sender.
+    pub fn limited(&mut self) {
+        if let Some(round) = &mut self.round {
+            round.limited = true;
+        }
+    }
+
+    /// Everything up to `acked` has arrived.
+    pub fn acked(&mut self, acked: u64, now: Instant) {
+        let mut timed = None;
+        while let Some(mark) = self.marks.front()
+            && mark.position <= acked
+        {
+            timed = Some(now.saturating_duration_since(mark.sent));
+            self.marks.pop_front();
+        }
+        if let Some(round_trip) = timed {
+            self.timed(round_trip, now);
+        }
+        let Some(round) = &self.round else {
+            self.round = Some(Round { since: now, acked, limited: false });
+            return;
+        };
+        let took = now.saturating_duration_since(round.since);
+        if took >= self.smooth.unwrap_or_default().max(LEAST_ROUND) {
+            let (bytes, limited) = (acked.saturating_sub(round.acked), round.limited);
+            self.round = Some(Round { since: now, acked, limited: false });
+            self.round_ended(bytes as f64 / took.as_secs_f64(), limited, now);
+        }
+    }
+
+    /// A round trip was measured.
+    pub fn timed(&mut self, round_trip: Duration, now: Instant) {
+        self.latest = Some(round_trip);
+        self.smooth = Some(self.smooth.map_or(round_trip, |smooth| (smooth * 7 + round_trip) / 8));
+        if let Some(look) = &mut self.look {
+            look.shortest = Some(look.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
+        }
+        match self.shortest {
+            Some((shortest, _)) if round_trip > shortest => {}
+            _ => self.shortest = Some((round_trip, now)),
+        }
+    }
+
+    fn round_ended(&mut self, rate: f64, limited: bool, now: Instant) {
+        let best = self.rates.iter().copied().fold(0.0, f64::max);
+        // A sender that had little to send says nothing about the path, unless it was more than ever before.
+        if limited || rate > best {
+            if self.rates.len() == RATE_ROUNDS {
+                self.rates.pop_front();
+            }
+            self.rates.push_back(rate);
+        }
+        self.look_again(limited, now);
+        if let Some(start) = &mut self.start
+            && limited
+        {
+            if rate > start.best * 1.25 {
+                start.best = rate;
+                start.without_growth = 0;
+                self.window = (self.window * START_GROWTH).min(MOST_WINDOW);
+                return;
+            }
+            start.without_growth += 1;
+            if start.without_growth < START_PATIENCE {
+                return;
+            }
+            self.start = None;
+        }
+        if self.start.is_none()
+            && let (Some(product), Some((shortest, _))) = (self.product(), self.shortest)
+        {
+            let queue = (shortest / 8).clamp(LEAST_QUEUE, MOST_QUEUE);
+            let best = self.rates.iter().copied().fold(0.0, f64::max);
+            let window = product + (best * queue.as_secs_f64()) as u64;
+            self.window = window.clamp(LEAST_WINDOW, MOST_WINDOW);
+        }
+    }
+
+    /// The shortest round trip is forgotten after a while, so that a path which became longer is not starved. A path
+    /// that was full all the time is emptied for one round trip first: else its queue would pass for its length.
+    fn look_again(&mut self, limited: bool, now: Instant) {
+        match &self.look {
+            Some(look) if now >= look.until => {
+                if let Some(shortest) = look.shortest {
+                    self.shortest = Some((shortest, now));
+                }
+                self.look = None;
+            }
+            Some(_) => {}
+            None => {
+                let Some((shortest, since)) = self.shortest else { return };
+                if now.saturating_duration_since(since) < ROUND_TRIP_AGE {
+                    return;
+                }
+                let latest = self.latest.unwrap_or(shortest);
+                if limited {
+                    self.look = Some(Look { until: now + (latest * 2).max(LEAST_ROUND), shortest: None });
+                } else {
+                    self.shortest = Some((latest, now));
+                }
+            }
+        }
+    }
+
+    /// Rate × shortest round trip, in bytes.
+    fn product(&self) -> Option<u64> {
+        let (shortest, _) = self.shortest?;
+        let best = self.rates.iter().copied().fold(0.0, f64::max);
+        (best > 0.0).then(|| (best * shortest.as_secs_f64()) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path with a rate, a length and a queue without end; the sender always has more to send. Gives the bytes
+    /// delivered within each whole second, and the longest wait in the queue after the first two seconds.
+    fn run(rate: f64, length: Duration, seconds: u64) -> (Vec<u64>, Duration) {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        let (mut sent, mut acked, mut since_mark) = (0u64, 0u64, 0u64);
+        let mut acks: VecDeque<(Instant, u64)> = VecDeque::new();
+        let mut free = begin;
+        let mut delivered = vec![0; seconds as usize];
+        let mut longest = Duration::ZERO;
+        const MESSAGE: u64 = 64 * 1024;
+        let mut now = begin;
+        while now < begin + Duration::from_secs(seconds) {
+            while acks.front().is_some_and(|(at, _)| *at <= now) {
+                let (_, position) = acks.pop_front().unwrap();
+                delivered[((now - begin).as_secs() as usize).min(seconds as usize - 1)] += position - acked;
+                acked = position;
+                path.acked(acked, now);
+            }
+            while sent - acked < path.window() {
+                sent += MESSAGE;
+                since_mark += MESSAGE;
+                let ready = free.max(now) + Duration::from_secs_f64(MESSAGE as f64 / rate);
+                if now - begin > Duration::from_secs(2) {
+                    longest = longest.max(free.saturating_duration_since(now));
+                }
+                free = ready;
+                if since_mark >= path.window() / 4 {
+                    since_mark = 0;
+                    path.marked(sent, now);
+                    acks.push_back((ready + length, sent));
+                }
+            }
+            path.limited();
+            now = acks.front().map_or(now + Duration::from_millis(1), |(at, _)| *at);
+        }
+        (delivered, longest)
+    }
+
+    #[test]
+    fn a_long_fast_path_is_filled_and_its_queue_stays_short() {
+        for round_trip in [1, 20, 60, 150] {
+            let rate = 125_000_000.0;
+            let (delivered, queue) = run(rate, Duration::from_millis(round_trip), 15);
+            let steady = delivered[2..].iter().sum::<u64>() as f64 / 13.0;
+            assert!(steady > 0.95 * rate, "{round_trip} ms: {steady} of {rate}");
+            assert!(delivered[0] as f64 > 0.5 * rate, "{round_trip} ms: {} in the first second", delivered[0]);
+            assert!(queue < Duration::from_millis(20), "{round_trip} ms: a queue of {queue:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_path_gets_the_least_window() {
+        let (delivered, _) = run(1_000_000.0, Duration::from_millis(30), 20);
+        let steady = delivered[5..].iter().sum::<u64>() as f64 / 15.0;
+        assert!(steady > 900_000.0, "{steady}");
+    }
+
+    #[test]
+    fn a_sender_with_little_to_send_learns_no_false_rate() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        for i in 0..1000u64 {
+            let now = begin + Duration::from_millis(i * 100);
+            path.marked(i * 100, now);
+            path.acked(i * 100, now + Duration::from_millis(10));
+        }
+        assert_eq!(path.window(), FIRST_WINDOW);
+        assert_eq!(path.round_trip(), Some(Duration::from_millis(10)));
+    }
+
+    #[test]
+    fn a_round_trip_that_became_longer_is_believed_in_time() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        path.timed(Duration::from_millis(1), begin);
+        for i in 0..400u64 {
+            let now = begin + Duration::from_millis(100 * i);
+            path.marked(i, now);
+            path.acked(i, now + Duration::from_millis(80));
+        }
+        assert_eq!(path.shortest.map(|(shortest, _)| shortest), Some(Duration::from_millis(80)));
+    }
+}

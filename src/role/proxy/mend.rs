@@ -1,0 +1,131 @@
+//! Keeps a session on its feet: when its connection is gone or does not answer, brings it another one.
+//!
+//! Everything in the session waits meanwhile. What will never succeed ends it: a device that was revoked, a session
+//! that the workspace does not know any more.
+
+use std::time::{Duration, Instant};
+
+use super::tunnel::{Tunnel, TunnelError};
+use super::tunnel_state::{Standing as Session, TunnelState, time_of};
+use crate::lifeline::{LifelineHandle, Route, Standing};
+use crate::role::backoff::Backoff;
+use crate::wire::lifeline::AttachMode;
+
+/// How long one attempt may take as a whole: the way to the coordinator, and its wait for the stub.
+const ATTEMPT: Duration = Duration::from_secs(40);
+
+/// A connection that lasts this long was a good one: the next loss begins anew with short waits.
+const STEADY: Duration = Duration::from_secs(10);
+
+impl Tunnel {
+    /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when
+    /// the session itself is over: whoever serves it sees that.
+    pub(super) async fn mend(&self, lifeline: &LifelineHandle, session: &Session) -> TunnelError {
+        let mut standing = lifeline.standing();
+        let mut backoff = Backoff::default();
+        let mut attached = Instant::now();
+        loop {
+            let now = standing.borrow_and_update().clone();
+            let (since, why) = match now {
+                Standing::Attached { route, round_trip, standby, moves } => {
+                    self.publish(session.up(route, round_trip, standby, moves));
+                    attached = Instant::now();
+                    if standing.changed().await.is_err() {
+                        return std::future::pending().await;
+                    }
+                    continue;
+                }
+                Standing::Suspect { since, why } | Standing::Lost { since, why } => (since, why),
+                Standing::Beginning if standing.changed().await.is_ok() => continue,
+                Standing::Beginning | Standing::Ended(_) => return std::future::pending().await,
+            };
+            if attached.elapsed() >= STEADY {
+                backoff.reset();
+            }
+            let interrupted = Interrupted { why, since };
+            tracing::info!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
+            let resumed = tokio::select! {
+                outcome = self.resume(lifeline, &interrupted, &mut backoff) => outcome,
+                // It answers again, or the lifeline helped itself to another way.
+                _ = standing.wait_for(|s| !matches!(s, Standing::Suspect { .. } | Standing::Lost { .. })) => Ok(()),
+            };
+            match resumed {
+                Ok(()) => tracing::info!(after = ?interrupted.since.elapsed(), "the session goes on"),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Tries until the session has a new connection.
+    async fn resume(
+        &self,
+        lifeline: &LifelineHandle,
+        interrupted: &Interrupted,
+        backoff: &mut Backoff,
+    ) -> Result<(), TunnelError> {
+        let mut changes = self.changes();
+        let mut drain = lifeline.drain();
+        let mut last = None;
+        let mut wait = match backoff.failures() {
+            0 => Duration::ZERO,
+            _ => backoff.next(rand::random()),
+        };
+        // A coordinator that stops says when to come back, so that not all of its clients do at once.
+        if drain.has_changed().unwrap_or(false)
+            && let Some(asked) = *drain.borrow_and_update()
+        {
+            wait = asked;
+        }
+        loop {
+            self.publish(interrupted.state(backoff.failures(), &last, wait));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = changes.changed() => {}
+            }
+            changes.borrow_and_update();
+            self.publish(interrupted.state(backoff.failures() + 1, &last, Duration::ZERO));
+            let attempt = tokio::select! {
+                outcome = tokio::time::timeout(ATTEMPT, self.bring(lifeline)) => outcome,
+                // What an attempt waits for went with the old network.
+                _ = changes.changed() => {
+                    backoff.reset();
+                    wait = Duration::ZERO;
+                    continue;
+                }
+            };
+            let error = match attempt {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) if !error.is_passing() && !error.is_impostor() => return Err(error),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no connection within {} s", ATTEMPT.as_secs()),
+            };
+            wait = backoff.next(rand::random());
+            tracing::info!(error, ?wait, "the session could not be resumed yet");
+            last = Some(error);
+        }
+    }
+
+    /// One new connection, by way of the coordinator.
+    async fn bring(&self, lifeline: &LifelineHandle) -> Result<(), TunnelError> {
+        let carrier = self.join().await?;
+        lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
+        Ok(())
+    }
+}
+
+struct Interrupted {
+    why: String,
+    since: Instant,
+}
+
+impl Interrupted {
+    fn state(&self, attempt: u32, last: &Option<String>, wait: Duration) -> TunnelState {
+        TunnelState::Resuming {
+            why: self.why.clone(),
+            since: time_of(self.since),
+            attempt,
+            last: last.clone(),
+            retry_ms: wait.as_millis() as u64,
+        }
+    }
+}
