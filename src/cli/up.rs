@@ -16,12 +16,12 @@ use super::log::{Common, LogFormat};
 use super::output::Output;
 use super::proxy::ForwardFlags;
 use super::signals;
+use crate::lifeline::Route;
 use crate::role::files;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
 use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::profile::{self, Profile};
-use crate::lifeline::Route;
 use crate::role::proxy::tunnel::{Tunnel, TunnelState};
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
@@ -230,14 +230,20 @@ async fn show(
         match now {
             _ if before == told => {}
             TunnelState::Connecting { .. } => {}
-            TunnelState::Up { path, round_trip_ms, .. } if matches!(before, Told::Up { .. } | Told::Resuming { .. }) => {
+            TunnelState::Up { path, round_trip_ms, .. }
+                if matches!(before, Told::Up { .. } | Told::Resuming { .. }) =>
+            {
                 let path = path_text(path, round_trip_ms);
                 let went = if matches!(before, Told::Up { .. }) { "moved" } else { "goes on" };
                 output.line("tunnel", &format!("{went}, {path}; nothing was lost"), &json);
             }
             TunnelState::Resuming { why, last, .. } => {
                 let last = last.map(|last| format!("; {}", last.replace("hint: ", ""))).unwrap_or_default();
-                output.line("tunnel", &format!("interrupted: {why}; everything waits for another connection{last}"), &json);
+                output.line(
+                    "tunnel",
+                    &format!("interrupted: {why}; everything waits for another connection{last}"),
+                    &json,
+                );
             }
             TunnelState::Up { took_ms, .. } => {
                 let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };

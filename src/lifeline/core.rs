@@ -218,7 +218,7 @@ impl Core {
             return;
         }
         let (unmarked, at) = self.marked;
-        let ack_now = unmarked + pending >= self.path.window() / 4 || at.is_none();
+        let ack_now = unmarked + pending >= self.path.mark_after() || at.is_none();
         self.marked.0 = if ack_now { 0 } else { unmarked + pending };
         self.replay.seal(self.received, ack_now);
         self.acknowledged();
@@ -410,7 +410,8 @@ impl Core {
         }) else {
             return Err(Fault::OutOfPlace);
         };
-        let (served, stay) = std::mem::take(&mut self.members).into_iter().partition(|m| m.id != id && m.route == route);
+        let (served, stay) =
+            std::mem::take(&mut self.members).into_iter().partition(|m| m.id != id && m.route == route);
         self.members = stay;
         self.retired.extend(served.into_iter().map(|m: Member| m.id));
         Ok(())
@@ -663,7 +664,8 @@ impl Core {
 
     /// What a listener says to a carrier that wants a lifeline it does not have.
     pub fn unknown() -> Bytes {
-        let text = "the workspace does not know this session any more: its stub was restarted, or a new login took over";
+        let text =
+            "the workspace does not know this session any more: its stub was restarted, or a new login took over";
         LifelineMessage::End { offset: 0, refusal: Some(Refusal::new(RefusalCode::NotFound, text)) }.encode()
     }
 }

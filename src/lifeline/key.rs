@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn a_tag_holds_for_one_message_under_one_key() {
         let key = ResumeKey::new(&[1; SECRET]);
-        let attach = Attach { id: LifelineId([1; 16]), sequence: 1, mode: AttachMode::Move, received: 5, tag: [0; TAG] };
+        let attach =
+            Attach { id: LifelineId([1; 16]), sequence: 1, mode: AttachMode::Move, received: 5, tag: [0; TAG] };
         let signed = key.sign_attach(attach);
         assert!(key.is_attach(&signed) && !key.is_attach(&attach));
         assert!(!ResumeKey::new(&[2; SECRET]).is_attach(&signed));

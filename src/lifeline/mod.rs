@@ -9,9 +9,9 @@ pub mod key;
 pub mod paced;
 pub mod path;
 pub mod replay;
-pub mod standing;
 #[cfg(test)]
 mod simulation;
+pub mod standing;
 
 use std::io;
 use std::pin::Pin;

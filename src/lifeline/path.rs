@@ -24,6 +24,9 @@ const START_GROWTH: u64 = 4;
 /// end the start.
 const START_PATIENCE: u32 = 2;
 
+/// A round trip that is longer than the shortest by a quarter and this shows a queue: the path is full.
+const START_QUEUE: Duration = Duration::from_millis(8);
+
 /// Time that bytes may wait in queues: an eighth of the round trip, at least and at most this. It is also by how much
 /// a faster path shows itself.
 const LEAST_QUEUE: Duration = Duration::from_millis(1);
@@ -36,10 +39,14 @@ const LEAST_ROUND: Duration = Duration::from_millis(5);
 const RATE_ROUNDS: usize = 10;
 
 /// For how long a shortest round trip counts. Then a path that is kept full is emptied for a moment to look again.
-const ROUND_TRIP_AGE: Duration = Duration::from_secs(10);
+const ROUND_TRIP_AGE: Duration = Duration::from_secs(30);
 
 /// The share of the path's product that is under way while it is looked at, in quarters.
 const LOOK_QUARTERS: u64 = 3;
+
+/// Bytes between two marks: an eighth of the window, but no less than this while the window holds four of it. An
+/// acknowledgement costs a message at every hop.
+const LEAST_MARK: u64 = 128 * 1024;
 
 /// Marks that may be on their way.
 const MAX_MARKS: usize = 64;
@@ -56,6 +63,9 @@ pub struct Path {
     rates: VecDeque<f64>,
     round: Option<Round>,
     look: Option<Look>,
+    /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
+    rising: Option<u64>,
+    acked: u64,
 }
 
 /// A position whose acknowledgement will be timed.
@@ -103,6 +113,8 @@ impl Path {
             rates: VecDeque::new(),
             round: None,
             look: None,
+            rising: None,
+            acked: 0,
         }
     }
 
@@ -110,8 +122,13 @@ impl Path {
     pub fn window(&self) -> u64 {
         match (&self.look, self.product()) {
             (Some(_), Some(product)) => (product * LOOK_QUARTERS / 4).max(LEAST_WINDOW),
-            _ => self.window,
+            _ => self.rising.map_or(self.window, |rising| rising.min(self.window)),
         }
+    }
+
+    /// Bytes after which an acknowledgement is asked for.
+    pub fn mark_after(&self) -> u64 {
+        between_marks(self.window())
     }
 
     /// The round trip as it is, smoothed.
@@ -136,6 +153,9 @@ impl Path {
     /// Everything up to `acked` has arrived.
     pub fn acked(&mut self, acked: u64, now: Instant) {
         let mut timed = None;
+        let news = acked.saturating_sub(self.acked);
+        self.acked = self.acked.max(acked);
+        self.rising = self.rising.map(|rising| rising + news).filter(|rising| *rising < self.window);
         while let Some(mark) = self.marks.front()
             && mark.position <= acked
         {
@@ -183,14 +203,18 @@ impl Path {
         if let Some(start) = &mut self.start
             && limited
         {
-            if rate > start.best * 1.25 {
+            let queued = match (self.latest, self.shortest) {
+                (Some(latest), Some((shortest, _))) => latest > shortest + shortest / 4 + START_QUEUE,
+                _ => false,
+            };
+            if rate > start.best * 1.25 && !queued {
                 start.best = rate;
                 start.without_growth = 0;
                 self.window = (self.window * START_GROWTH).min(MOST_WINDOW);
                 return;
             }
             start.without_growth += 1;
-            if start.without_growth < START_PATIENCE {
+            if start.without_growth < START_PATIENCE && !queued {
                 return;
             }
             self.start = None;
@@ -201,7 +225,8 @@ impl Path {
             let queue = (shortest / 8).clamp(LEAST_QUEUE, MOST_QUEUE);
             let best = self.rates.iter().copied().fold(0.0, f64::max);
             let window = product + (best * queue.as_secs_f64()) as u64;
-            self.window = window.clamp(LEAST_WINDOW, MOST_WINDOW);
+            // What arrived since the last mark is not known to have arrived.
+            self.window = (window + between_marks(window)).clamp(LEAST_WINDOW, MOST_WINDOW);
         }
     }
 
@@ -213,6 +238,7 @@ impl Path {
                 if let Some(shortest) = look.shortest {
                     self.shortest = Some((shortest, now));
                 }
+                self.rising = Some(self.window());
                 self.look = None;
             }
             Some(_) => {}
@@ -239,12 +265,16 @@ impl Path {
     }
 }
 
+fn between_marks(window: u64) -> u64 {
+    (window / 8).max(LEAST_MARK).min(window / 4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A path with a rate, a length and a queue without end; the sender always has more to send. Gives the bytes
-    /// delivered within each whole second, and the longest wait in the queue after the first two seconds.
+    /// delivered within each whole second, and of the waits in the queue after the first two seconds the 99th of 100.
     fn run(rate: f64, length: Duration, seconds: u64) -> (Vec<u64>, Duration) {
         let begin = Instant::now();
         let mut path = Path::new();
@@ -252,7 +282,7 @@ mod tests {
         let mut acks: VecDeque<(Instant, u64)> = VecDeque::new();
         let mut free = begin;
         let mut delivered = vec![0; seconds as usize];
-        let mut longest = Duration::ZERO;
+        let mut waits = Vec::new();
         const MESSAGE: u64 = 64 * 1024;
         let mut now = begin;
         while now < begin + Duration::from_secs(seconds) {
@@ -267,10 +297,10 @@ mod tests {
                 since_mark += MESSAGE;
                 let ready = free.max(now) + Duration::from_secs_f64(MESSAGE as f64 / rate);
                 if now - begin > Duration::from_secs(2) {
-                    longest = longest.max(free.saturating_duration_since(now));
+                    waits.push(free.saturating_duration_since(now));
                 }
                 free = ready;
-                if since_mark >= path.window() / 4 {
+                if since_mark >= path.mark_after() {
                     since_mark = 0;
                     path.marked(sent, now);
                     acks.push_back((ready + length, sent));
@@ -279,15 +309,16 @@ mod tests {
             path.limited();
             now = acks.front().map_or(now + Duration::from_millis(1), |(at, _)| *at);
         }
-        (delivered, longest)
+        waits.sort();
+        (delivered, waits.get(waits.len() * 99 / 100).copied().unwrap_or_default())
     }
 
     #[test]
     fn a_long_fast_path_is_filled_and_its_queue_stays_short() {
         for round_trip in [1, 20, 60, 150] {
             let rate = 125_000_000.0;
-            let (delivered, queue) = run(rate, Duration::from_millis(round_trip), 15);
-            let steady = delivered[2..].iter().sum::<u64>() as f64 / 13.0;
+            let (delivered, queue) = run(rate, Duration::from_millis(round_trip), 40);
+            let steady = delivered[2..].iter().sum::<u64>() as f64 / 38.0;
             assert!(steady > 0.95 * rate, "{round_trip} ms: {steady} of {rate}");
             assert!(delivered[0] as f64 > 0.5 * rate, "{round_trip} ms: {} in the first second", delivered[0]);
             assert!(queue < Duration::from_millis(20), "{round_trip} ms: a queue of {queue:?}");
@@ -319,7 +350,7 @@ mod tests {
         let begin = Instant::now();
         let mut path = Path::new();
         path.timed(Duration::from_millis(1), begin);
-        for i in 0..400u64 {
+        for i in 0..800u64 {
             let now = begin + Duration::from_millis(100 * i);
             path.marked(i, now);
             path.acked(i, now + Duration::from_millis(80));

@@ -51,8 +51,7 @@ impl World {
         let now = Instant::now();
         let mut world = {
             let dialer = cores[DIALER].dialed(Route::Relay, AttachMode::Begin, now);
-            let link =
-                Link { route: Route::Relay, ids: [dialer, None], queues: Default::default(), hole: [false; 2] };
+            let link = Link { route: Route::Relay, ids: [dialer, None], queues: Default::default(), hole: [false; 2] };
             World { now, cores, links: vec![link], written: [0; 2], read: [0; 2] }
         };
         world.pump(0, DIALER);

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::profile::Profile;
-pub use super::tunnel_state::TunnelState;
 use super::tunnel_state;
+pub use super::tunnel_state::TunnelState;
 use crate::identity::verify::{Expect, client_config};
 use crate::lifeline::{Ended, Route, Standing};
 use crate::role::backoff::Backoff;
@@ -284,9 +284,9 @@ impl Tunnel {
             (Ok(_), Standing::Ended(Ended::Refused(refusal))) if refusal.code == RefusalCode::TakenOver => {
                 TunnelError::TakenOver(refusal)
             }
-            (Ok(_), Standing::Ended(Ended::Refused(refusal))) => TunnelError::Coordinator(ClientError::Refused(
-                Refusal { code: passing(refusal.code), ..refusal },
-            )),
+            (Ok(_), Standing::Ended(Ended::Refused(refusal))) => {
+                TunnelError::Coordinator(ClientError::Refused(Refusal { code: passing(refusal.code), ..refusal }))
+            }
             (Ok(_), Standing::Ended(ended @ (Ended::Position(_) | Ended::Expired))) => {
                 TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, ended.to_string())))
             }

@@ -46,12 +46,7 @@ impl Default for Laptops {
 impl Laptops {
     /// Takes a session in, and ends an older one of the same device, with the reason. The token is cancelled when
     /// this one must end.
-    pub async fn enter(
-        &self,
-        device: KeyPin,
-        opener: MuxOpener,
-        lifeline: LifelineHandle,
-    ) -> (u64, CancellationToken) {
+    pub async fn enter(&self, device: KeyPin, opener: MuxOpener, lifeline: LifelineHandle) -> (u64, CancellationToken) {
         let id = rand::random();
         let end = CancellationToken::new();
         let mut replaced = Vec::new();
@@ -79,7 +74,8 @@ impl Laptops {
         if self.replaced.lock().unwrap_or_else(PoisonError::into_inner).contains(&id) {
             return Err(taken_over());
         }
-        let text = "the workspace does not know this session any more. hint: its stub was restarted; a new session begins";
+        let text =
+            "the workspace does not know this session any more. hint: its stub was restarted; a new session begins";
         Err(Refusal::new(RefusalCode::NotFound, text))
     }
 
