@@ -17,6 +17,7 @@ mod hostile_peers;
 mod hosts;
 mod identity;
 mod lifecycle;
+mod link;
 mod proxies;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
