@@ -18,54 +18,54 @@ impl Far {
     }
 
     fn over(wire: Wire) -> Far {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let link = Link::with(listener.local_addr().unwrap().port(), wire);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let link = Link::with(listener.local_addr().expect("it is bound").port(), wire);
         Far { listener, link }
     }
 
     /// A connection over the link: its near end and its far one.
     fn connect(&self) -> (TcpStream, TcpStream) {
         let near = self.dial();
-        (near, patient(self.listener.accept().unwrap().0))
+        (near, patient(self.listener.accept().expect("the link dials").0))
     }
 
     fn dial(&self) -> TcpStream {
-        patient(TcpStream::connect(("127.0.0.1", self.link.port)).unwrap())
+        patient(TcpStream::connect(("127.0.0.1", self.link.port)).expect("the link listens"))
     }
 
     /// Whether somebody has dialled the far end.
     fn is_dialled(&self) -> bool {
-        self.listener.set_nonblocking(true).unwrap();
+        self.listener.set_nonblocking(true).expect("a socket of ours");
         let outcome = self.listener.accept();
-        self.listener.set_nonblocking(false).unwrap();
+        self.listener.set_nonblocking(false).expect("a socket of ours");
         outcome.is_ok()
     }
 }
 
 fn patient(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket of ours");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a socket of ours");
+    stream.set_nodelay(true).expect("a socket of ours");
     stream
 }
 
 /// Sends `text` from one end to the other.
 #[track_caller]
 fn passes(from: &mut TcpStream, to: &mut TcpStream, text: &str) {
-    from.write_all(text.as_bytes()).unwrap();
+    from.write_all(text.as_bytes()).expect("it takes them");
     let mut got = vec![0; text.len()];
-    to.read_exact(&mut got).unwrap();
+    to.read_exact(&mut got).expect("they arrive");
     assert_eq!(String::from_utf8_lossy(&got), text);
 }
 
 /// Nothing is to be read from `stream`, now and for a moment.
 #[track_caller]
 fn is_silent(stream: &mut TcpStream) {
-    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket of ours");
     let outcome = stream.read(&mut [0]);
     let kind = outcome.as_ref().map_err(std::io::Error::kind);
     assert!(matches!(kind, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "{outcome:?}");
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket of ours");
 }
 
 /// What arrives until the end, and whether the end was in good order.
@@ -129,7 +129,7 @@ fn iperf3(wire: Wire, seconds: u32, more: &[&str]) -> f64 {
     let link = Link::with(server.port, wire);
     let mut client = command("iperf3", ["-J", "-c", "127.0.0.1", "-p", &link.port.to_string()]);
     client.args(["-t", &seconds.to_string()]).args(more);
-    let report: serde_json::Value = serde_json::from_str(&Run::of(client).ok()).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&Run::of(client).ok()).expect("-J is JSON");
     report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_else(|| panic!("{report}"))
 }
 

@@ -19,6 +19,9 @@ mod identity;
 mod lifecycle;
 mod link;
 mod proxies;
+mod reliability;
+mod reliability_load;
+mod reliability_programs;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
 mod window;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -98,16 +98,23 @@ pub struct Running {
 impl Running {
     /// Starts `command`; collects its output and its errors line by line. Standard input is empty.
     #[track_caller]
-    pub fn start(mut command: Command) -> Running {
+    pub fn start(command: Command) -> Running {
+        Running::start_with(command, Stdio::null()).0
+    }
+
+    /// As [`start`](Self::start), with another standard input: its other end, when it is a pipe.
+    #[track_caller]
+    pub fn start_with(mut command: Command, input: Stdio) -> (Running, Option<ChildStdin>) {
         let what = format!("{command:?}");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
+        let input = child.stdin.take();
         let output = Arc::default();
         let readers = [
             child.stdout.take().map(|out| collect(out, &output)),
             child.stderr.take().map(|err| collect(err, &output)),
         ];
-        Running { child, what, output, readers: readers.into_iter().flatten().collect() }
+        (Running { child, what, output, readers: readers.into_iter().flatten().collect() }, input)
     }
 
     /// Starts what `command` makes of a free port, until it listens there. Another port when that one was snatched away.
@@ -148,7 +155,13 @@ impl Running {
     /// Waits until it says a line that contains `text`, and gives that line.
     #[track_caller]
     pub fn says(&mut self, text: &str) -> String {
-        let line = within(super::PATIENCE, || {
+        self.says_within(super::PATIENCE, text)
+    }
+
+    /// As [`says`](Self::says), no longer than `time`.
+    #[track_caller]
+    pub fn says_within(&mut self, time: Duration, text: &str) -> String {
+        let line = within(time, || {
             // In this order: once it has ended and its readers have, what it said is complete.
             let ended = self.has_ended().is_some() && self.readers.iter().all(JoinHandle::is_finished);
             let line = self.lines().into_iter().find(|line| line.contains(text));
@@ -170,6 +183,13 @@ impl Running {
     pub fn ends(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.what);
         until(&what, || self.has_ended())
+    }
+
+    /// Waits until it ends by itself, no longer than `time`.
+    #[track_caller]
+    pub fn ends_within(&mut self, time: Duration) -> ExitStatus {
+        let status = within(time, || self.has_ended());
+        status.unwrap_or_else(|| panic!("{} has not ended in {time:?}:\n{}", self.what, self.output()))
     }
 
     /// Sends a signal to it, and only to it.

@@ -268,7 +268,11 @@ async fn dial(target: u16) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(SOCKET_BUFFER as u32)?;
     socket.set_send_buffer_size(SOCKET_BUFFER as u32)?;
-    socket.connect((Ipv4Addr::LOCALHOST, target).into()).await
+    // A link that is reset while it dials resets what it has dialled.
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+    let dialled = socket.connect((Ipv4Addr::LOCALHOST, target).into()).await?;
+    SockRef::from(&dialled).set_linger(None)?;
+    Ok(dialled)
 }
 
 /// Takes what comes until nothing more does.
