@@ -22,7 +22,8 @@ fn sixty_four_streams_saturated_both_ways_never_stand_still() {
     let up = Linked::up(&world.near, &world.laptop);
     let (port, _forward) = world.forward(format!("127.0.0.1:{}", iperf3.port));
     let mut client = command("iperf3", ["-J", "-c", "127.0.0.1", "-p", &port.to_string()]);
-    client.args(["-P", "64", "--bidir", "-t", seconds]);
+    // Small buffers in the kernel, which otherwise take some seconds of either way and hide whether it moves.
+    client.args(["-P", "64", "--bidir", "-w", "128K", "-t", seconds]);
     let mut running = Running::start(client);
     let pids = [up.program.pid(), world.stub.pid()];
     let mut most = [0; 2];
