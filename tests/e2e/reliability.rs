@@ -46,21 +46,23 @@ fn transfers_survive_whatever_a_wire_does() {
     let _up = Linked::up(&world.near, &world.laptop);
     let mut faults = faults::Faults::new();
     let mut transfers = Transfers::start(&world, TRANSFER);
-    let before = [world.near.counts().accepted, world.far.counts().accepted];
+    let links = [&world.near, &world.far];
+    let before = links.map(|link| link.counts().accepted);
     let mut broken = [0; 2];
     for number in 1..=cuts {
         let goal = world.moved() + 1 + faults.below(UNDER_WAY);
         transfers.go_on_until(&format!("bytes before fault {number}"), || world.moved() >= goal);
-        let (fault, at) = (faults.next(), faults.either(0, 1));
-        let link = [&world.near, &world.far][at];
-        println!("fault {number}: {fault:?} at the {} wire", ["near", "far"][at]);
-        faults.strike(fault, link);
-        transfers.go_on_until("the cut", || !link.cut_is_due());
-        broken[at] += u64::from(fault != faults::Fault::Hold);
+        let (fault, wires) = (faults.next(), faults.wires());
+        println!("fault {number}: {fault:?} at {wires:?}; 0 is the near wire, 1 the far one");
+        for &at in wires {
+            faults.strike(fault, links[at]);
+            broken[at] += u64::from(fault != faults::Fault::Hold);
+        }
+        transfers.go_on_until("the cut", || !links.iter().any(|link| link.cut_is_due()));
     }
     until_it_moves("bytes after the last fault", &mut transfers, &world);
     transfers.finish();
-    for (at, link) in [&world.near, &world.far].into_iter().enumerate() {
+    for (at, link) in links.into_iter().enumerate() {
         let again = link.counts().accepted - before[at];
         assert!(broken[at] > 0 && again >= broken[at], "{again} connections after {} that were broken", broken[at]);
     }

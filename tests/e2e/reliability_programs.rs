@@ -48,14 +48,6 @@ fn again(enough: &AtomicBool, work: impl Fn()) -> usize {
     count
 }
 
-/// Runs to its end, however long what happens meanwhile makes that.
-#[track_caller]
-fn completes(command: std::process::Command) {
-    let mut program = Running::start(command);
-    let status = program.ends_within(most());
-    assert!(status.success(), "{program:?}: {status}");
-}
-
 /// Ends the copies when the conversations have, in whatever way.
 struct Enough<'a>(&'a AtomicBool);
 
@@ -96,7 +88,10 @@ fn a_shell_a_copy_a_transaction_and_a_clone_notice_nothing() {
         let copies = scope.spawn(|| {
             again(&enough, || {
                 let there = folder.path().join("there");
-                completes(sshd.copy(ssh_port, &[&original.to_string_lossy(), &format!("there:{}", there.display())]));
+                Running::start(
+                    sshd.copy(ssh_port, &[&original.to_string_lossy(), &format!("there:{}", there.display())]),
+                )
+                .completes(most());
                 assert_eq!(digest(&there), expected, "the copy");
             })
         });
@@ -104,7 +99,8 @@ fn a_shell_a_copy_a_transaction_and_a_clone_notice_nothing() {
             again(&enough, || {
                 let folder = TempDir::new().expect("a temporary folder");
                 let clone = folder.path().join("clone");
-                completes(git::git(&["clone", "-q", &GitDaemon::url(git_port), &clone.to_string_lossy()]));
+                Running::start(git::git(&["clone", "-q", &GitDaemon::url(git_port), &clone.to_string_lossy()]))
+                    .completes(most());
                 assert!(fs::read(clone.join("large")).expect("it was cloned") == in_repository, "the clone");
             })
         });

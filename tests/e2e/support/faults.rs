@@ -58,9 +58,9 @@ impl Faults {
         ALL[self.0.random_range(0..ALL.len())]
     }
 
-    /// One of two.
-    pub fn either<T>(&mut self, one: T, other: T) -> T {
-        if self.0.random() { one } else { other }
+    /// Which of two wires it happens to: one, the other, or one after the other.
+    pub fn wires(&mut self) -> &'static [usize] {
+        [&[0][..], &[1], &[0, 1]][self.0.random_range(0..3)]
     }
 
     /// A number below `bound`.

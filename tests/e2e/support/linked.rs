@@ -100,8 +100,9 @@ impl Dialogue {
     pub fn ask(&mut self, time: Duration, line: impl Fn(&str) -> String) -> String {
         self.asked += 1;
         let word = format!("word{}end", self.asked);
+        let heard = self.program.heard();
         self.say(&line(&word));
-        self.program.says_within(time, &word)
+        self.program.says_after(heard, time, &word)
     }
 
     /// Asks the Redis at the other end to say something back.

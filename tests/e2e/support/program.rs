@@ -155,22 +155,35 @@ impl Running {
     /// Waits until it says a line that contains `text`, and gives that line.
     #[track_caller]
     pub fn says(&mut self, text: &str) -> String {
-        self.says_within(super::PATIENCE, text)
+        self.says_after(0, super::PATIENCE, text)
     }
 
-    /// As [`says`](Self::says), no longer than `time`.
+    /// As [`says`](Self::says), no longer than `time`, and among what it says after its first `heard` lines.
     #[track_caller]
-    pub fn says_within(&mut self, time: Duration, text: &str) -> String {
+    pub fn says_after(&mut self, heard: usize, time: Duration, text: &str) -> String {
         let line = within(time, || {
             // In this order: once it has ended and its readers have, what it said is complete.
             let ended = self.has_ended().is_some() && self.readers.iter().all(JoinHandle::is_finished);
-            let line = self.lines().into_iter().find(|line| line.contains(text));
+            let said = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            let line = said.iter().skip(heard).find(|line| line.contains(text)).cloned();
             if line.is_some() || ended { Some(line) } else { None }
         });
         line.flatten().unwrap_or_else(|| {
             let how = if self.has_ended().is_some() { "ended" } else { "went on" };
             panic!("{} {how} without saying `{text}`:\n{}", self.what, self.output())
         })
+    }
+
+    /// How many lines it has said so far.
+    pub fn heard(&self) -> usize {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Asserts that it ended well, when it has: `status` is what [`has_ended`](Self::has_ended) gave.
+    #[track_caller]
+    pub fn ended_well(&self, status: Option<ExitStatus>) {
+        let how = status.map_or("did not end in time".to_owned(), |status| status.to_string());
+        assert!(status.is_some_and(|status| status.success()), "{} {how}:\n{}", self.what, self.output());
     }
 
     /// How it ended, when it has.
@@ -185,11 +198,11 @@ impl Running {
         until(&what, || self.has_ended())
     }
 
-    /// Waits until it ends by itself, no longer than `time`.
+    /// Waits until it ends by itself, no longer than `time`, and well.
     #[track_caller]
-    pub fn ends_within(&mut self, time: Duration) -> ExitStatus {
+    pub fn completes(mut self, time: Duration) {
         let status = within(time, || self.has_ended());
-        status.unwrap_or_else(|| panic!("{} has not ended in {time:?}:\n{}", self.what, self.output()))
+        self.ended_well(status);
     }
 
     /// Sends a signal to it, and only to it.

@@ -43,8 +43,7 @@ impl Until {
             let ended = program.has_ended();
             (ended.is_some() || self.is(Until::GIVEN_UP)).then_some(ended)
         });
-        let status = ended.flatten();
-        assert!(status.is_some_and(|status| status.success()), "{program:?}: {status:?}");
+        program.ended_well(ended.flatten());
     }
 }
 
