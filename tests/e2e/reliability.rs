@@ -175,8 +175,7 @@ fn a_laptop_that_changes_its_address_keeps_its_connections() {
     let redis = Redis::start_at(&hosts.workspace);
     let _up = laptop.up(&["box", "--coordinator", &url]);
     let (line, _forward) = laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let nc = command("nc", ["-N", "127.0.0.1", &laptop::port_in(&line).to_string()]);
-    let mut talk = Dialogue::with(hosts.laptop.run(nc));
+    let mut talk = Dialogue::with(hosts.laptop.run(Dialogue::socat(laptop::port_in(&line))));
     talk.echo();
     let mut address = Hosts::LAPTOP;
     for last in [77, 78] {

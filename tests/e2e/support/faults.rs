@@ -50,6 +50,11 @@ impl Faults {
     pub fn new() -> Faults {
         let seed = std::env::var("NEXUS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_260_101);
         println!("faults of NEXUS_SEED={seed}");
+        Faults::of(seed)
+    }
+
+    /// From this seed.
+    pub fn of(seed: u64) -> Faults {
         Faults(StdRng::seed_from_u64(seed))
     }
 

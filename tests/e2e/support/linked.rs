@@ -82,10 +82,16 @@ impl Dialogue {
         Dialogue { program, input: input.expect("piped"), asked: 0 }
     }
 
-    /// A connection to a Redis on `port` of the loopback, held by `nc`, which never makes a second one.
+    /// A connection to a Redis on `port` of the loopback, held by `socat`, which never makes a second one.
     #[track_caller]
     pub fn redis(port: u16) -> Dialogue {
-        Dialogue::with(command("nc", ["-N", "127.0.0.1", &port.to_string()]))
+        Dialogue::with(Dialogue::socat(port))
+    }
+
+    /// A `socat` between its own input and output and `port` of the loopback; it ends when the other side does.
+    #[track_caller]
+    pub fn socat(port: u16) -> Command {
+        command("socat", ["-t", "5", "STDIO", &format!("TCP:127.0.0.1:{port}")])
     }
 
     /// Says a line.
