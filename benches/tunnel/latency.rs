@@ -74,7 +74,8 @@ pub fn loaded(port: u16, direction: Direction, measure: impl Fn() -> Result<Vec<
     })
 }
 
-fn calls(socket: &Path, count: usize) -> Result<Vec<f64>> {
+/// Seconds that each of `count` calls of `tool.list` takes, made at the stub's socket.
+pub fn calls(socket: &Path, count: usize) -> Result<Vec<f64>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut took = Vec::with_capacity(count);

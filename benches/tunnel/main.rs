@@ -9,7 +9,13 @@
 
 mod connections;
 mod latency;
+// The tests' own: what they prove and what is measured here happens on the same wire.
+mod distant;
+#[path = "../../tests/e2e/support/link/mod.rs"]
+#[allow(dead_code, reason = "the tests break it in more ways than are measured")]
+mod link;
 mod memory;
+mod path;
 mod peers;
 mod report;
 mod rig;
@@ -25,9 +31,10 @@ use rig::Programs;
 
 type Section = fn(&Programs, &Report) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 5] = [
+const SECTIONS: [(&str, Section); 6] = [
     ("throughput", throughput::run),
     ("latency", latency::run),
+    ("path", path::run),
     ("connections", connections::run),
     ("memory", memory::run),
     ("start", start::run),

@@ -2,7 +2,6 @@
 //! Memory of the processes alone: what the kernel holds for sockets is the same for every tunnel.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,11 +17,11 @@ use nexus_proxy::transport::client::{CoordinatorCarrier, CoordinatorClient};
 use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::name::WorkspaceName;
 use nexus_proxy::wire::onboarding::{CodeText, EnrollRequest};
-use tempfile::TempDir;
 
+use super::distant::Coordinator;
 use super::peers::{self, Route};
 use super::report::{Report, figure};
-use super::rig::{Process, Programs, Tunnel, memory};
+use super::rig::{Programs, Tunnel, memory};
 use super::target::{self, touch};
 
 /// Idle connections held at once.
@@ -76,28 +75,20 @@ fn hold(port: u16, count: usize) -> Result<Vec<std::net::TcpStream>> {
 }
 
 fn coordinator(programs: &Programs, report: &Report) -> Result<()> {
-    let folder = TempDir::new()?;
-    let data = folder.path().join("data");
-    let mut command = Command::new(programs.path("nexus-coordinator"));
-    command.args(["--json", "serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data);
-    let process = Process::start(command)?;
-    let address = process.says(|line| {
-        let event: serde_json::Value = serde_json::from_str(line).ok()?;
-        event["address"].as_str()?.parse::<std::net::SocketAddr>().ok()
-    })?;
+    let coordinator = Coordinator::start(programs)?;
     std::thread::sleep(SETTLE);
-    report.row("memory", "nexus-coordinator, idle", &[figure("MB", memory(process.pid())? / 1e6, 1)]);
+    report.row("memory", "nexus-coordinator, idle", &[figure("MB", memory(coordinator.pid())? / 1e6, 1)]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let url = CoordinatorUrl::from(address);
-        let clients = enrolled(&data, &url, PARKED / MAX_PARKED + 10).await?;
+        let url = CoordinatorUrl::from(coordinator.address);
+        let clients = enrolled(&coordinator.data(), &url, PARKED / MAX_PARKED + 10).await?;
         let (first, rest) = clients.split_at(10);
         let mut held = park(first).await?;
         tokio::time::sleep(SETTLE).await;
-        let before = memory(process.pid())?;
+        let before = memory(coordinator.pid())?;
         let more = park(rest).await?;
         tokio::time::sleep(SETTLE).await;
-        let each = (memory(process.pid())? - before) / more.len() as f64 / 1e3;
+        let each = (memory(coordinator.pid())? - before) / more.len() as f64 / 1e3;
         report.row("memory", "per parked stub, at the coordinator", &[figure("KB", each, 1)]);
         held.extend(more);
         Ok(())

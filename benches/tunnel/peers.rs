@@ -51,7 +51,8 @@ pub const SSH: Peer = ("ssh -L", ssh);
 pub const ALL: [Peer; 4] =
     [SSH, ("bore, no encryption", bore), ("rathole, no encryption", rathole), ("wstunnel, wss", wstunnel)];
 
-fn find(name: &str) -> Option<PathBuf> {
+/// The path of a program, when it is installed.
+pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(FOLDERS.iter().map(PathBuf::from));
     folders.map(|folder| folder.join(name)).find(|candidate| candidate.is_file())

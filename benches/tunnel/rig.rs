@@ -152,8 +152,20 @@ impl Home<'_> {
 
     /// `nexus-proxy up`, until the tunnel is.
     pub fn up(&self) -> Result<Process> {
+        self.up_with(&[])
+    }
+
+    /// As [`up`](Self::up), with more words.
+    pub fn up_with(&self, words: &[&str]) -> Result<Process> {
         let up = |event: &Value| (event["tunnel"]["state"] == "up").then_some(());
-        Ok(self.proxy(&["up"], up)?.0)
+        Ok(self.proxy(&[&["up"], words].concat(), up)?.0)
+    }
+
+    /// Forwards a free port of the laptop to `port` of a workspace for as long as the process lives, and gives it.
+    pub fn forward(&self, workspace: &str, port: u16) -> Result<(Process, u16)> {
+        let spec = format!("0:127.0.0.1:{port}");
+        let listen = |event: &Value| event["forward"]["listen"].as_str()?.rsplit(':').next()?.parse().ok();
+        self.proxy(&["forward", workspace, "-L", &spec], listen)
     }
 
     /// The socket on which programs in the workspace call the laptop.
@@ -183,9 +195,7 @@ impl Tunnel<'_> {
 
     /// Forwards a free port of the laptop to `port` of the workspace, and gives it.
     pub fn forward(&mut self, port: u16) -> Result<u16> {
-        let spec = format!("0:127.0.0.1:{port}");
-        let listen = |event: &Value| event["forward"]["listen"].as_str()?.rsplit(':').next()?.parse().ok();
-        let (process, port) = self.home.proxy(&["forward", "default", "-L", &spec], listen)?;
+        let (process, port) = self.home.forward("default", port)?;
         self.forwards.push(process);
         Ok(port)
     }

@@ -178,3 +178,52 @@ fn a_laptop_has_a_home_of_its_own() {
     assert_eq!(laptop::port_in("forwarding 127.0.0.1:0 from 127.0.0.1:43117 to 3000"), 43117);
     assert_ne!(free_port(), 0);
 }
+
+#[test]
+fn a_conversation_is_one_connection() {
+    let (redis, postgres) = (Redis::start(), Postgres::start());
+    let mut talk = Dialogue::redis(redis.port);
+    let mut session = Dialogue::with(Postgres::session(postgres.port));
+    session.say("begin; create table kept (word text);");
+    for _ in 0..12 {
+        talk.echo();
+        session.ask(PATIENCE, |word| format!("insert into kept values ('{word}') returning word;"));
+    }
+    session.say("commit;");
+    session.ends_well();
+    assert_eq!(postgres.psql(postgres.port, "select count(*) from kept").ok(), "12\n");
+    // Without its server it ends, and does not look for it again.
+    drop(redis);
+    talk.program.ends();
+}
+
+#[test]
+fn a_frozen_program_stands_still_and_goes_on() {
+    let mut counting = Running::start(command("sh", ["-c", "while sleep 0.01; do echo on; done"]));
+    counting.says("on");
+    let frozen = linked::Frozen::new(counting.pid());
+    assert!(kernel::is_stopped(counting.pid()));
+    let heard = counting.heard();
+    drop(frozen);
+    assert!(!kernel::is_stopped(counting.pid()));
+    counting.says_after(heard + 5, PATIENCE, "on");
+}
+
+#[test]
+fn what_a_process_holds_is_counted() {
+    let before = kernel::footprint(std::process::id());
+    let files: Vec<_> = (0..50).map(|_| fs::File::open("/dev/null").unwrap()).collect();
+    let with_files = kernel::footprint(std::process::id());
+    // Other tests are in the same process, and open and close files too.
+    assert!(before.memory > 1 << 20 && before.threads > 0 && with_files.files > files.len(), "{with_files:?}");
+}
+
+#[test]
+fn the_same_seed_makes_the_same_faults() {
+    let ten = |mut faults: faults::Faults| {
+        let next = |_| (faults.next(), faults.wires(), faults.below(1000));
+        (0..10).map(next).collect::<Vec<_>>()
+    };
+    assert_eq!(ten(faults::Faults::of(7)), ten(faults::Faults::of(7)));
+    assert_ne!(ten(faults::Faults::of(7)), ten(faults::Faults::of(8)));
+}

@@ -17,7 +17,11 @@ mod hostile_peers;
 mod hosts;
 mod identity;
 mod lifecycle;
+mod link;
 mod proxies;
+mod reliability;
+mod reliability_load;
+mod reliability_programs;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
 mod window;

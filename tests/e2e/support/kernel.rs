@@ -14,6 +14,35 @@ pub fn runs(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
 }
 
+/// Whether process `pid` was stopped, and has not been continued.
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state == "T")
+}
+
+/// What a process holds of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Resident memory in bytes.
+    pub memory: u64,
+    /// Its threads.
+    pub threads: usize,
+    /// Its open files and sockets.
+    pub files: usize,
+}
+
+/// What process `pid` holds now.
+#[track_caller]
+pub fn footprint(pid: u32) -> Footprint {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let field = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no `{name}` in:\n{status}"))
+    };
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs, and is ours").count();
+    Footprint { memory: field("VmRSS") * 1024, threads: field("Threads") as usize, files }
+}
+
 /// Environment and command line of process `pid`, a line each.
 pub fn surroundings(pid: u32) -> String {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).expect("the process runs, and is ours");

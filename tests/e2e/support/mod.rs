@@ -6,17 +6,21 @@
 
 pub mod capture;
 pub mod coordinator;
+pub mod faults;
 pub mod git;
 pub mod http;
 pub mod iperf3;
 pub mod kernel;
 pub mod laptop;
+pub mod link;
+pub mod linked;
 pub mod place;
 pub mod postgres;
 pub mod program;
 pub mod redis;
 pub mod squid;
 pub mod ssh;
+pub mod transfers;
 pub mod udp;
 pub mod wait;
 
@@ -26,6 +30,8 @@ pub use git::GitDaemon;
 pub use http::{HttpServer, Nginx, curl};
 pub use iperf3::Iperf3;
 pub use laptop::Laptop;
+pub use link::{Direction, Link, Wire};
+pub use linked::{Dialogue, Linked};
 pub use place::{Hosts, Place};
 pub use postgres::Postgres;
 pub use program::{Run, Running, command, find};
@@ -33,4 +39,4 @@ pub use redis::Redis;
 pub use squid::Squid;
 pub use ssh::Sshd;
 pub use udp::UdpEcho;
-pub use wait::{PATIENCE, until};
+pub use wait::{PATIENCE, is_long, until};

@@ -91,6 +91,14 @@ impl Hosts {
         hosts
     }
 
+    /// Gives `place` (laptop or workspace) the address `to` instead of `from`, on the same wire: as another network would.
+    #[track_caller]
+    pub fn readdress(&self, place: &Place, from: Ipv4Addr, to: Ipv4Addr) {
+        let Place::Namespace(name) = place else { panic!("this host keeps its address") };
+        ip(["-n", name, "address", "del", &format!("{from}/24"), "dev", "eth0"]);
+        ip(["-n", name, "address", "add", &format!("{to}/24"), "dev", "eth0"]);
+    }
+
     /// Takes the wire between `place` (laptop or workspace) and the coordinator out, or puts it back in.
     #[track_caller]
     pub fn set_link(&self, place: &Place, up: bool) {

@@ -62,11 +62,26 @@ impl Postgres {
         Run::of(self.place.run(Postgres::client(port, sql)))
     }
 
+    /// A `psql` that takes its commands line by line from standard input, on one connection; it ends when one fails.
+    #[track_caller]
+    pub fn session(port: u16) -> Command {
+        let mut psql = Postgres::bare(port);
+        psql.env("PSQL_HISTORY", "/dev/null");
+        psql
+    }
+
     /// A `psql` that asks `sql` of a server on `port` of the loopback, and prints bare values.
     #[track_caller]
     pub fn client(port: u16, sql: &str) -> Command {
+        let mut psql = Postgres::bare(port);
+        psql.args(["-c", sql]);
+        psql
+    }
+
+    #[track_caller]
+    fn bare(port: u16) -> Command {
         let mut psql = command("psql", ["-X", "-A", "-t", "-q", "-h", "127.0.0.1", "-U", "postgres", "-d", "postgres"]);
-        psql.args(["-v", "ON_ERROR_STOP=1", "-p", &port.to_string(), "-c", sql]);
+        psql.args(["-v", "ON_ERROR_STOP=1", "-p", &port.to_string()]);
         psql.env("PGPASSWORD", Postgres::PASSWORD).env("PGCONNECT_TIMEOUT", "10");
         psql
     }

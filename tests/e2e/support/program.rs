@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -98,16 +98,23 @@ pub struct Running {
 impl Running {
     /// Starts `command`; collects its output and its errors line by line. Standard input is empty.
     #[track_caller]
-    pub fn start(mut command: Command) -> Running {
+    pub fn start(command: Command) -> Running {
+        Running::start_with(command, Stdio::null()).0
+    }
+
+    /// As [`start`](Self::start), with another standard input: its other end, when it is a pipe.
+    #[track_caller]
+    pub fn start_with(mut command: Command, input: Stdio) -> (Running, Option<ChildStdin>) {
         let what = format!("{command:?}");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
+        let input = child.stdin.take();
         let output = Arc::default();
         let readers = [
             child.stdout.take().map(|out| collect(out, &output)),
             child.stderr.take().map(|err| collect(err, &output)),
         ];
-        Running { child, what, output, readers: readers.into_iter().flatten().collect() }
+        (Running { child, what, output, readers: readers.into_iter().flatten().collect() }, input)
     }
 
     /// Starts what `command` makes of a free port, until it listens there. Another port when that one was snatched away.
@@ -148,16 +155,35 @@ impl Running {
     /// Waits until it says a line that contains `text`, and gives that line.
     #[track_caller]
     pub fn says(&mut self, text: &str) -> String {
-        let line = within(super::PATIENCE, || {
+        self.says_after(0, super::PATIENCE, text)
+    }
+
+    /// As [`says`](Self::says), no longer than `time`, and among what it says after its first `heard` lines.
+    #[track_caller]
+    pub fn says_after(&mut self, heard: usize, time: Duration, text: &str) -> String {
+        let line = within(time, || {
             // In this order: once it has ended and its readers have, what it said is complete.
             let ended = self.has_ended().is_some() && self.readers.iter().all(JoinHandle::is_finished);
-            let line = self.lines().into_iter().find(|line| line.contains(text));
+            let said = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            let line = said.iter().skip(heard).find(|line| line.contains(text)).cloned();
             if line.is_some() || ended { Some(line) } else { None }
         });
         line.flatten().unwrap_or_else(|| {
             let how = if self.has_ended().is_some() { "ended" } else { "went on" };
             panic!("{} {how} without saying `{text}`:\n{}", self.what, self.output())
         })
+    }
+
+    /// How many lines it has said so far.
+    pub fn heard(&self) -> usize {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Asserts that it ended well, when it has: `status` is what [`has_ended`](Self::has_ended) gave.
+    #[track_caller]
+    pub fn ended_well(&self, status: Option<ExitStatus>) {
+        let how = status.map_or("did not end in time".to_owned(), |status| status.to_string());
+        assert!(status.is_some_and(|status| status.success()), "{} {how}:\n{}", self.what, self.output());
     }
 
     /// How it ended, when it has.
@@ -170,6 +196,13 @@ impl Running {
     pub fn ends(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.what);
         until(&what, || self.has_ended())
+    }
+
+    /// Waits until it ends by itself, no longer than `time`, and well.
+    #[track_caller]
+    pub fn completes(mut self, time: Duration) {
+        let status = within(time, || self.has_ended());
+        self.ended_well(status);
     }
 
     /// Sends a signal to it, and only to it.

@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 /// How long anything may take on a busy machine before the test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Whether the long proofs are asked for, as `scripts/test --long` does.
+pub fn is_long() -> bool {
+    std::env::var_os("NEXUS_LONG").is_some_and(|value| value == "1")
+}
+
 /// Polls `condition` until it gives a value; panics with `what` when [`PATIENCE`] is over.
 #[track_caller]
 pub fn until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {

@@ -1,0 +1,143 @@
+//! Long paths: what one connection gets of a fast and distant wire, as a ratio to the same wire without a tunnel, and how
+//! long a call takes there, on an idle path and beside a bulk transfer.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::distant::Distant;
+use super::latency::{calls, loaded};
+use super::link::{Link, Wire};
+use super::peers::find;
+use super::report::{Report, figure, median, percentile};
+use super::rig::{Process, Programs, free_port};
+use super::target::{self, Direction, requests};
+
+/// Round trips of the paths.
+const ROUND_TRIPS: [Duration; 2] = [Duration::from_millis(60), Duration::from_millis(150)];
+
+/// Bit/s of each.
+const BANDWIDTH: u64 = 1_000_000_000;
+
+/// Seconds of one transfer.
+const SECONDS: &str = "8";
+
+/// Transfers of each kind, each over a tunnel that has just come up; the median is given.
+const ROUNDS: usize = 3;
+
+/// Calls of one measurement on an idle path.
+const CALLS: usize = 60;
+
+/// Calls after which a loaded measurement looks at the clock.
+const LOADED_BATCH: usize = 5;
+
+const WAYS: [(&str, Direction); 2] = [("up", Direction::Up), ("down", Direction::Down)];
+
+/// Both paths.
+pub fn run(programs: &Programs, report: &Report) -> Result<()> {
+    report.title(
+        "path",
+        "A wire of 1 Gbit/s between laptop and coordinator; plain is the same without a tunnel.\n  \
+         Transfers: medians of three by iperf3, counted by the receiver. Calls: `tool.list`; plain is a request on an open connection.",
+    );
+    let iperf3 = find("iperf3");
+    for round_trip in ROUND_TRIPS {
+        let wire = Wire::new(BANDWIDTH, round_trip / 2);
+        match &iperf3 {
+            Some(iperf3) => transfers(programs, report, iperf3, wire)?,
+            None => report.absent("path", &format!("one stream, {round_trip:?}"), "iperf3 is not installed"),
+        }
+        latencies(programs, report, wire)?;
+    }
+    Ok(())
+}
+
+/// What a receiver counted, in bit/s.
+#[derive(Debug, Clone, Copy)]
+struct Received {
+    first_second: f64,
+    total: f64,
+}
+
+fn transfers(programs: &Programs, report: &Report, iperf3: &Path, wire: Wire) -> Result<()> {
+    for (way, direction) in WAYS {
+        let (mut plain, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let port = free_port()?;
+            let mut server = Command::new(iperf3);
+            // In JSON, so that its report can be part of the client's.
+            server.args(["-s", "-J", "-B", "127.0.0.1", "-p", &port.to_string()]);
+            let _server = Process::listening(server, port)?;
+            let link = Link::with(port, wire);
+            plain.push(transfer(iperf3, link.port, direction)?);
+            drop(link);
+            let mut tunnel = Distant::start(programs, wire)?;
+            ours.push(transfer(iperf3, tunnel.forward(port)?, direction)?);
+        }
+        let round_trip = wire.delay * 2;
+        for (what, pick) in [
+            ("all of it", (|received| received.total) as fn(&Received) -> f64),
+            ("first second", |received| received.first_second),
+        ] {
+            let of = |all: &[Received]| median(&all.iter().map(pick).collect::<Vec<_>>());
+            let (plain, ours) = (of(&plain), of(&ours));
+            let figures = [
+                figure("of plain", ours / plain, 2),
+                figure("Mbit/s", ours / 1e6, 0),
+                figure("Mbit/s plain", plain / 1e6, 0),
+            ];
+            report.row("path", &format!("one stream {way}, {round_trip:?}, {what}"), &figures);
+        }
+    }
+    Ok(())
+}
+
+/// One transfer to the server behind `port`, or from it.
+fn transfer(iperf3: &Path, port: u16, direction: Direction) -> Result<Received> {
+    let mut client = Command::new(iperf3);
+    client.args(["-J", "-c", "127.0.0.1", "-p", &port.to_string(), "-t", SECONDS, "--get-server-output"]);
+    if direction == Direction::Down {
+        client.arg("-R");
+    }
+    let output = client.output().context("cannot start iperf3")?;
+    let report: Value = serde_json::from_slice(&output.stdout).context("iperf3 says what is not JSON")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
+    let receiver = if direction == Direction::Down { &report } else { &report["server_output_json"] };
+    let speed = |sum: &Value| sum["bits_per_second"].as_f64().context("iperf3 says no speed");
+    Ok(Received {
+        first_second: speed(&receiver["intervals"][0]["sum"])?,
+        total: speed(&report["end"]["sum_received"])?,
+    })
+}
+
+fn latencies(programs: &Programs, report: &Report, wire: Wire) -> Result<()> {
+    let target = target::serve()?;
+    let plain = Link::with(target, wire);
+    let mut tunnel = Distant::start(programs, wire)?;
+    let (port, socket) = (tunnel.forward(target)?, tunnel.stub_socket());
+    let round_trip = wire.delay * 2;
+    show(report, &format!("call, {round_trip:?}, idle"), &calls(&socket, CALLS)?, &requests(plain.port, CALLS)?);
+    for (way, direction) in WAYS {
+        let ours = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
+        let plain = loaded(plain.port, direction, || requests(plain.port, LOADED_BATCH))?;
+        show(report, &format!("call, {round_trip:?}, one stream {way}"), &ours, &plain);
+    }
+    Ok(())
+}
+
+fn show(report: &Report, what: &str, ours: &[f64], plain: &[f64]) {
+    let at = |percent| (percentile(ours, percent), percentile(plain, percent));
+    let (p50, p99) = (at(50.0), at(99.0));
+    let figures = [
+        figure("of plain p50", p50.0 / p50.1, 2),
+        figure("ms p50", p50.0 * 1e3, 1),
+        figure("of plain p99", p99.0 / p99.1, 2),
+        figure("ms p99", p99.0 * 1e3, 1),
+    ];
+    report.row("path", what, &figures);
+}

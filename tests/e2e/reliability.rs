@@ -1,0 +1,239 @@
+//! A connection through a forward outlives what happens between laptop and workspace: wires that break, fall silent or
+//! cut a message in two, a coordinator that crashes, programs that stand still.
+//!
+//! Proof is the work of programs that never try a second time: what they moved has its sum, and a conversation goes
+//! on where it was. `NEXUS_LONG=1` makes everything longer; `NEXUS_SEED` makes other faults.
+
+use std::time::{Duration, Instant};
+
+use crate::support::linked::Frozen;
+use crate::support::transfers::Transfers;
+use crate::support::*;
+
+/// Bytes of one transfer.
+const TRANSFER: usize = 64 << 20;
+
+/// Bytes after which transfers are certainly under way.
+const UNDER_WAY: u64 = 2_000_000;
+
+/// A wire on which something is always under way when it is cut, and a transfer takes seconds.
+fn wide() -> Wire {
+    Wire::new(200_000_000, Duration::from_millis(5))
+}
+
+/// How long something lasts: seconds in the usual run, and in the long one.
+fn lasts(usual: u64, long: u64) -> Duration {
+    Duration::from_secs(if is_long() { long } else { usual })
+}
+
+fn slow_down(world: &Linked) {
+    world.near.set_wire(wide());
+    world.far.set_wire(wide());
+}
+
+/// Waits until the transfers have moved more than is under way anywhere.
+#[track_caller]
+fn until_it_moves(what: &str, transfers: &mut Transfers, world: &Linked) {
+    let goal = world.moved() + UNDER_WAY;
+    transfers.go_on_until(what, || world.moved() >= goal);
+}
+
+#[test]
+fn transfers_survive_whatever_a_wire_does() {
+    let cuts = if is_long() { 1000 } else { 30 };
+    let world = Linked::new();
+    slow_down(&world);
+    let _up = Linked::up(&world.near, &world.laptop);
+    let mut faults = faults::Faults::new();
+    let mut transfers = Transfers::start(&world, TRANSFER);
+    let links = [&world.near, &world.far];
+    let before = links.map(|link| link.counts().accepted);
+    let mut broken = [0; 2];
+    for number in 1..=cuts {
+        let goal = world.moved() + 1 + faults.below(UNDER_WAY);
+        transfers.go_on_until(&format!("bytes before fault {number}"), || world.moved() >= goal);
+        let (fault, wires) = (faults.next(), faults.wires());
+        println!("fault {number}: {fault:?} at {wires:?}; 0 is the near wire, 1 the far one");
+        for &at in wires {
+            faults.strike(fault, links[at]);
+            broken[at] += u64::from(fault != faults::Fault::Hold);
+        }
+        transfers.go_on_until("the cut", || !links.iter().any(|link| link.cut_is_due()));
+    }
+    until_it_moves("bytes after the last fault", &mut transfers, &world);
+    transfers.finish();
+    for (at, link) in links.into_iter().enumerate() {
+        let again = link.counts().accepted - before[at];
+        assert!(broken[at] > 0 && again >= broken[at], "{again} connections after {} that were broken", broken[at]);
+    }
+}
+
+/// Something happens to the near wire, then to the far one, with transfers and a conversation under way.
+#[track_caller]
+fn an_outage_is_survived(begin: impl Fn(&Link), time: Duration) {
+    let redis = Redis::start();
+    let world = Linked::new();
+    slow_down(&world);
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let mut transfers = Transfers::start(&world, TRANSFER);
+    for link in [&world.near, &world.far] {
+        until_it_moves("bytes before the outage", &mut transfers, &world);
+        begin(link);
+        std::thread::sleep(time);
+        link.heal();
+        until_it_moves("bytes after the outage", &mut transfers, &world);
+        talk.echo();
+    }
+    transfers.finish();
+    talk.ends_well();
+}
+
+#[test]
+fn a_wire_that_holds_everything_for_a_while_is_waited_out() {
+    an_outage_is_survived(Link::hold, lasts(3, 30));
+}
+
+#[test]
+fn a_black_hole_is_survived() {
+    an_outage_is_survived(Link::black_hole, lasts(3, 30));
+}
+
+#[test]
+fn a_wire_that_is_half_dead_is_survived() {
+    an_outage_is_survived(|link| link.half_open(Direction::Up), lasts(3, 30));
+}
+
+#[test]
+fn a_coordinator_that_crashes_breaks_no_connection() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    slow_down(&world);
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let mut transfers = Transfers::start(&world, TRANSFER);
+    for _ in 0..3 {
+        let before = world.near.counts().down;
+        transfers.go_on_until("bytes before the crash", || world.near.counts().down > before + UNDER_WAY);
+        world.coordinator.kill();
+        world.coordinator.start_again();
+        let before = world.near.counts().down;
+        transfers.go_on_until("bytes after the crash", || world.near.counts().down > before + UNDER_WAY);
+        talk.echo();
+    }
+    transfers.finish();
+    talk.ends_well();
+}
+
+/// A program stands still, and goes on: so does a conversation.
+#[track_caller]
+fn a_freeze_is_survived(what: &str, time: Duration, pid: impl Fn(&Linked, &laptop::Up<'_>) -> u32) {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let frozen = Frozen::new(pid(&world, &up));
+    std::thread::sleep(time);
+    drop(frozen);
+    let began = Instant::now();
+    talk.echo();
+    println!("{what} stood still for {time:?}; an answer {:?} after that", began.elapsed());
+    talk.echo();
+    talk.ends_well();
+}
+
+#[test]
+fn a_laptop_that_slept_goes_on() {
+    a_freeze_is_survived("the laptop", lasts(5, 180), |_, up| up.program.pid());
+}
+
+#[test]
+fn a_workspace_that_stood_still_goes_on() {
+    a_freeze_is_survived("the stub", lasts(5, 180), |world, _| world.stub.pid());
+}
+
+#[test]
+fn a_coordinator_that_stood_still_goes_on() {
+    a_freeze_is_survived("the coordinator", lasts(5, 180), |world, _| world.coordinator.program.pid());
+}
+
+#[test]
+fn a_laptop_that_changes_its_address_keeps_its_connections() {
+    let hosts = Hosts::new();
+    let coordinator = Coordinator::start_at(&hosts.coordinator, &[]);
+    let laptop = Laptop::at(&hosts.laptop);
+    let url = coordinator.url(Hosts::COORDINATOR_FOR_LAPTOP);
+    laptop.pair(&url, &coordinator.invite(), "anna").ok();
+    let machine = Machine::at(&hosts.workspace, &coordinator.url(Hosts::COORDINATOR_FOR_WORKSPACE));
+    let _stub = machine.stub(Some(&coordinator.add_workspace("box")));
+    let redis = Redis::start_at(&hosts.workspace);
+    let _up = laptop.up(&["box", "--coordinator", &url]);
+    let (line, _forward) = laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = Dialogue::with(hosts.laptop.run(Dialogue::socat(laptop::port_in(&line))));
+    talk.echo();
+    let mut address = Hosts::LAPTOP;
+    for last in [77, 78] {
+        let next = std::net::Ipv4Addr::new(10, 77, 1, last);
+        hosts.readdress(&hosts.laptop, address, next);
+        address = next;
+        let began = Instant::now();
+        talk.echo();
+        println!("at {next}; an answer {:?} after that", began.elapsed());
+        assert_ne!(capture::connections(coordinator.program.pid(), coordinator.port, next), 0, "from the new address");
+    }
+    talk.ends_well();
+}
+
+#[test]
+fn a_listener_whose_way_is_dead_says_so() {
+    let world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (_port, _forward) = world.forward("127.0.0.1:9");
+    let tunnel = || world.laptop.workspace_status()["tunnel"].clone();
+    assert_eq!(tunnel()["state"], "up");
+    for _ in 0..2 {
+        world.near.black_hole();
+        let said = until("the tunnel to be said to be down, and why", || {
+            let tunnel = tunnel();
+            let down = tunnel["state"] == "waiting" || tunnel["state"] == "connecting";
+            (down && tunnel["why"].as_str().is_some_and(|why| !why.is_empty())).then_some(tunnel)
+        });
+        println!("while nothing arrives: {said}");
+        world.near.heal();
+        until("the tunnel to be up again", || (tunnel()["state"] == "up").then_some(()));
+    }
+}
+
+#[test]
+fn a_new_login_of_a_device_takes_over_and_keeps_it() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut first = Linked::up(&world.near, &world.laptop);
+    let twin = world.laptop.twin();
+    let frozen = Frozen::new(first.program.pid());
+    let second = Linked::up(&world.near, &twin);
+    let (line, _forward) = twin.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = Dialogue::redis(laptop::port_in(&line));
+    talk.echo();
+    drop(frozen);
+    // Whether it ends or waits to be told what to do: it says so, and does not take the workspace back.
+    until("the first to say who has the workspace", || {
+        let ended = first.program.has_ended().is_some();
+        assert_eq!(second.tunnels(), 1, "the first has taken it back:\n{}", first.program.output());
+        let said = first.program.output().contains("took over");
+        assert!(said || !ended, "it ended without a word about the other login:\n{}", first.program.output());
+        said.then_some(())
+    });
+    for _ in 0..5 {
+        talk.echo();
+        assert_eq!(twin.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    }
+    assert_eq!(second.tunnels(), 1, "{}", second.program.output());
+    talk.ends_well();
+}

@@ -1,0 +1,149 @@
+//! What a person has open when the network goes: a shell, a copy, a transaction, a clone. All of them end as if
+//! nothing had been.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::linked::Frozen;
+use crate::support::transfers::digest;
+use crate::support::*;
+
+/// Bytes of the file that is copied, and of the one in the repository: some seconds on the wire.
+const LARGE: usize = 24 << 20;
+
+/// How long a copy or a clone may take, with all that happens meanwhile.
+fn most() -> Duration {
+    Duration::from_secs(if is_long() { 600 } else { 120 })
+}
+
+fn noise() -> Vec<u8> {
+    rand::random_iter().take(LARGE).collect()
+}
+
+/// The large file in the repository of `daemon`; gives its content.
+fn add_large_file(daemon: &GitDaemon) -> Vec<u8> {
+    let folder = TempDir::new().expect("a temporary folder");
+    let work = folder.path().join("work");
+    Run::of(git::git(&["clone", "-q", &daemon.repository.to_string_lossy(), &work.to_string_lossy()])).ok();
+    let content = noise();
+    fs::write(work.join("large"), &content).expect("a file of ours");
+    for words in [&["add", "large"][..], &["commit", "-q", "-m", "Large"], &["push", "-q", "origin", "main"]] {
+        let mut git = git::git(words);
+        git.current_dir(&work);
+        Run::of(git).ok();
+    }
+    content
+}
+
+/// Does `work` again and again until `enough`, at least once; gives how often.
+fn again(enough: &AtomicBool, work: impl Fn()) -> usize {
+    let mut count = 0;
+    while count == 0 || !enough.load(Relaxed) {
+        work();
+        count += 1;
+    }
+    count
+}
+
+/// Ends the copies when the conversations have, in whatever way.
+struct Enough<'a>(&'a AtomicBool);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+#[test]
+fn a_shell_a_copy_a_transaction_and_a_clone_notice_nothing() {
+    let (sshd, postgres, daemon) = (Sshd::start(), Postgres::start(), GitDaemon::start());
+    let in_repository = add_large_file(&daemon);
+    let folder = TempDir::new().unwrap();
+    let original = folder.path().join("original");
+    fs::write(&original, noise()).unwrap();
+    let expected = digest(&original);
+
+    let mut world = Linked::new();
+    let up = Linked::up(&world.near, &world.laptop);
+    let [ssh, sql, git] =
+        [sshd.port, postgres.port, daemon.port].map(|port| world.forward(format!("127.0.0.1:{port}")));
+    let (ssh_port, sql_port, git_port) = (ssh.0, sql.0, git.0);
+    let wire = Wire::new(100_000_000, Duration::from_millis(5));
+    world.near.set_wire(wire);
+    world.far.set_wire(wire);
+
+    let mut shell = Dialogue::with(sshd.client(ssh_port, &["-tt", "there", "sh -i"]));
+    let mut session = Dialogue::with(Postgres::session(sql_port));
+    // What is typed comes back from the terminal: the word is put together there.
+    let typed = |word: &str| format!("echo {}''{}", &word[..4], &word[4..]);
+    shell.ask(PATIENCE, typed);
+    shell.say("kept=here");
+    session.ask(PATIENCE, |word| format!("create table kept (word text); begin; select '{word}';"));
+
+    let enough = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let copies = scope.spawn(|| {
+            again(&enough, || {
+                let there = folder.path().join("there");
+                Running::start(
+                    sshd.copy(ssh_port, &[&original.to_string_lossy(), &format!("there:{}", there.display())]),
+                )
+                .completes(most());
+                assert_eq!(digest(&there), expected, "the copy");
+            })
+        });
+        let clones = scope.spawn(|| {
+            again(&enough, || {
+                let folder = TempDir::new().expect("a temporary folder");
+                let clone = folder.path().join("clone");
+                Running::start(git::git(&["clone", "-q", &GitDaemon::url(git_port), &clone.to_string_lossy()]))
+                    .completes(most());
+                assert!(fs::read(clone.join("large")).expect("it was cloned") == in_repository, "the clone");
+            })
+        });
+        let end = Enough(&enough);
+        let (coordinator, near, far) = (&mut world.coordinator, &world.near, &world.far);
+        let faults: [(&str, &mut dyn FnMut()); 6] = [
+            ("a reset of the near wire", &mut || near.reset()),
+            ("a reset of the far wire", &mut || far.reset()),
+            ("a message cut in two", &mut || near.cut_after(Direction::Down, 100_000)),
+            ("a black hole", &mut || {
+                near.black_hole();
+                std::thread::sleep(Duration::from_secs(if is_long() { 30 } else { 3 }));
+                near.heal();
+            }),
+            ("a crash of the coordinator", &mut || {
+                coordinator.kill();
+                coordinator.start_again();
+            }),
+            ("sleep of the laptop", &mut || {
+                let frozen = Frozen::new(up.program.pid());
+                std::thread::sleep(Duration::from_secs(if is_long() { 180 } else { 5 }));
+                drop(frozen);
+            }),
+        ];
+        let mut words = Vec::new();
+        for (what, fault) in faults {
+            let before = near.counts();
+            until("something to be under way", || (near.counts().down > before.down + 500_000).then_some(()));
+            println!("{what}");
+            fault();
+            shell.ask(PATIENCE, typed);
+            words.push(session.ask(PATIENCE, |word| format!("insert into kept values ('{word}') returning word;")));
+        }
+        drop(end);
+        println!("{} copies, {} clones", copies.join().expect("a copy broke"), clones.join().expect("a clone broke"));
+
+        shell.ask(PATIENCE, |word| format!("test \"$kept\" = here && {}", typed(word)));
+        shell.say("exit 0");
+        shell.ends_well();
+        session.ask(PATIENCE, |word| format!("commit; select '{word}';"));
+        session.ends_well();
+        let kept = postgres.psql(postgres.port, "select word from kept order by 1").ok();
+        words.sort();
+        assert_eq!(kept.lines().collect::<Vec<_>>(), words);
+    });
+}

@@ -1,0 +1,428 @@
+//! The link's own thread: listens, dials the target for each connection, and moves bytes when the wire says so.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+
+use super::wire::{Clock, Wire};
+use super::{Counts, Direction, Flow};
+
+/// Most bytes that are moved at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// Fewest, however slow the wire is: a packet.
+const PACKET: usize = 1500;
+
+/// How long one chunk may keep the wire from the other connections.
+const TURN: Duration = Duration::from_millis(2);
+
+/// Bytes of each socket's buffers in the kernel, which queue too: small beside the queue of a wire that matters.
+const SOCKET_BUFFER: usize = 256 * 1024;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// What the link is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub wire: Wire,
+    pub flow: [Flow; 2],
+    /// Connections are broken when it changes.
+    pub epoch: u64,
+    pub accepts: bool,
+}
+
+/// What the handle and the thread share.
+#[derive(Debug)]
+pub struct Shared {
+    pub settings: watch::Sender<Settings>,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    clocks: [Clock; 2],
+    cuts: [Option<u64>; 2],
+    delivered: [u64; 2],
+    accepted: u64,
+    /// Open connections by the epoch that they are of.
+    open: BTreeMap<u64, usize>,
+}
+
+impl Shared {
+    pub fn new(wire: Wire) -> Shared {
+        let settings = Settings { wire, flow: [Flow::Open; 2], epoch: 0, accepts: true };
+        Shared { settings: watch::Sender::new(settings), book: Mutex::default() }
+    }
+
+    pub fn counts(&self) -> Counts {
+        let book = self.book();
+        let [up, down] = book.delivered;
+        Counts { accepted: book.accepted, open: book.open.values().sum(), up, down }
+    }
+
+    pub fn open_before(&self, epoch: u64) -> usize {
+        self.book().open.range(..epoch).map(|(_, count)| count).sum()
+    }
+
+    pub fn cut_after(&self, direction: Direction, bytes: u64) {
+        self.book().cuts[direction as usize] = Some(bytes);
+    }
+
+    pub fn cut_is_due(&self) -> bool {
+        self.book().cuts.iter().any(Option::is_some)
+    }
+
+    pub fn forget_cuts(&self) {
+        self.book().cuts = [None; 2];
+    }
+
+    /// How many of `bytes` may be delivered, and whether the connection ends after them.
+    fn allow(&self, direction: Direction, bytes: usize) -> (usize, bool) {
+        let mut book = self.book();
+        let cut = &mut book.cuts[direction as usize];
+        match *cut {
+            Some(left) if left <= bytes as u64 => {
+                *cut = None;
+                (left as usize, true)
+            }
+            Some(left) => {
+                *cut = Some(left - bytes as u64);
+                (bytes, false)
+            }
+            None => (bytes, false),
+        }
+    }
+
+    fn flow(&self, direction: Direction) -> Flow {
+        self.settings.borrow().flow[direction as usize]
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A port that is ours whether or not somebody listens on it.
+#[derive(Debug)]
+pub struct Port {
+    held: Socket,
+    addr: SocketAddr,
+}
+
+impl Port {
+    pub fn reserve() -> io::Result<Port> {
+        let held = bound((Ipv4Addr::LOCALHOST, 0).into())?;
+        let addr = held.local_addr()?.as_socket().ok_or(ErrorKind::AddrNotAvailable)?;
+        Ok(Port { held, addr })
+    }
+
+    pub fn number(&self) -> u16 {
+        self.addr.port()
+    }
+
+    fn listen(&self) -> io::Result<TcpListener> {
+        let socket = bound(self.held.local_addr()?.as_socket().ok_or(ErrorKind::AddrNotAvailable)?)?;
+        // Before it listens: the window of a connection is settled while it is made.
+        socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+        socket.set_send_buffer_size(SOCKET_BUFFER)?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket.into())
+    }
+}
+
+fn bound(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+/// Listens and relays until `stop`.
+pub async fn run(port: Port, target: u16, shared: Arc<Shared>, listens: watch::Sender<bool>, stop: CancellationToken) {
+    let mut settings = shared.settings.subscribe();
+    let mut connections = JoinSet::new();
+    while !stop.is_cancelled() {
+        let accepts = settings.borrow_and_update().accepts;
+        let listener = accepts.then(|| port.listen().expect("the port is ours"));
+        listens.send_replace(accepts);
+        loop {
+            tokio::select! {
+                Some(accepted) = async { Some(listener.as_ref()?.accept().await) } => {
+                    // A client that left before it was accepted is nothing.
+                    if let Ok((client, _)) = accepted {
+                        connections.spawn(attend(client, target, shared.clone()));
+                    }
+                }
+                _ = settings.changed() => if settings.borrow_and_update().accepts != accepts { break },
+                Some(_) = connections.join_next() => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// A connection in the book for as long as this is.
+struct Entry {
+    shared: Arc<Shared>,
+    epoch: u64,
+}
+
+impl Entry {
+    fn new(shared: Arc<Shared>) -> Entry {
+        let epoch = shared.settings.borrow().epoch;
+        {
+            let mut book = shared.book();
+            book.accepted += 1;
+            *book.open.entry(epoch).or_default() += 1;
+        }
+        Entry { shared, epoch }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut book = self.shared.book();
+        let open = book.open.entry(self.epoch).or_default();
+        *open -= 1;
+        if *open == 0 {
+            book.open.remove(&self.epoch);
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// In good order, or by a cut that was asked for.
+    Closed,
+    /// With a reset, which is passed on.
+    Reset,
+}
+
+/// One connection, from its beginning to its end.
+async fn attend(client: TcpStream, target: u16, shared: Arc<Shared>) {
+    let entry = Entry::new(shared.clone());
+    let mut settings = shared.settings.subscribe();
+    let broken = settings.wait_for(|settings| settings.epoch != entry.epoch);
+    let mut server = None;
+    let end = tokio::select! {
+        end = carry(&client, target, &mut server, &shared) => end,
+        _ = broken => End::Reset,
+    };
+    if end == End::Reset {
+        for socket in [Some(&client), server.as_ref()].into_iter().flatten() {
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+    // The sockets before the entry: who waits for the count to fall waits for them.
+    drop((client, server));
+    drop(entry);
+}
+
+async fn carry(client: &TcpStream, target: u16, server: &mut Option<TcpStream>, shared: &Arc<Shared>) -> End {
+    let mut settings = shared.settings.subscribe();
+    let _ = settings.wait_for(|settings| !settings.flow.contains(&Flow::Held)).await;
+    if settings.borrow().flow.contains(&Flow::Lost) {
+        // The client's first packet, or the answer to it, was lost, and nobody comes to know of it.
+        swallow(client).await;
+        // Not before the client could hear of it again.
+        let _ = settings.wait_for(|settings| !settings.flow.contains(&Flow::Lost)).await;
+        return End::Closed;
+    }
+    let Ok(dialled) = dial(target).await else { return End::Reset };
+    let server = &*server.insert(dialled);
+    if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
+        return End::Reset;
+    }
+    let up = pump(client, server, Direction::Up, shared);
+    let down = pump(server, client, Direction::Down, shared);
+    tokio::pin!(up, down);
+    // Ends when both directions have, or when one takes the other along.
+    let mut ended = [false; 2];
+    while ended != [true; 2] {
+        let end = tokio::select! {
+            end = &mut up, if !ended[0] => { ended[0] = true; end }
+            end = &mut down, if !ended[1] => { ended[1] = true; end }
+        };
+        if let Some(end) = end {
+            return end;
+        }
+    }
+    End::Closed
+}
+
+async fn dial(target: u16) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER as u32)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER as u32)?;
+    // A link that is reset while it dials resets what it has dialled.
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+    let dialled = socket.connect((Ipv4Addr::LOCALHOST, target).into()).await?;
+    SockRef::from(&dialled).set_linger(None)?;
+    Ok(dialled)
+}
+
+/// Takes what comes until nothing more does.
+async fn swallow(client: &TcpStream) {
+    let mut scratch = vec![0; CHUNK];
+    while client.readable().await.is_ok() {
+        match client.try_read(&mut scratch) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// What is under way, and when it arrives.
+struct Parcel {
+    due: Instant,
+    content: Content,
+}
+
+enum Content {
+    Bytes(Bytes),
+    Fin,
+    Reset,
+}
+
+/// Bytes of one direction of a connection that are under way.
+#[derive(Default)]
+struct Load {
+    bytes: AtomicUsize,
+    fell: Notify,
+}
+
+/// One direction of one connection. `None` when it ended for itself alone.
+async fn pump(from: &TcpStream, to: &TcpStream, direction: Direction, shared: &Shared) -> Option<End> {
+    let (sender, parcels) = mpsc::unbounded_channel();
+    let load = Load::default();
+    let sending = send(from, direction, shared, &load, sender);
+    let delivering = deliver(to, direction, shared, &load, parcels);
+    tokio::pin!(delivering);
+    tokio::select! {
+        end = &mut delivering => end,
+        () = sending => delivering.await,
+    }
+}
+
+/// Reads, as far as there is room, and puts it on the wire.
+async fn send(
+    from: &TcpStream,
+    direction: Direction,
+    shared: &Shared,
+    load: &Load,
+    parcels: mpsc::UnboundedSender<Parcel>,
+) {
+    let mut scratch = vec![0; CHUNK];
+    let mut last = Instant::now();
+    loop {
+        let ready = from.readable().await;
+        let wire = shared.settings.borrow().wire;
+        if load.bytes.load(Relaxed) >= wire.in_flight() {
+            load.fell.notified().await;
+            continue;
+        }
+        let now = Instant::now();
+        let room_at = shared.book().clocks[direction as usize].room_at(now, &wire);
+        if room_at > now {
+            sleep_until(room_at.into()).await;
+            continue;
+        }
+        // Nothing is awaited between the look at the room and its use: the queue's bound holds for all connections together.
+        let most = wire.sends(TURN).clamp(PACKET, CHUNK);
+        let content = match ready.and_then(|()| from.try_read(&mut scratch[..most])) {
+            Ok(0) => Content::Fin,
+            Ok(n) => Content::Bytes(Bytes::copy_from_slice(&scratch[..n])),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(_) => Content::Reset,
+        };
+        let bytes = if let Content::Bytes(bytes) = &content { bytes.len() } else { 0 };
+        load.bytes.fetch_add(bytes, Relaxed);
+        // In order, also when the delay has become shorter.
+        last = last.max(shared.book().clocks[direction as usize].send(now, bytes, &wire));
+        let more = bytes > 0;
+        if parcels.send(Parcel { due: last, content }).is_err() || !more {
+            return;
+        }
+    }
+}
+
+/// Hands over what has arrived.
+async fn deliver(
+    to: &TcpStream,
+    direction: Direction,
+    shared: &Shared,
+    load: &Load,
+    mut parcels: mpsc::UnboundedReceiver<Parcel>,
+) -> Option<End> {
+    let mut settings = shared.settings.subscribe();
+    let mut lost = false;
+    while let Some(Parcel { due, content }) = parcels.recv().await {
+        if due > Instant::now() {
+            sleep_until(due.into()).await;
+        }
+        let _ = settings.wait_for(|settings| settings.flow[direction as usize] != Flow::Held).await;
+        lost |= shared.flow(direction) == Flow::Lost;
+        match content {
+            Content::Bytes(bytes) => {
+                if !lost {
+                    let (allowed, cut) = shared.allow(direction, bytes.len());
+                    let written = write(to, &bytes[..allowed]).await;
+                    if written.is_ok() {
+                        shared.book().delivered[direction as usize] += allowed as u64;
+                    }
+                    if cut {
+                        return Some(End::Closed);
+                    }
+                    if written.is_err() {
+                        if shared.flow(opposite(direction)) != Flow::Lost {
+                            return Some(End::Reset);
+                        }
+                        // The receiver is gone, and the news of it is lost.
+                        lost = true;
+                    }
+                }
+                load.bytes.fetch_sub(bytes.len(), Relaxed);
+                load.fell.notify_one();
+            }
+            Content::Fin if !lost => drop(SockRef::from(to).shutdown(std::net::Shutdown::Write)),
+            Content::Reset if !lost => return Some(End::Reset),
+            Content::Fin | Content::Reset => {}
+        }
+    }
+    None
+}
+
+fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Up => Direction::Down,
+        Direction::Down => Direction::Up,
+    }
+}
+
+async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        to.writable().await?;
+        match to.try_write(bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
