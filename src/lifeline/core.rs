@@ -32,6 +32,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(12);
 /// The time that an answer may take is three round trips, and at least this.
 const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How many times that, while something is heard that is no answer.
+const UNANSWERED: u32 = 2;
+
 /// The same shortly after something happened that often costs a carrier: the machine slept, the network changed.
 pub const ALERT_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -97,6 +100,7 @@ pub struct Core {
     path: Path,
     marked: (u64, Option<Instant>),
     asked: Option<Instant>,
+    answered: Option<Instant>,
     alert: Option<Instant>,
     nonce: u64,
     trouble: Option<(Instant, String)>,
@@ -127,6 +131,7 @@ impl Core {
             path: Path::new(),
             marked: (0, None),
             asked: None,
+            answered: None,
             alert: None,
             nonce: 0,
             trouble: None,
@@ -426,9 +431,6 @@ impl Core {
         let member = self.member(from).ok_or(Fault::OutOfPlace)?;
         member.heard = now;
         let route = member.route;
-        if active && self.suspect {
-            (self.suspect, self.trouble) = (false, None);
-        }
         match message {
             LifelineMessage::Attach(attach) => self.attach(from, &attach, now),
             LifelineMessage::Attached(attached) => self.attached(from, &attached, now),
@@ -453,6 +455,7 @@ impl Core {
                     let round_trip = now.saturating_duration_since(sent);
                     member.round_trip = Some(round_trip);
                     if active {
+                        self.answered = Some(now);
                         self.path.timed(round_trip, now);
                     }
                 }
@@ -462,11 +465,18 @@ impl Core {
     }
 
     fn acknowledge(&mut self, ack: u64, active: bool, now: Instant) -> Result<(), Fault> {
+        let before = self.replay.acked();
         self.replay.acknowledge(ack).map_err(|_| Fault::AckAhead)?;
+        if self.replay.acked() > before {
+            self.answered = Some(now);
+        }
         if active {
             self.path.acked(ack, now);
             let pinged = self.members.iter().any(|m| Some(m.id) == self.active && m.pinged.is_some());
             self.asked = (self.replay.under_way() > 0 || pinged).then(|| self.asked.unwrap_or(now));
+            if self.suspect && (self.asked.is_none() || self.answered == Some(now)) {
+                (self.suspect, self.trouble) = (false, None);
+            }
         }
         Ok(())
     }
@@ -609,12 +619,16 @@ impl Core {
         }
     }
 
+    /// When to suspect the carrier in use: nothing was heard on it for the patience there is, or what we say is not
+    /// answered for some times that, though the other direction works.
     fn suspicious_at(&self) -> Option<Instant> {
         let asked = self.asked?;
         let active = self.members.iter().find(|member| Some(member.id) == self.active)?;
         let least = if self.alert.is_some() { ALERT_PATIENCE } else { LEAST_PATIENCE };
         let patience = (self.path.round_trip().unwrap_or_default() * 3).max(least);
-        Some(asked.max(active.heard) + patience)
+        let silent = asked.max(active.heard) + patience;
+        let unanswered = self.answered.map_or(asked, |answered| asked.max(answered)) + patience * UNANSWERED;
+        Some(silent.min(unanswered))
     }
 
     // --- how it is ----------------------------------------------------------------------------------------------------

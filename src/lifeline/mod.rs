@@ -29,7 +29,7 @@ pub use self::standing::{Ended, Route, Standing};
 use crate::transport::carrier::{Arrival, Messages};
 use crate::wire::Refusal;
 use crate::wire::control::Control;
-use crate::wire::lifeline::{Attach, AttachMode, LifelineId};
+use crate::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage};
 
 /// A carrier of any kind.
 pub type BoxCarrier = Box<dyn Messages>;
@@ -380,6 +380,10 @@ impl Paced for Lifeline {
 impl Drop for Lifeline {
     /// The other side would keep its end for a day: it is told, as far as that needs no waiting.
     fn drop(&mut self) {
+        // The last words may be in a command.
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
         if self.core.ended().is_none() {
             self.core.finish(None);
         }
@@ -446,5 +450,19 @@ impl LifelineHandle {
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
         self.commands.is_closed() || matches!(*self.standing.borrow(), Standing::Ended(_))
+    }
+}
+
+/// What the laptop wants of a carrier that just came to be; `None` when it is no lifeline's, or breaks.
+pub async fn first_attach(carrier: &mut impl Messages) -> Option<Attach> {
+    loop {
+        match std::future::poll_fn(|cx| carrier.poll_arrival(cx)).await {
+            Ok(Some(Arrival::Bytes(bytes))) => match LifelineMessage::parse(bytes) {
+                Ok(LifelineMessage::Attach(attach)) => return Some(attach),
+                _ => return None,
+            },
+            Ok(Some(Arrival::Control(_))) => {}
+            Ok(None) | Err(_) => return None,
+        }
     }
 }

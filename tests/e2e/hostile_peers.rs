@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use nexus_proxy::identity::verify::{ClientAuth, Expect, client_config, server_config};
 use nexus_proxy::identity::{Authority, Credential, Identity, PrivateKey, Role};
+use nexus_proxy::lifeline::{Route, first_attach};
 use nexus_proxy::role::proxy::profile::{self, Profile};
 use nexus_proxy::role::stub::state::StubState;
 use nexus_proxy::service::call::client;
@@ -143,10 +144,12 @@ impl World {
         let workspace = self.runtime.spawn(async move {
             let state = StubState::enroll(dir.path(), &url, &code).await.expect("it enrols");
             let client = CoordinatorClient::new(url, state.trust.clone(), state.credential.clone());
-            let carrier = joined(client.park().await.expect("it parks")).await;
+            let mut carrier = joined(client.park().await.expect("it parks")).await;
+            let attach = first_attach(&mut carrier).await.expect("a beginning");
             let anybody = ClientAuth::Required(Expect::Device(Arc::new(|_| Ok(()))));
             let tls = server_config(&state.trust, &state.credential, anybody, &[]).expect("a configuration");
-            let mut session = establish::accept(carrier, tls).await.expect("a session");
+            let mut session =
+                establish::accept(Box::new(carrier), Route::Relay, &attach, tls).await.expect("a session");
             let hello = session.acceptor.accept().await.expect("a first stream");
             let (_, mut hello) = FramedStream::accept(hello).await.expect("it opens");
             hello.accepted(&Accepted { version: Some("0".into()), ..Accepted::default() }).await.expect("it is told");
@@ -171,7 +174,7 @@ impl World {
         let tls = client_config(&profile.trust, expect, inner, &[]).expect("a configuration");
         self.runtime.block_on(async {
             let carrier = joined(client.connect(&name).await.expect("the outer one is in order")).await;
-            let session = Box::pin(establish::connect(carrier, tls, "test"));
+            let session = Box::pin(establish::connect(Box::new(carrier), Route::Relay, tls, "test"));
             in_time("a session", session).await.map(|(session, _)| session)
         })
     }

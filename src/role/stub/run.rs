@@ -16,7 +16,7 @@ use super::state::StubState;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
-use crate::lifeline::Route;
+use crate::lifeline::{Route, first_attach};
 use crate::role::backoff::Backoff;
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
@@ -194,7 +194,7 @@ impl Stub {
 
     /// What a laptop wants of a connection is in its first message: a new session, or to go on with one.
     async fn joined(self: Arc<Self>, mut carrier: Box<CoordinatorCarrier>, session: String, stop: CancellationToken) {
-        let attach = match tokio::time::timeout(HANDSHAKE_TIMEOUT, attach_on(&mut carrier)).await {
+        let attach = match tokio::time::timeout(HANDSHAKE_TIMEOUT, first_attach(&mut *carrier)).await {
             Ok(Some(attach)) => attach,
             Ok(None) => return tracing::debug!(session, "a laptop left before it said what it wants"),
             Err(_) => return tracing::debug!(session, "a laptop did not say what it wants"),
@@ -271,20 +271,6 @@ impl Stub {
 
     fn state(&self) -> std::sync::MutexGuard<'_, StubState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The attach that a joined connection begins with.
-async fn attach_on(carrier: &mut CoordinatorCarrier) -> Option<Attach> {
-    loop {
-        match carrier.arrival().await {
-            Ok(Some(Arrival::Bytes(bytes))) => match LifelineMessage::parse(bytes) {
-                Ok(LifelineMessage::Attach(attach)) => return Some(attach),
-                _ => return None,
-            },
-            Ok(Some(Arrival::Control(_))) => {}
-            Ok(None) | Err(_) => return None,
-        }
     }
 }
 
