@@ -19,9 +19,8 @@ use tower_service::Service;
 
 use super::address::CoordinatorUrl;
 use super::read_ahead::ReadAhead;
-use crate::wire::limits::HANDSHAKE_TIMEOUT;
 
-/// How long reaching the coordinator (or the proxy before it) may take. The system repeats its first packet after one
+/// How long reaching the coordinator (or the proxy before it) may take, and again the TLS handshake. The system repeats its first packet after one
 /// second and three; who waits longer waits for a network that came back long ago.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -82,7 +81,7 @@ pub async fn dial_with(
     let tls_error = |error| DialError::Tls { address: url.authority(), error };
     let name = name.ok_or_else(|| tls_error(std::io::ErrorKind::InvalidInput.into()))?;
     let handshake = TlsConnector::from(tls).connect(name.to_owned(), tcp);
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+    match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
         Ok(result) => result.map_err(tls_error),
         Err(_) => {
             let text = "it took too long. hint: is it a nexus-coordinator that listens there?";

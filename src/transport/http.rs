@@ -25,7 +25,10 @@ use crate::wire::{Refusal, RefusalCode};
 pub const MAX_BODY: usize = 64 * 1024;
 
 /// How long an answer may take.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the answer to an upgrade may take. It needs no work; who waits longer waits for a connection that died.
+pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Asks, or agrees, that neither end masks: TLS ends in both programs, so no intermediary reads the frames.
 pub const MASKING: &str = "nexus-masking";
@@ -53,7 +56,7 @@ pub async fn post_json<T: Io, Q: Serialize, A: DeserializeOwned>(
         .header(CONNECTION, "close")
         .body(Full::new(Bytes::from(body)))
         .map_err(broken)?;
-    let (response, _connection) = exchange(io, request).await?;
+    let (response, _connection) = exchange(io, request, ANSWER_TIMEOUT).await?;
     let status = response.status();
     let bytes = body_of(response).await?;
     if !status.is_success() {
@@ -77,7 +80,7 @@ pub async fn upgrade<T: Io>(io: T, host: &str, path: &str) -> Result<Carrier<T>,
         .header(MASKING, MASKING_NONE)
         .body(Full::new(Bytes::new()))
         .map_err(broken)?;
-    let (response, _connection) = exchange(io, request).await?;
+    let (response, _connection) = exchange(io, request, UPGRADE_TIMEOUT).await?;
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
         let bytes = body_of(response).await?;
@@ -110,11 +113,12 @@ type Connection = JoinSet<hyper::Result<()>>;
 async fn exchange<T: Io>(
     io: T,
     request: Request<Full<Bytes>>,
+    time: Duration,
 ) -> Result<(Response<hyper::body::Incoming>, Connection), Refusal> {
     let (mut sender, moving) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
     let mut connection = JoinSet::new();
     connection.spawn(moving.with_upgrades());
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await;
+    let answer = tokio::time::timeout(time, sender.send_request(request)).await;
     match answer {
         Ok(Ok(response)) => Ok((response, connection)),
         Ok(Err(error)) => {
@@ -125,7 +129,7 @@ async fn exchange<T: Io>(
             };
             Err(broken(verdict))
         }
-        Err(_) => Err(broken(format!("nothing came within {} s", ANSWER_TIMEOUT.as_secs()))),
+        Err(_) => Err(broken(format!("nothing came within {} s", time.as_secs()))),
     }
 }
 

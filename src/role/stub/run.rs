@@ -24,6 +24,7 @@ use crate::session::establish;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClient};
+use crate::transport::http::UPGRADE_TIMEOUT;
 use crate::wire::Refusal;
 use crate::wire::control::Control;
 use crate::wire::lifeline::{Attach, AttachMode, LifelineMessage};
@@ -158,9 +159,15 @@ impl Stub {
         // A stub that was off past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
         let mut carrier = self.client.park().await?;
+        let mut confirmed = false;
         loop {
-            match carrier.arrival().await {
+            let arrival = tokio::select! {
+                arrival = carrier.arrival() => arrival,
+                () = tokio::time::sleep(UPGRADE_TIMEOUT), if !confirmed => return Ok(Parked::Ended),
+            };
+            match arrival {
                 Ok(Some(Arrival::Control(Control::Parked {}))) => {
+                    confirmed = true;
                     backoff.reset();
                     (self.events)(StubEvent::Parked);
                 }
