@@ -138,6 +138,7 @@ async fn session(
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
             let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
+            let url = &profile.url(url.clone());
             output.line(
                 "coordinator",
                 &url.authority(),
@@ -150,7 +151,8 @@ async fn session(
         None => embed(up, home, output, local).await?,
     };
     let device = profile.device().to_string();
-    let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone());
+    let outer = profile.outer(&url).map_err(|e| Failure::new(failure::REFUSED, e))?;
+    let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone()).with_outer(outer);
     let tunnel = Tunnel::new(client, profile, up.workspace.clone());
     let on_this_machine = up.coordinator.is_none();
     let log = up.background.clone();

@@ -1,6 +1,8 @@
 //! The three roles: the laptop, the workspace, the coordinator. None imports another; `cli` composes them.
 
 pub mod backoff;
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub mod balancer;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;
 pub mod files;
