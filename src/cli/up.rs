@@ -50,6 +50,9 @@ pub struct Up {
     /// The configuration [default: ~/.nexus/config.yaml].
     #[arg(long)]
     pub config: Option<PathBuf>,
+    /// The authorities that certify the load balancer before the coordinator, when they have changed since `pair`.
+    #[arg(long, requires = "coordinator")]
+    pub ca_file: Option<PathBuf>,
     /// This process is the background one.
     #[arg(long, hide = true)]
     pub background: Option<PathBuf>,
@@ -139,6 +142,9 @@ async fn session(
             let dir = profile::directory(&home.data.join("coordinators"), url);
             let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
             let url = &profile.url(url.clone());
+            if up.ca_file.is_some() {
+                super::ca_file::keep(&dir, url, up.ca_file.as_deref())?;
+            }
             output.line(
                 "coordinator",
                 &url.authority(),
@@ -276,6 +282,9 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     command.args(["up", up.workspace.as_str()]).arg("--background").arg(&log);
     if let Some(url) = &up.coordinator {
         command.args(["--coordinator", &url.to_string()]);
+    }
+    if let Some(file) = &up.ca_file {
+        command.arg("--ca-file").arg(file);
     }
     if let Some(config) = &up.config {
         command.arg("--config").arg(config);

@@ -186,9 +186,7 @@ impl Judge {
     }
 
     fn chain(&self, leaf: &CertificateDer<'_>, now: SystemTime) -> Result<(), IdentityError> {
-        let now = now
-            .duration_since(UNIX_EPOCH)
-            .map_or(UnixTime::since_unix_epoch(Duration::ZERO), |since| UnixTime::since_unix_epoch(since));
+        let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         // No certificates between: the authority issues leaves only.
         match self.clients.verify_client_cert(leaf, &[], now) {
             Ok(_) => Ok(()),

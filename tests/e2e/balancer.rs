@@ -105,6 +105,15 @@ fn everything_works_through_it() {
     let version = ["--http2", "--cacert", world.ca(), "-o", "/dev/null", "-w", "%{http_version}"];
     let health = format!("https://localhost:{}/health", world.balancer.port);
     assert_eq!(Run::of(curl(&[&version[..], &[&health]].concat())).ok(), "1.1");
+
+    // The company has a new authority.
+    drop(up);
+    std::fs::remove_file(find_below(laptop.home(), "balancer-ca.pem").expect("it is kept")).unwrap();
+    let strange = laptop.run(&["up", "box", "--coordinator", &plain_url]);
+    assert_eq!(strange.status.code(), Some(REFUSED), "{}", strange.stderr);
+    assert!(strange.stderr.contains("--ca-file"), "{}", strange.stderr);
+    drop(laptop.up(&["box", "--coordinator", &plain_url, "--ca-file", world.ca()]));
+    drop(laptop.up(&["box", "--coordinator", &plain_url]));
 }
 
 #[test]
@@ -215,7 +224,7 @@ fn an_authority_that_a_balancer_slips_in_is_refused() {
         scope.spawn(|| {
             let mut asked = until("nginx to come", || listener.accept().ok()).0;
             asked.set_nonblocking(false).expect("a socket of ours");
-            asked.read(&mut [0; 4096]).expect("a request");
+            assert_ne!(asked.read(&mut [0; 4096]).expect("a request"), 0);
             asked.write_all(answer.as_bytes()).expect("it waits for the answer");
         });
         laptop.run(&["pair", &url, &code, "--ca-file", balancer.ca.to_str().unwrap()])
