@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::{Duration, UNIX_EPOCH};
 
+use nexus_proxy::identity::Trust;
+use nexus_proxy::identity::assertion::Judge;
 use nexus_proxy::wire::call::{CallError, METHODS, Request, Response, WORKSPACE_METHODS};
 use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::open::{Accepted, Exit, ProcessRequest, Signal};
@@ -114,6 +117,9 @@ fn limits_and_their_values() {
         DIAL_TIMEOUT,
         HANDSHAKE_TIMEOUT,
         UDP_IDLE,
+        MAX_ASSERTION,
+        ASSERTION_LIFETIME,
+        ASSERTION_SKEW,
     ];
     for line in include_str!("../src/wire/limits.rs").lines() {
         if let Some(rest) = line.strip_prefix("pub const ") {
@@ -295,6 +301,35 @@ fn the_worked_bytes_are_right() {
     assert!(DOCUMENT.contains(&format!("`Data` of 5 bytes, \"hello\": `{}`", bytes.join(" "))));
     bytes = nexus_proxy::wire::FrameHeader::new(FrameKind::End, 0).encode().map(|b| format!("{b:02x}")).to_vec();
     assert!(DOCUMENT.contains(&format!("`End`: `{}`", bytes.join(" "))));
+}
+
+/// The body of the one fence of `name` in `section`.
+fn fenced<'a>(section: &'a str, name: &str) -> &'a str {
+    let fence = format!("```{name}\n");
+    let mut bodies = section.split(fence.as_str()).skip(1);
+    let (Some(body), None) = (bodies.next(), bodies.next()) else { panic!("one fence of `{name}`") };
+    body.split("\n```").next().expect("the first of any")
+}
+
+#[test]
+fn the_assertion_is_right() {
+    let section = section("### Behind a load balancer");
+    let (text, pem) = (fenced(section, "text"), fenced(section, "pem"));
+    let header: String = fenced(section, "header").split_whitespace().collect();
+    let signed = data_encoding::BASE64URL_NOPAD.decode(header.split('.').next().expect("a part").as_bytes());
+    assert_eq!(String::from_utf8(signed.expect("base64url")).expect("UTF-8"), text);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(table(section, "line").len(), lines.len());
+
+    let trust = Trust::from_pem(&format!("{pem}\n")).expect("an authority");
+    let judge = Judge::new(&trust, lines[3].to_owned()).expect("a judge");
+    let second = |n| UNIX_EPOCH + Duration::from_secs(n);
+    let proved = judge.judge(header.as_bytes(), lines[1], lines[2], second(2_000_000_000)).expect("it is accepted");
+    assert_eq!(proved.certificate.identity.to_string(), "spiffe://d/workspace/web");
+    let skew = limits::ASSERTION_SKEW.as_secs();
+    let at = |n| judge.judge(header.as_bytes(), lines[1], lines[2], second(n));
+    assert!(at(2_000_000_060 + skew - 1).is_ok() && at(2_000_000_060 + skew).is_err());
+    assert!(at(2_000_000_000 - skew).is_ok() && at(2_000_000_000 - skew - 1).is_err());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `nexus-coordinator`: the rendezvous, and the commands that its operator gives beside it.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,9 +20,12 @@ use super::log::Common;
 use super::output::Output;
 use super::signals;
 use crate::role::coordinator::authority;
+use crate::role::coordinator::balancer::{Balancer, Network};
+use crate::role::coordinator::public_url;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
 use crate::role::coordinator::store::Store;
+use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 
 /// The rendezvous of nexus-proxy: laptops and workspaces both dial it, and it copies between them what it cannot read.
@@ -37,6 +40,9 @@ struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
+
+/// Where the coordinator listens when it is told nothing: everywhere, on a port that needs no privilege.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -61,9 +67,26 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Serve {
-    /// Where to listen; port 0 picks one and prints it.
-    #[arg(long, default_value = "0.0.0.0:8443", env = "NEXUS_COORDINATOR_LISTEN", value_parser = address)]
-    listen: SocketAddr,
+    /// Where to listen with TLS; port 0 picks one and prints it [default: 0.0.0.0:8443, or nowhere with
+    /// --listen-plain].
+    #[arg(long, env = "NEXUS_COORDINATOR_LISTEN", value_parser = address)]
+    listen: Option<SocketAddr>,
+    /// Where to listen without TLS, for a load balancer that ends it: 127.0.0.1:PORT. Needs --public-url; any other
+    /// address needs --trusted-proxy.
+    #[arg(long, env = "NEXUS_COORDINATOR_LISTEN_PLAIN", value_parser = address, requires = "public_url")]
+    listen_plain: Option<SocketAddr>,
+    /// The address under which clients reach it, such as https://nexus.example.com. `invite` and `workspace add` print
+    /// it; with --listen-plain it is the load balancer's, and what clients sign names it.
+    #[arg(long, env = "NEXUS_COORDINATOR_PUBLIC_URL")]
+    public_url: Option<CoordinatorUrl>,
+    /// An address or network (10.0.0.0/16) from which the load balancer connects, beside this machine. Repeatable.
+    #[arg(
+        long = "trusted-proxy",
+        env = "NEXUS_COORDINATOR_TRUSTED_PROXY",
+        value_delimiter = ',',
+        requires = "listen_plain"
+    )]
+    trusted_proxies: Vec<Network>,
     /// A DNS name or address under which it is reached, for clients that look at the certificate's names. Repeatable.
     #[arg(long = "name")]
     names: Vec<String>,
@@ -148,25 +171,32 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Generate(what) => return generate::run::<Arguments>(&what),
         Command::Serve(serve) => return run(serve, &data, output).await,
         Command::Invite { ttl } => {
+            let url = public_url::read(&data)?;
             let code = existing(&data).await?.invite(ttl, now).await?;
             let code = code.reveal();
             let lives = humantime::format_duration(ttl);
             let text = format!(
-                "{}\n\nOn the laptop, once, within {lives}:\n  nexus-proxy pair https://THIS-HOST:PORT {}",
-                *code, *code
+                "{}\n\nOn the laptop, once, within {lives}:\n  nexus-proxy pair {} {}",
+                *code,
+                shown(url.as_ref()),
+                *code
             );
-            output.plain(&text, &json!({"code": *code, "expires_in_s": ttl.as_secs()}));
+            output.plain(&text, &json!({"code": *code, "expires_in_s": ttl.as_secs(), "url": url}));
         }
         Command::Workspace(Workspace::Add { name, reissue, trust_first_device, ttl }) => {
+            let url = public_url::read(&data)?;
             let options = AddWorkspace { trust_first_device, reissue, ttl };
             let code = existing(&data).await?.add_workspace(&name, &options, now).await?;
             let code = code.reveal();
             let lives = humantime::format_duration(ttl);
             let text = format!(
-                "{}\n\nIn the workspace, once, within {lives}:\n  nexus-stub run --coordinator https://THIS-HOST:PORT --enroll {}",
-                *code, *code
+                "{}\n\nIn the workspace, once, within {lives}:\n  nexus-stub run --coordinator {} --enroll {}",
+                *code,
+                shown(url.as_ref()),
+                *code
             );
-            output.plain(&text, &json!({"workspace": name, "code": *code, "expires_in_s": ttl.as_secs()}));
+            let json = json!({"workspace": name, "code": *code, "expires_in_s": ttl.as_secs(), "url": url});
+            output.plain(&text, &json);
         }
         Command::Workspace(Workspace::List) => {
             let rows = existing(&data).await?.list_workspaces().await?;
@@ -204,6 +234,11 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// The address for what a person types elsewhere.
+fn shown(url: Option<&CoordinatorUrl>) -> String {
+    url.map_or_else(|| "https://THIS-HOST:PORT".to_owned(), CoordinatorUrl::to_string)
+}
+
 fn table(lines: impl Iterator<Item = String>, none: &str) -> String {
     let lines: Vec<String> = lines.map(|line| line.trim_end().to_owned()).collect();
     if lines.is_empty() { none.to_owned() } else { lines.join("\n") }
@@ -237,23 +272,62 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write ADDRESS:PORT, such as 0.0.0.0:8443 or [::]:8443".to_owned())
 }
 
+async fn listen(at: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(at).await.map_err(|e| {
+        let hint = format!("is another program there? {option} takes another address, port 0 picks a free one");
+        Failure::new(failure::FAILED, format!("cannot listen on {at}: {e}. hint: {hint}"))
+    })
+}
+
+/// Without TLS only this machine may be at the other end, or a load balancer that was named.
+fn check_plain(serve: &Serve) -> Result<(), Failure> {
+    match serve.listen_plain {
+        Some(at) if !at.ip().is_loopback() && serve.trusted_proxies.is_empty() => {
+            let text = format!(
+                "{at} can be reached from other machines, and --listen-plain speaks without TLS: one-time codes would \
+                 cross the network for all to read. hint: listen on 127.0.0.1, or name the load balancer's addresses \
+                 with --trusted-proxy, and have the network between to yourself"
+            );
+            Err(Failure::new(failure::USAGE, text))
+        }
+        _ => Ok(()),
+    }
+}
+
 async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
+    check_plain(&serve)?;
     raise_descriptors();
     let _only = only_server(data)?;
     let registry = registry(data).await?.with_leaf_lifetime(serve.leaf_lifetime);
-    let listener = TcpListener::bind(serve.listen).await.map_err(|e| {
-        let hint = "is another program there? --listen takes another address, port 0 picks a free one";
-        Failure::new(failure::FAILED, format!("cannot listen on {}: {e}. hint: {hint}", serve.listen))
-    })?;
-    let address = listener.local_addr()?;
     let domain = registry.authority().domain().to_string();
-    let text = format!("listening on {address}, authority {domain}, data in {}", data.display());
-    output.line("coordinator", &text, &json!({"event": "listening", "address": address, "domain": domain}));
-    let stop = CancellationToken::new();
+    let mut listeners = server::Listeners::default();
     let mut names = serve.names;
-    names.extend(["localhost".to_owned(), address.ip().to_string()]);
+    names.push("localhost".to_owned());
+    let with_tls = serve.listen.or_else(|| serve.listen_plain.is_none().then_some(LISTEN));
+    if let Some(at) = with_tls {
+        let listener = listen(at, "--listen").await?;
+        let address = listener.local_addr()?;
+        names.push(address.ip().to_string());
+        let text = format!("listening on {address}, authority {domain}, data in {}", data.display());
+        output.line("coordinator", &text, &json!({"event": "listening", "address": address, "domain": domain}));
+        listeners.tls = Some(listener);
+    }
+    let public = serve.public_url.map(|url| url.or_behind_balancer(serve.listen_plain.is_some()));
+    public_url::keep(data, public.as_ref())?;
+    if let (Some(at), Some(public)) = (serve.listen_plain, &public) {
+        let listener = listen(at, "--listen-plain").await?;
+        let address = listener.local_addr()?;
+        let trust = registry.authority().trust();
+        let balancer = Balancer::new(trust, public, serve.trusted_proxies, SystemTime::now());
+        let balancer = balancer.map_err(|e| Failure::new(failure::FAILED, e))?;
+        let text = format!("listening on {address} without TLS, for the load balancer at {public}, authority {domain}");
+        let json = json!({"event": "listening", "address": address, "domain": domain, "tls": false, "public": public});
+        output.line("coordinator", &text, &json);
+        listeners.plain = Some((listener, balancer));
+    }
+    let stop = CancellationToken::new();
     tokio::select! {
-        served = server::run(listener, registry, names, stop.clone()) => served.map_err(|e| Failure::new(failure::FAILED, e))?,
+        served = server::run(listeners, registry, names, stop.clone()) => served.map_err(|e| Failure::new(failure::FAILED, e))?,
         () = signals::ask_for_end(stop) => {}
     }
     Ok(0)

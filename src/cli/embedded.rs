@@ -76,7 +76,8 @@ impl Embedded {
         let url = CoordinatorUrl::from(listener.local_addr()?);
         let stop = CancellationToken::new();
         let mut task = tokio::task::JoinSet::new();
-        let serve = server::run(listener, registry.clone(), vec!["127.0.0.1".into()], stop.clone());
+        let listeners = server::Listeners { tls: Some(listener), plain: None };
+        let serve = server::run(listeners, registry.clone(), vec!["127.0.0.1".into()], stop.clone());
         task.spawn(async move {
             if let Err(error) = serve.await {
                 tracing::error!(%error, "the embedded coordinator ended");

@@ -82,13 +82,17 @@ enum Command {
     },
     /// Pairs this laptop with a coordinator: the key is made here and stays here.
     Pair {
-        /// The coordinator: https://HOST:PORT.
+        /// The coordinator: https://HOST:PORT, or https+balancer://HOST when TLS ends at a load balancer before it.
         url: CoordinatorUrl,
         /// From `nexus-coordinator invite`; `-` reads it from standard input, where no other user sees it.
         code: String,
         /// This device's name there [default: the host name].
         #[arg(long)]
         name: Option<DeviceName>,
+        /// The authorities that certify the load balancer, in PEM, in place of those that the system trusts. Kept for
+        /// later connections.
+        #[arg(long)]
+        ca_file: Option<PathBuf>,
     },
     /// Forgets the pinned key of a workspace, after you made that workspace anew.
     Forget {
@@ -256,7 +260,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Forward(args) => forward(args, output).await,
         Command::Status { workspace } => status::status(workspace, output).await,
         Command::Down { workspace } => status::down(workspace, output).await,
-        Command::Pair { url, code, name } => pair(url, code, name, output).await,
+        Command::Pair { url, code, name, ca_file } => pair(url, code, name, ca_file.as_deref(), output).await,
         Command::Forget { workspace, coordinator } => {
             let dir = profile::directory(&Home::find()?.data.join("coordinators"), &coordinator);
             let mut profile = Profile::load(&dir, &coordinator).map_err(|e| Failure::new(failure::USAGE, e))?;
@@ -451,8 +455,15 @@ async fn device(what: Device, output: Output) -> Result<u8, Failure> {
     Ok(0)
 }
 
-async fn pair(url: CoordinatorUrl, code: String, name: Option<DeviceName>, output: Output) -> Result<u8, Failure> {
+async fn pair(
+    url: CoordinatorUrl,
+    code: String,
+    name: Option<DeviceName>,
+    ca_file: Option<&Path>,
+    output: Output,
+) -> Result<u8, Failure> {
     let dir = profile::directory(&Home::find()?.data.join("coordinators"), &url);
+    super::ca_file::keep(&dir, &url, ca_file)?;
     let device = name.unwrap_or_else(up::device_name);
     let code = match code.as_str() {
         "-" => {

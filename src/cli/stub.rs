@@ -68,12 +68,16 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RunArguments {
-    /// The coordinator: https://HOST:PORT.
+    /// The coordinator: https://HOST:PORT, or https+balancer://HOST when TLS ends at a load balancer before it.
     #[arg(long, env = "NEXUS_COORDINATOR")]
     coordinator: CoordinatorUrl,
     /// The one-time code from `nexus-coordinator workspace add NAME`; needed once.
     #[arg(long, env = ENROLL_ENV, hide_env_values = true)]
     enroll: Option<String>,
+    /// The authorities that certify the load balancer, in PEM, in place of those that the system trusts. Kept for later
+    /// runs.
+    #[arg(long, env = "NEXUS_CA_FILE")]
+    ca_file: Option<PathBuf>,
     /// Where key and certificate are kept [default: /var/lib/nexus-stub, or below the home directory].
     #[arg(long, env = "NEXUS_STUB_STATE")]
     state: Option<PathBuf>,
@@ -233,6 +237,9 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
     let workspace = std::fs::canonicalize(&run.workspace).map_err(|e| {
         Failure::new(failure::USAGE, format!("the workspace directory {}: {e}", run.workspace.display()))
     })?;
+    if run.ca_file.is_some() {
+        super::ca_file::keep(&dir, &run.coordinator, run.ca_file.as_deref())?;
+    }
     let state = match (StubState::load(&dir), &run.enroll) {
         (Ok(state), _) => state,
         (Err(StateError::NotEnrolled | StateError::Damaged { .. }), Some(code)) => {
@@ -246,8 +253,10 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         &format!("{name}, in {}", workspace.display()),
         &json!({"event": "workspace", "name": name}),
     );
+    let coordinator = state.url(run.coordinator);
     let config = StubConfig {
-        coordinator: run.coordinator,
+        outer: state.outer(&coordinator).map_err(|e| state_failure(e.into()))?,
+        coordinator,
         workspace: Workspace { env: environment(&socket), dir: workspace },
         socket,
     };

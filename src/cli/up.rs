@@ -51,6 +51,9 @@ pub struct Up {
     /// The configuration [default: ~/.nexus/config.yaml].
     #[arg(long)]
     pub config: Option<PathBuf>,
+    /// The authorities that certify the load balancer before the coordinator, when they have changed since `pair`.
+    #[arg(long, requires = "coordinator")]
+    pub ca_file: Option<PathBuf>,
     /// This process is the background one.
     #[arg(long, hide = true)]
     pub background: Option<PathBuf>,
@@ -139,6 +142,10 @@ async fn session(
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
             let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
+            let url = &profile.url(url.clone());
+            if up.ca_file.is_some() {
+                super::ca_file::keep(&dir, url, up.ca_file.as_deref())?;
+            }
             output.line(
                 "coordinator",
                 &url.authority(),
@@ -151,7 +158,8 @@ async fn session(
         None => embed(up, home, output, local).await?,
     };
     let device = profile.device().to_string();
-    let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone());
+    let outer = profile.outer(&url).map_err(|e| Failure::new(failure::REFUSED, e))?;
+    let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone()).with_outer(outer);
     let tunnel = Tunnel::new(client, profile, up.workspace.clone());
     let on_this_machine = up.coordinator.is_none();
     let log = up.background.clone();
@@ -323,6 +331,9 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     command.args(["up", up.workspace.as_str()]).arg("--background").arg(&log);
     if let Some(url) = &up.coordinator {
         command.args(["--coordinator", &url.to_string()]);
+    }
+    if let Some(file) = &up.ca_file {
+        command.arg("--ca-file").arg(file);
     }
     if let Some(config) = &up.config {
         command.arg("--config").arg(config);

@@ -4,6 +4,7 @@
 //! name (`spiffe://{domain}/{role}/{name}`), and that name is what a handshake checks; DNS names prove nothing
 //! here. Nothing in this layer reads a file, a socket or a clock of its own: callers pass the time.
 
+pub mod assertion;
 pub mod authority;
 pub mod certificate;
 pub mod code;

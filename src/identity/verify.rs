@@ -153,17 +153,15 @@ pub fn server_config(
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, IdentityError> {
     let provider = provider();
-    let builder = WebPkiClientVerifier::builder_with_provider(trust.roots()?, provider.clone());
-    let (builder, expect) = match client {
-        ClientAuth::Optional(expect) => (builder.allow_unauthenticated(), expect),
-        ClientAuth::Required(expect) => (builder, expect),
+    let (mandatory, expect) = match client {
+        ClientAuth::Optional(expect) => (false, expect),
+        ClientAuth::Required(expect) => (true, expect),
     };
-    let chain = builder.build().map_err(|e| IdentityError::internal("client verifier", e))?;
-    let verifier = ClientVerifier { chain, trust: trust.clone(), expect };
+    let verifier = verifier_of_clients(trust, expect, mandatory)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| IdentityError::internal("TLS", e))?
-        .with_client_cert_verifier(Arc::new(verifier))
+        .with_client_cert_verifier(verifier)
         .with_single_cert(credential.chain.clone(), credential.key.to_rustls())
         .map_err(|e| IdentityError::internal("credential", e))?;
     // A resumed session skips the verifier above, and with it every revocation since.
@@ -172,6 +170,23 @@ pub fn server_config(
     config.max_early_data_size = 0;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
+}
+
+/// What a server's handshake does with a client's certificate, for certificates that come another way: the chain, its
+/// time, its name.
+pub fn client_verifier(trust: &Trust, expect: Expect) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
+    verifier_of_clients(trust, expect, true)
+}
+
+fn verifier_of_clients(
+    trust: &Trust,
+    expect: Expect,
+    mandatory: bool,
+) -> Result<Arc<dyn ClientCertVerifier>, IdentityError> {
+    let builder = WebPkiClientVerifier::builder_with_provider(trust.roots()?, provider());
+    let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
+    let chain = builder.build().map_err(|e| IdentityError::internal("client verifier", e))?;
+    Ok(Arc::new(ClientVerifier { chain, trust: trust.clone(), expect }))
 }
 
 /// The provider of all cryptography in TLS; its first key exchange is X25519MLKEM768.

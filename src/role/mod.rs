@@ -2,6 +2,8 @@
 
 pub mod backoff;
 #[cfg(any(feature = "proxy", feature = "stub"))]
+pub mod balancer;
+#[cfg(any(feature = "proxy", feature = "stub"))]
 pub mod changes;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;

@@ -10,13 +10,19 @@ use url::{Host, Url};
 /// The port when an address names none.
 pub const DEFAULT_PORT: u16 = 443;
 
-/// Where a coordinator listens.
+/// Where a coordinator is reached: `https://HOST:PORT`, or `https+balancer://HOST:PORT` when TLS ends at a load balancer
+/// before it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CoordinatorUrl {
     host: Host<String>,
     port: u16,
+    balancer: bool,
 }
+
+/// How the address of a coordinator behind a load balancer begins. Not guessed: whoever answers with any certificate
+/// that the system trusts would otherwise be taken for a balancer, and be shown the one-time code.
+const BALANCER: &str = "https+balancer://";
 
 /// Why a text is not a coordinator's address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +37,9 @@ impl FromStr for CoordinatorUrl {
 
     fn from_str(text: &str) -> Result<CoordinatorUrl, AddressError> {
         let error = |why: &str| AddressError { text: text.chars().take(200).collect(), why: why.into() };
-        let url = Url::parse(text).map_err(|e| error(&e.to_string()))?;
+        let behind = text.strip_prefix(BALANCER);
+        let plain = behind.map(|rest| format!("https://{rest}"));
+        let url = Url::parse(plain.as_deref().unwrap_or(text)).map_err(|e| error(&e.to_string()))?;
         match url.scheme() {
             "https" | "wss" => {}
             "http" | "ws" => return Err(error("it asks for plain HTTP, which is never used")),
@@ -53,7 +61,7 @@ impl FromStr for CoordinatorUrl {
             Some(Host::Ipv6(ip)) => Host::Ipv6(ip),
             None => return Err(error("it names no host")),
         };
-        Ok(CoordinatorUrl { host, port: url.port().unwrap_or(DEFAULT_PORT) })
+        Ok(CoordinatorUrl { host, port: url.port().unwrap_or(DEFAULT_PORT), balancer: behind.is_some() })
     }
 }
 
@@ -76,13 +84,13 @@ impl From<std::net::SocketAddr> for CoordinatorUrl {
             IpAddr::V4(ip) => Host::Ipv4(ip),
             IpAddr::V6(ip) => Host::Ipv6(ip),
         };
-        CoordinatorUrl { host, port: addr.port() }
+        CoordinatorUrl { host, port: addr.port(), balancer: false }
     }
 }
 
 impl fmt::Display for CoordinatorUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "https://{}", self.authority())
+        write!(f, "{}{}", if self.balancer { BALANCER } else { "https://" }, self.authority())
     }
 }
 
@@ -90,6 +98,16 @@ impl CoordinatorUrl {
     /// `HOST:PORT`, with brackets around an IPv6 address.
     pub fn authority(&self) -> String {
         format!("{}:{}", self.host, self.port)
+    }
+
+    /// Whether TLS ends at a load balancer, which shows a certificate of its own and passes no client's on.
+    pub fn is_behind_balancer(&self) -> bool {
+        self.balancer
+    }
+
+    /// The same place, behind a load balancer when `balancer` says so, and when it was so already.
+    pub fn or_behind_balancer(self, balancer: bool) -> CoordinatorUrl {
+        CoordinatorUrl { balancer: self.balancer || balancer, ..self }
     }
 
     /// The host without brackets.
@@ -136,11 +154,28 @@ mod tests {
         ] {
             let url: CoordinatorUrl = text.parse().unwrap();
             assert_eq!(url.authority(), authority);
+            assert!(!url.is_behind_balancer());
             assert_eq!(url.to_string().parse::<CoordinatorUrl>().unwrap(), url);
         }
-        for text in
-            ["http://example.com", "example.com", "https://u:p@h", "https://h/path", "https://h?x", "", "https://"]
-        {
+        let url: CoordinatorUrl = "https+balancer://Example.com".parse().unwrap();
+        assert!(url.is_behind_balancer());
+        assert_eq!(url.to_string(), "https+balancer://example.com:443");
+        assert_eq!(url.to_string().parse::<CoordinatorUrl>().unwrap(), url);
+        let direct: CoordinatorUrl = "https://example.com".parse().unwrap();
+        assert_eq!(direct.or_behind_balancer(true), url);
+        assert_eq!(url.clone().or_behind_balancer(false), url);
+        for text in [
+            "https+balancer://",
+            "http+balancer://h",
+            "https+balancer://h/path",
+            "http://example.com",
+            "example.com",
+            "https://u:p@h",
+            "https://h/path",
+            "https://h?x",
+            "",
+            "https://",
+        ] {
             let error = text.parse::<CoordinatorUrl>().unwrap_err().to_string();
             assert!(error.contains("hint:"), "{error}");
         }

@@ -1,7 +1,8 @@
 //! What a program asks of its coordinator: to be taken in, a fresh certificate, a place to park, a workspace.
 //!
-//! Every connection is TLS with the coordinator's own authority as the only anchor; a code carries enough of that
-//! authority to know it at first contact.
+//! Every connection is TLS. Its anchor is the coordinator's own authority, of which a code carries enough to know it at
+//! first contact; or TLS ends at a load balancer, which is known by the ordinary rules of the web, and what proves the
+//! client is an assertion.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,13 +17,15 @@ use super::address::CoordinatorUrl;
 use super::carrier::Carrier;
 use super::dial::{DialError, dial};
 use super::http;
+use super::outer::{self, OuterTls};
 use super::read_ahead::ReadAhead;
+use crate::identity::assertion::{Purpose, assert};
 use crate::identity::code::Code;
 use crate::identity::error::IdentityError;
 use crate::identity::verify::{Expect, bootstrap_client_config, client_config};
 use crate::identity::{Credential, Trust};
 use crate::wire::name::WorkspaceName;
-use crate::wire::onboarding::{RENEW_PATH, RenewAnswer, RenewRequest};
+use crate::wire::onboarding::{NamesAuthority, RENEW_PATH, RenewAnswer, RenewRequest};
 use crate::wire::{Refusal, RefusalCode};
 
 /// The protocol spoken inside the outer TLS. WebSockets upgrade from HTTP/1.1 only.
@@ -85,23 +88,51 @@ impl From<IdentityError> for ClientError {
 }
 
 /// First contact: proves the coordinator by the code, posts `body`, and gives the answer and whom to trust from now on.
-pub async fn first_contact<Q: Serialize, A: DeserializeOwned>(
+///
+/// Behind a load balancer the code goes to whoever the ordinary rules of the web prove to be at `url`, and the authority
+/// in the answer must be the one that the code was made by.
+pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
     url: &CoordinatorUrl,
+    outer: &OuterTls,
     code: &Code,
     path: &str,
     body: &Q,
 ) -> Result<(A, Trust), ClientError> {
-    let (tls, learned) = bootstrap_client_config(code.ca_prefix(), ALPN)?;
-    let io = dial(url, tls).await?;
-    let trust = learned.trust().ok_or_else(|| ClientError::Identity("the coordinator showed no authority".into()))?;
-    let answer = http::post_json(io, &url.authority(), path, body).await?;
-    Ok((answer, trust))
+    match outer {
+        OuterTls::Coordinator => {
+            let (tls, learned) = bootstrap_client_config(code.ca_prefix(), ALPN)?;
+            let io = dial(url, tls).await?;
+            let trust =
+                learned.trust().ok_or_else(|| ClientError::Identity("the coordinator showed no authority".into()))?;
+            Ok((http::post_json(io, &url.authority(), path, body).await?, trust))
+        }
+        OuterTls::Balancer(tls) => {
+            let io = dial(url, tls.clone()).await.map_err(|error| match balancer_fault(&error) {
+                // Nothing was settled yet: it is the address, or --ca-file.
+                Some(why) => ClientError::Identity(why),
+                None => ClientError::Dial(error.to_string()),
+            })?;
+            let answer: A = http::post_json(io, &url.authority(), path, body).await?;
+            let trust = Trust::from_pem(answer.authority())?;
+            if trust.ca_pin().prefix() != *code.ca_prefix() {
+                return Err(IdentityError::NotOfThisCode.into());
+            }
+            Ok((answer, trust))
+        }
+    }
+}
+
+/// What is wrong with a load balancer, when that is why there is no connection.
+fn balancer_fault(error: &DialError) -> Option<String> {
+    let DialError::Tls { address, error } = error else { return None };
+    outer::explain(error).map(|why| format!("no secure connection to {address}: {why}"))
 }
 
 /// A program that its coordinator knows.
 #[derive(Debug)]
 pub struct CoordinatorClient {
     url: CoordinatorUrl,
+    outer: OuterTls,
     trust: Trust,
     credential: ArcSwap<Credential>,
 }
@@ -109,7 +140,12 @@ pub struct CoordinatorClient {
 impl CoordinatorClient {
     /// A client at `url` with the certificate it was given.
     pub fn new(url: CoordinatorUrl, trust: Trust, credential: Credential) -> CoordinatorClient {
-        CoordinatorClient { url, trust, credential: ArcSwap::from_pointee(credential) }
+        CoordinatorClient { url, outer: OuterTls::Coordinator, trust, credential: ArcSwap::from_pointee(credential) }
+    }
+
+    /// The same, with TLS ended by whom `outer` says.
+    pub fn with_outer(self, outer: OuterTls) -> CoordinatorClient {
+        CoordinatorClient { outer, ..self }
     }
 
     /// Where the coordinator is.
@@ -146,8 +182,7 @@ impl CoordinatorClient {
         }
         let csr = current.key.csr_pem()?;
         // Without a client certificate: the request proves the key, and an expired certificate would be refused.
-        let tls = client_config(&self.trust, Expect::Coordinator, None, ALPN)?;
-        let io = dial(&self.url, tls).await?;
+        let io = self.dial(None).await?;
         let request = RenewRequest { csr };
         let answer: RenewAnswer = http::post_json(io, &self.url.authority(), RENEW_PATH, &request).await?;
         let fresh = Arc::new(Credential::from_pem(&answer.chain, current.key.clone())?);
@@ -160,8 +195,31 @@ impl CoordinatorClient {
 
     async fn upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {
         let credential = self.credential();
-        let tls = client_config(&self.trust, Expect::Coordinator, Some(&credential), ALPN)?;
-        let io = dial(&self.url, tls).await?;
-        Ok(http::upgrade(io, &self.url.authority(), path).await?)
+        let io = self.dial(Some(&credential)).await?;
+        let authority = self.url.authority();
+        let assertion = match self.outer {
+            OuterTls::Coordinator => None,
+            OuterTls::Balancer(_) => {
+                // Made after the connection, so that a slow one does not use its time up.
+                let purpose = Purpose { method: "GET", path, audience: &authority };
+                Some(assert(&credential, &purpose, SystemTime::now())?)
+            }
+        };
+        Ok(http::upgrade(io, &authority, path, assertion.as_deref()).await?)
+    }
+
+    /// A connection; with a client certificate where TLS ends at the coordinator and `credential` is given.
+    async fn dial(&self, credential: Option<&Credential>) -> Result<TlsStream<ReadAhead<TcpStream>>, ClientError> {
+        match &self.outer {
+            OuterTls::Coordinator => {
+                let tls = client_config(&self.trust, Expect::Coordinator, credential, ALPN)?;
+                Ok(dial(&self.url, tls).await?)
+            }
+            // A certificate that was forgotten to be renewed, or a network that answers in the balancer's place: both
+            // pass, and a workspace's stub has nobody near to start it again.
+            OuterTls::Balancer(tls) => dial(&self.url, tls.clone())
+                .await
+                .map_err(|error| ClientError::Dial(balancer_fault(&error).unwrap_or_else(|| error.to_string()))),
+        }
     }
 }

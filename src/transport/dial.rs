@@ -24,7 +24,7 @@ use super::read_ahead::ReadAhead;
 /// second and three; who waits longer waits for a network that came back long ago.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Sent as the server name when the address is an IP: the certificate is checked by its URI name, not by this.
+/// Sent as the server name when the address is an IP: a coordinator's certificate is checked by its URI name, not by this.
 const UNNAMED: &str = "coordinator.nexus.invalid";
 
 /// Why the coordinator was not reached.
@@ -74,9 +74,10 @@ pub async fn dial_with(
     proxies: &Matcher,
 ) -> Result<TlsStream<ReadAhead<TcpStream>>, DialError> {
     let tcp = ReadAhead::new(connect(url, proxies).await?);
+    // A load balancer is known by its name or address, which the certificate has to have.
     let name = ServerName::try_from(url.host())
         .ok()
-        .filter(|name| matches!(name, ServerName::DnsName(_)))
+        .filter(|name| url.is_behind_balancer() || matches!(name, ServerName::DnsName(_)))
         .or_else(|| ServerName::try_from(UNNAMED).ok());
     let tls_error = |error| DialError::Tls { address: url.authority(), error };
     let name = name.ok_or_else(|| tls_error(std::io::ErrorKind::InvalidInput.into()))?;

@@ -33,6 +33,9 @@ pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Asks, or agrees, that neither end masks: TLS ends in both programs, so no intermediary reads the frames.
 pub const MASKING: &str = "nexus-masking";
 
+/// Proves the client where no client certificate can be: behind a load balancer.
+pub const ASSERTION: &str = "nexus-assertion";
+
 /// The value of [`MASKING`].
 pub const MASKING_NONE: &str = "none";
 
@@ -65,8 +68,9 @@ pub async fn post_json<T: Io, Q: Serialize, A: DeserializeOwned>(
     serde_json::from_slice(&bytes).map_err(|e| broken(format!("its answer does not parse: {e}")))
 }
 
-/// Upgrades to a WebSocket at `path` and gives the carrier on it.
-pub async fn upgrade<T: Io>(io: T, host: &str, path: &str) -> Result<Carrier<T>, Refusal> {
+/// Upgrades to a WebSocket at `path` and gives the carrier on it. With an assertion there is a load balancer between,
+/// which reads the frames: then this side masks, whatever the answer says.
+pub async fn upgrade<T: Io>(io: T, host: &str, path: &str, assertion: Option<&str>) -> Result<Carrier<T>, Refusal> {
     let key = generate_key();
     let request = Request::builder()
         .method(Method::GET)
@@ -77,7 +81,7 @@ pub async fn upgrade<T: Io>(io: T, host: &str, path: &str) -> Result<Carrier<T>,
         .header(SEC_WEBSOCKET_VERSION, "13")
         .header(SEC_WEBSOCKET_KEY, &key)
         .header(SEC_WEBSOCKET_PROTOCOL, Version::offer())
-        .header(MASKING, MASKING_NONE)
+        .header(if assertion.is_some() { ASSERTION } else { MASKING }, assertion.unwrap_or(MASKING_NONE))
         .body(Full::new(Bytes::new()))
         .map_err(broken)?;
     let (response, _connection) = exchange(io, request, UPGRADE_TIMEOUT).await?;
@@ -96,7 +100,8 @@ pub async fn upgrade<T: Io>(io: T, host: &str, path: &str) -> Result<Carrier<T>,
         let text = "the coordinator speaks no version that this program speaks. hint: bring both to the same release";
         return Err(Refusal::new(RefusalCode::Unsupported, text));
     }
-    let side = if text_of(headers, MASKING) == Some(MASKING_NONE) { Side::Unmasked } else { Side::Client };
+    let unmasked = assertion.is_none() && text_of(headers, MASKING) == Some(MASKING_NONE);
+    let side = if unmasked { Side::Unmasked } else { Side::Client };
     let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
     let parts = upgraded.downcast::<TokioIo<T>>().map_err(|_| broken("the upgraded connection changed its type"))?;
     Ok(Carrier::new(websocket(parts.io.into_inner(), parts.read_buf, side).await))

@@ -9,6 +9,7 @@ pub mod client;
 pub mod dial;
 pub mod http;
 pub mod memory;
+pub mod outer;
 pub mod read_ahead;
 
 use tokio::io::{AsyncRead, AsyncWrite};

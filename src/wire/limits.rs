@@ -32,6 +32,16 @@ pub const MAX_ONBOARDING_ANSWER: usize = 64 * 1024;
 /// Devices of one coordinator. Each is a pin in every enrolment answer.
 pub const MAX_DEVICES: usize = 256;
 
+/// Bytes of an assertion, as the header carries it: a certificate, a signature and a text. Load balancers bound a header
+/// at 8 KiB and more.
+pub const MAX_ASSERTION: usize = 4 * 1024;
+
+/// How long an assertion may be good for. It is made for one request, which is sent at once.
+pub const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
+
+/// How far the clocks of a client and its coordinator may differ for an assertion.
+pub const ASSERTION_SKEW: Duration = Duration::from_secs(60);
+
 /// Bytes of one binary WebSocket message. Larger messages hold up everything behind them on a slow link.
 pub const MAX_CARRIER_MESSAGE: usize = 128 * 1024;
 

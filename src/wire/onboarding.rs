@@ -97,6 +97,24 @@ pub struct EnrollAnswer {
     pub trust_first_device: bool,
 }
 
+/// An answer with the certificate of the coordinator's authority.
+pub trait NamesAuthority {
+    /// PEM.
+    fn authority(&self) -> &str;
+}
+
+impl NamesAuthority for PairAnswer {
+    fn authority(&self) -> &str {
+        &self.ca
+    }
+}
+
+impl NamesAuthority for EnrollAnswer {
+    fn authority(&self) -> &str {
+        &self.ca
+    }
+}
+
 /// A known key asks for a fresh certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewRequest {

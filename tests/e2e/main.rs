@@ -5,6 +5,7 @@
 
 #![cfg(all(feature = "proxy", feature = "stub", feature = "coordinator"))]
 
+mod balancer;
 mod blind;
 mod first_minutes;
 mod fixtures;

@@ -3,15 +3,20 @@
 
 pub mod api;
 pub mod authority;
+pub mod balancer;
 pub mod files;
 pub mod membership;
 mod newcomers;
+pub mod public_url;
 mod rate;
 pub mod registry;
 pub mod rendezvous;
+mod replays;
 mod rules;
 pub mod server;
 pub mod store;
+mod stream;
+mod upgrade;
 
 pub use registry::Registry;
 pub use store::Store;

@@ -1,5 +1,5 @@
-//! The coordinator's one TLS port: an accept loop that no client can hold up, the upgrade to a WebSocket, and the
-//! HTTP API behind it.
+//! The coordinator's port: an accept loop that no client can hold up, the upgrade to a WebSocket, and the HTTP API behind
+//! it. With TLS, or without for a load balancer that ends TLS before it; or both, which serve the same.
 //!
 //! A connection costs nothing but a bounded task until its handshake is done; each step has a time of its own.
 
@@ -14,36 +14,31 @@ use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL};
-use hyper::header::{SEC_WEBSOCKET_VERSION, UPGRADE};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::api;
 use super::authority::server_credential;
+use super::balancer::{Balancer, client_of};
 use super::membership::Membership;
 use super::newcomers::{MAX_NEWCOMERS, Newcomers};
 use super::registry::Registry;
 use super::rendezvous::Rendezvous;
+use super::stream::Stream;
+pub use super::upgrade::{CONNECT_PATH, PARK_PATH};
+use super::upgrade::{Proof, Purpose, admit, upgraded};
 use crate::identity::certificate::PeerCertificate;
-use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
-use crate::transport::carrier::{Carrier, Side, websocket};
 use crate::transport::client::ALPN;
-use crate::transport::http::{MASKING, MASKING_NONE, text_of};
 use crate::transport::read_ahead::ReadAhead;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
-use crate::wire::name::{DeviceName, WorkspaceName};
-use crate::wire::version::Version;
 use crate::wire::{Refusal, RefusalCode};
 
 /// Connections at a time, parked ones included; more wait in the kernel's queue.
@@ -55,6 +50,11 @@ pub const MAX_DESCRIPTORS: u64 = MAX_CONNECTIONS as u64 + 1024;
 /// How long a client may take to send the head of a request.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// As [`HEAD_TIMEOUT`], for a load balancer, which reads heads whole before it passes them on. It may keep a connection
+/// for the next request, usually for a minute, and has to be the one that closes it: a request that is on its way
+/// meanwhile would be lost.
+const BALANCER_TIMEOUT: Duration = Duration::from_secs(75);
+
 /// How long a request of the API may take from its head to its answer, with the arrival of its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -64,14 +64,6 @@ const MAX_HEAD: usize = 16 * 1024;
 /// How long a stop waits for sessions to say goodbye.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a stub parks a connection.
-pub const PARK_PATH: &str = "/v1/park";
-
-/// Before the name of the workspace that a laptop asks for.
-pub const CONNECT_PATH: &str = "/v1/connect/";
-
-type Tls = TlsStream<ReadAhead<TcpStream>>;
-
 /// The right to be a connection, which goes along when it is upgraded.
 type Permit = Arc<OwnedSemaphorePermit>;
 
@@ -80,8 +72,10 @@ type Permit = Arc<OwnedSemaphorePermit>;
 struct Shared {
     registry: Arc<Registry>,
     membership: Membership,
-    rendezvous: Arc<Rendezvous<Tls>>,
+    rendezvous: Arc<Rendezvous<Stream>>,
     api: axum::Router,
+    permits: Arc<Semaphore>,
+    newcomers: Arc<Newcomers>,
     tasks: TaskTracker,
 }
 
@@ -91,9 +85,25 @@ const OWN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often it is made anew; connections that stand keep theirs.
 const OWN_RENEWAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Serves `registry`'s members on `listener` until `stop`. `names` are DNS names and addresses for the certificate.
+/// Where clients come in; at least one of the two.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// TLS ends here.
+    pub tls: Option<TcpListener>,
+    /// TLS ends at a load balancer.
+    pub plain: Option<(TcpListener, Balancer)>,
+}
+
+/// Who is at the other end of an accepted connection, and what is spoken there.
+#[derive(Clone)]
+enum Front {
+    Tls(Arc<ArcSwap<ServerConfig>>),
+    Plain(Arc<Balancer>),
+}
+
+/// Serves `registry`'s members on `listeners` until `stop`. `names` are DNS names and addresses for the certificate.
 pub async fn run(
-    listener: TcpListener,
+    listeners: Listeners,
     registry: Registry,
     names: Vec<String>,
     stop: CancellationToken,
@@ -112,34 +122,46 @@ pub async fn run(
             }
         }
     };
-    let api = api::router(registry.clone());
     let (membership, look) = Membership::new(registry.clone());
+    let shared = Shared {
+        registry: Arc::new(registry.clone()),
+        membership,
+        rendezvous: Arc::new(Rendezvous::new(stop.clone())),
+        api: api::router(registry.clone()),
+        permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        newcomers: Newcomers::new(MAX_NEWCOMERS),
+        tasks: TaskTracker::new(),
+    };
+    let with_tls = listeners.tls.map(|listener| (listener, Front::Tls(tls.clone())));
+    let plain = listeners.plain.map(|(listener, balancer)| (listener, Front::Plain(Arc::new(balancer))));
+    let accepting = with_tls.into_iter().chain(plain).map(|(listener, front)| accept(listener, front, &shared, &stop));
+    let serve = async {
+        futures::future::try_join_all(accepting).await?;
+        drain(&shared.tasks).await;
+        Ok(())
+    };
     tokio::select! {
-        served = serve(listener, tls.clone(), membership, Arc::new(registry.clone()), api, stop) => Ok(served?),
+        served = serve => served,
         () = renew => Ok(()),
         () = look => Ok(()),
     }
 }
 
-/// Serves until `stop`, then tells clients when to come back and waits for them, within [`DRAIN_TIMEOUT`].
-async fn serve(
-    listener: TcpListener,
-    tls: Arc<ArcSwap<ServerConfig>>,
-    membership: Membership,
-    registry: Arc<Registry>,
-    api: axum::Router,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let tasks = TaskTracker::new();
-    let rendezvous = Arc::new(Rendezvous::new(stop.clone()));
-    let shared = Shared { registry, membership, rendezvous, api, tasks: tasks.clone() };
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let newcomers = Newcomers::new(MAX_NEWCOMERS);
+/// Tells clients when to come back, as each connection does by itself, and waits for them within [`DRAIN_TIMEOUT`].
+async fn drain(tasks: &TaskTracker) {
+    tasks.close();
+    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
+        tracing::warn!(left = tasks.len(), "stopping without waiting for the last connections");
+    }
+}
+
+/// Accepts until `stop`.
+async fn accept(listener: TcpListener, front: Front, shared: &Shared, stop: &CancellationToken) -> io::Result<()> {
     loop {
-        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let permit = shared.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return Ok(()),
         };
         let (tcp, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -150,64 +172,96 @@ async fn serve(
                 continue;
             }
         };
-        let Some(newcomer) = newcomers.admit(peer.ip()) else {
-            tracing::debug!(%peer, "too many connections of this address");
-            continue;
+        // A balancer brings everybody: those it speaks for are counted at their requests.
+        let newcomer = match &front {
+            Front::Plain(balancer) if balancer.is_trusted(peer.ip()) => None,
+            _ => match shared.newcomers.admit(peer.ip()) {
+                Some(newcomer) => Some(newcomer),
+                None => {
+                    tracing::debug!(%peer, "too many connections of this address");
+                    continue;
+                }
+            },
         };
-        let (shared, stop) = (shared.clone(), stop.clone());
-        let acceptor = TlsAcceptor::from(tls.load_full());
-        tasks.spawn(async move {
+        let (connection, stop) = (connection(tcp, peer, front.clone(), shared.clone(), Arc::new(permit)), stop.clone());
+        shared.tasks.spawn(async move {
             tokio::select! {
-                () = connection(tcp, peer, acceptor, shared, Arc::new(permit)) => {}
+                () = connection => {}
                 () = stop.cancelled() => {}
             }
             drop(newcomer);
         });
     }
-    tasks.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
-        tracing::warn!(left = tasks.len(), "stopping without waiting for the last connections");
-    }
-    Ok(())
 }
 
-async fn connection(tcp: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, shared: Shared, permit: Permit) {
+async fn connection(tcp: TcpStream, peer: SocketAddr, front: Front, shared: Shared, permit: Permit) {
     let _ = tcp.set_nodelay(true);
     let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
     let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
-    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(ReadAhead::new(tcp))).await {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => return tracing::info!(%peer, %error, "TLS refused"),
-        Err(_) => return tracing::info!(%peer, "TLS took too long"),
+    let (stream, proof, head_timeout) = match front {
+        Front::Tls(config) => {
+            let acceptor = TlsAcceptor::from(config.load_full());
+            let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(ReadAhead::new(tcp))).await {
+                Ok(Ok(tls)) => tls,
+                Ok(Err(error)) => return tracing::info!(%peer, %error, "TLS refused"),
+                Err(_) => return tracing::info!(%peer, "TLS took too long"),
+            };
+            let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(PeerCertificate::parse);
+            let certificate = match certificate.transpose() {
+                Ok(certificate) => certificate,
+                Err(error) => return tracing::info!(%peer, %error, "certificate refused"),
+            };
+            (Stream::Tls(Box::new(tls)), Proof::Handshake(certificate), HEAD_TIMEOUT)
+        }
+        Front::Plain(balancer) => {
+            let timeout = if balancer.is_trusted(peer.ip()) { BALANCER_TIMEOUT } else { HEAD_TIMEOUT };
+            (Stream::Plain(tcp), Proof::Assertion(balancer), timeout)
+        }
     };
-    let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(PeerCertificate::parse);
-    let certificate = match certificate.transpose() {
-        Ok(certificate) => certificate,
-        Err(error) => return tracing::info!(%peer, %error, "certificate refused"),
-    };
-    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        let (shared, certificate, permit) = (shared.clone(), certificate.clone(), permit.clone());
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let (shared, proof, permit) = (shared.clone(), proof.clone(), permit.clone());
         async move {
-            request.extensions_mut().insert(peer);
-            Ok::<_, Infallible>(route(request, peer, certificate, shared, permit).await)
+            Ok::<_, Infallible>(match &proof {
+                Proof::Handshake(_) => route(request, peer, proof, shared, permit).await,
+                Proof::Assertion(balancer) if balancer.is_trusted(peer.ip()) => {
+                    let client = client_of(peer, request.headers());
+                    match shared.newcomers.admit(client.ip()) {
+                        Some(_newcomer) => route(request, client, proof, shared, permit).await,
+                        None => too_many(),
+                    }
+                }
+                Proof::Assertion(_) => stranger(peer),
+            })
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
-    if let Err(error) = http.serve_connection(TokioIo::new(tls), service).with_upgrades().await {
+    http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_HEAD);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         tracing::debug!(%peer, %error, "connection ended");
     }
 }
 
+fn stranger(peer: SocketAddr) -> Response<Body> {
+    tracing::info!(%peer, "refused: not a load balancer's address");
+    let text = "only the load balancer speaks here without TLS. hint: use the coordinator's public address; if you are the load balancer, `serve --trusted-proxy` has to name your address";
+    refuse(StatusCode::FORBIDDEN, &Refusal::new(RefusalCode::Denied, text))
+}
+
+fn too_many() -> Response<Body> {
+    let text = "too many requests of this address at once. hint: try again later";
+    refuse(StatusCode::TOO_MANY_REQUESTS, &Refusal::new(RefusalCode::Busy, text))
+}
+
 async fn route(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     peer: SocketAddr,
-    certificate: Option<PeerCertificate>,
+    proof: Proof,
     shared: Shared,
     permit: Permit,
 ) -> Response<Body> {
     let path = request.uri().path();
     if path != PARK_PATH && !path.starts_with(CONNECT_PATH) {
+        request.extensions_mut().insert(peer);
         let mut api = shared.api.clone();
         let answer = tokio::time::timeout(REQUEST_TIMEOUT, api.call(request.map(Body::new)));
         return match answer.await {
@@ -218,7 +272,7 @@ async fn route(
             }
         };
     }
-    match admit(&request, certificate, &shared).await {
+    match admit(&request, &proof, &shared.registry).await {
         Ok((admitted, response)) => {
             let tasks = shared.tasks.clone();
             tasks.spawn(async move {
@@ -246,108 +300,6 @@ async fn route(
             refuse(status, &refusal)
         }
     }
-}
-
-/// A connection that may be upgraded.
-struct Admitted {
-    purpose: Purpose,
-    certificate: PeerCertificate,
-    workspace: Option<WorkspaceName>,
-    side: Side,
-}
-
-enum Purpose {
-    Park(WorkspaceName),
-    Connect(WorkspaceName, DeviceName),
-}
-
-/// Decides on an upgrade: who, for what, in which version.
-async fn admit(
-    request: &Request<Incoming>,
-    certificate: Option<PeerCertificate>,
-    shared: &Shared,
-) -> Result<(Admitted, Response<Body>), (StatusCode, Refusal)> {
-    let refusal = |status, code, text: &str| (status, Refusal::new(code, text));
-    let certificate = certificate.ok_or_else(|| {
-        let text = "this needs a client certificate. hint: pair this device (nexus-proxy pair), or enrol the stub";
-        refusal(StatusCode::UNAUTHORIZED, RefusalCode::Denied, text)
-    })?;
-    let denied = |refusal| (StatusCode::FORBIDDEN, refusal);
-    shared.registry.authorize(&certificate, SystemTime::now()).await.map_err(denied)?;
-    let purpose = match (certificate.identity.role.clone(), request.uri().path().strip_prefix(CONNECT_PATH)) {
-        (Role::Workspace(name), None) => Purpose::Park(name),
-        (Role::Device(device), Some(name)) => {
-            let name = name.parse::<WorkspaceName>();
-            let name = name.map_err(|e| refusal(StatusCode::BAD_REQUEST, RefusalCode::Malformed, &e.to_string()))?;
-            shared.registry.workspace(&name).await.map_err(denied)?;
-            Purpose::Connect(name, device)
-        }
-        _ => {
-            let text = "a stub parks and a device connects; this certificate is for the other";
-            return Err(refusal(StatusCode::FORBIDDEN, RefusalCode::Denied, text));
-        }
-    };
-    let headers = request.headers();
-    let accept = accept_key(request.method(), headers).ok_or_else(|| {
-        let text = "this address takes WebSocket upgrades only (RFC 6455, version 13)";
-        refusal(StatusCode::UPGRADE_REQUIRED, RefusalCode::Malformed, text)
-    })?;
-    let version = text_of(headers, SEC_WEBSOCKET_PROTOCOL.as_str()).and_then(Version::choose).ok_or_else(|| {
-        let text =
-            format!("this coordinator speaks {}. hint: bring both programs to the same release", Version::offer());
-        refusal(StatusCode::BAD_REQUEST, RefusalCode::Unsupported, &text)
-    })?;
-    let unmasked = text_of(headers, MASKING) == Some(MASKING_NONE);
-    let mut response = Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "websocket")
-        .header(SEC_WEBSOCKET_ACCEPT, accept)
-        .header(SEC_WEBSOCKET_PROTOCOL, version.subprotocol());
-    if unmasked {
-        response = response.header(MASKING, MASKING_NONE);
-    }
-    let internal =
-        |e: hyper::http::Error| refusal(StatusCode::INTERNAL_SERVER_ERROR, RefusalCode::Internal, &e.to_string());
-    let response = response.body(Body::empty()).map_err(internal)?;
-    let side = if unmasked { Side::Unmasked } else { Side::Server };
-    let workspace = match &purpose {
-        Purpose::Park(_) => None,
-        Purpose::Connect(workspace, _) => Some(workspace.clone()),
-    };
-    Ok((Admitted { purpose, certificate, workspace, side }, response))
-}
-
-/// The answer to a well-formed WebSocket handshake.
-fn accept_key(method: &Method, headers: &HeaderMap) -> Option<String> {
-    let has = |name, token: &str| {
-        let value: Option<&str> = text_of(headers, name);
-        value.is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
-    };
-    let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes)?;
-    let key_is_16_bytes = data_encoding::BASE64.decode(key).is_ok_and(|key| key.len() == 16);
-    let good = method == Method::GET
-        && has(CONNECTION.as_str(), "upgrade")
-        && has(UPGRADE.as_str(), "websocket")
-        && has(SEC_WEBSOCKET_VERSION.as_str(), "13")
-        && key_is_16_bytes;
-    good.then(|| derive_accept_key(key))
-}
-
-async fn upgraded(mut request: Request<Incoming>, peer: SocketAddr, side: Side) -> Option<Carrier<Tls>> {
-    let upgraded = match hyper::upgrade::on(&mut request).await {
-        Ok(upgraded) => upgraded,
-        Err(error) => {
-            tracing::debug!(%peer, %error, "upgrade failed");
-            return None;
-        }
-    };
-    drop(request);
-    let Ok(parts) = upgraded.downcast::<TokioIo<Tls>>() else {
-        tracing::error!("an upgraded connection changed its type");
-        return None;
-    };
-    Some(Carrier::new(websocket(parts.io.into_inner(), parts.read_buf, side).await))
 }
 
 fn refuse(status: StatusCode, refusal: &Refusal) -> Response<Body> {

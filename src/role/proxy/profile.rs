@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::code::{Code, CodeKind};
 use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
-use crate::role::files;
+use crate::role::{balancer, files};
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::{ClientError, first_contact};
+use crate::transport::outer::OuterTls;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::onboarding::{CodeText, PAIR_PATH, PairAnswer, PairRequest};
 
@@ -101,10 +102,11 @@ impl Profile {
             return Err(ProfileError::Code(text.into()));
         }
         files::private_dir(dir)?;
+        let outer = balancer::outer(dir, url)?;
         let key = PrivateKey::generate().map_err(ClientError::from)?;
         let csr = key.csr_pem().map_err(ClientError::from)?;
         let request = PairRequest { code: CodeText::new(code), device: device.clone(), csr };
-        let (answer, trust): (PairAnswer, Trust) = first_contact(url, &parsed, PAIR_PATH, &request).await?;
+        let (answer, trust): (PairAnswer, Trust) = first_contact(url, &outer, &parsed, PAIR_PATH, &request).await?;
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
         // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
         let before = Profile::load(dir, url).ok().filter(|before| before.trust.ca_pin() == trust.ca_pin());
@@ -117,6 +119,16 @@ impl Profile {
         // Last: its presence says that the rest is whole.
         profile.save()?;
         Ok(profile)
+    }
+
+    /// Where the coordinator is, as it was said when this device was paired: at `given`, behind a load balancer or not.
+    pub fn url(&self, given: CoordinatorUrl) -> CoordinatorUrl {
+        given.or_behind_balancer(self.kept.url.is_behind_balancer())
+    }
+
+    /// Who ends the outer TLS there.
+    pub fn outer(&self, url: &CoordinatorUrl) -> Result<OuterTls, ClientError> {
+        balancer::outer(&self.dir, url)
     }
 
     /// This device's name.

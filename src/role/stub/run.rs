@@ -25,6 +25,7 @@ use crate::transport::address::CoordinatorUrl;
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClient};
 use crate::transport::http::UPGRADE_TIMEOUT;
+use crate::transport::outer::OuterTls;
 use crate::wire::Refusal;
 use crate::wire::control::Control;
 use crate::wire::lifeline::{Attach, AttachMode, LifelineMessage};
@@ -38,6 +39,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct StubConfig {
     /// Where the coordinator is.
     pub coordinator: CoordinatorUrl,
+    /// Who ends TLS there.
+    pub outer: OuterTls,
     /// The workspace as laptops see it.
     pub workspace: Workspace,
     /// The socket for programs in the workspace.
@@ -75,7 +78,8 @@ pub async fn run(
 ) -> Result<(), ClientError> {
     let gateway = Gateway::bind(&config.socket)
         .map_err(|e| ClientError::Dial(format!("the workspace's socket cannot be opened: {e}")))?;
-    let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone());
+    let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone())
+        .with_outer(config.outer);
     let stub = Arc::new(Stub {
         client,
         state: Arc::new(Mutex::new(state)),

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::code::{Code, CodeKind};
 use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
-use crate::role::files;
+use crate::role::{balancer, files};
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::{ClientError, first_contact};
+use crate::transport::outer::OuterTls;
 use crate::wire::limits::MAX_DEVICES;
 use crate::wire::name::WorkspaceName;
 use crate::wire::onboarding::{CodeText, ENROLL_PATH, EnrollAnswer, EnrollRequest};
@@ -51,6 +52,8 @@ struct Kept {
     workspace: WorkspaceName,
     devices: HashSet<KeyPin>,
     trust_first_device: bool,
+    #[serde(default)]
+    behind_balancer: bool,
 }
 
 /// The state, in its directory.
@@ -92,14 +95,20 @@ impl StubState {
             return Err(StateError::Code(text.into()));
         }
         files::private_dir(dir)?;
+        let outer = balancer::outer(dir, url)?;
         let key = PrivateKey::generate().map_err(ClientError::from)?;
         let csr = key.csr_pem().map_err(ClientError::from)?;
         let request = EnrollRequest { code: CodeText::new(code), csr };
-        let (answer, trust): (EnrollAnswer, Trust) = first_contact(url, &parsed, ENROLL_PATH, &request).await?;
+        let (answer, trust): (EnrollAnswer, Trust) = first_contact(url, &outer, &parsed, ENROLL_PATH, &request).await?;
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
         let pins = answer.device_pins.iter().take(MAX_DEVICES).map(|pin| pin.parse());
         let devices = pins.collect::<Result<_, IdentityError>>().map_err(ClientError::from)?;
-        let kept = Kept { workspace: answer.workspace, devices, trust_first_device: answer.trust_first_device };
+        let kept = Kept {
+            workspace: answer.workspace,
+            devices,
+            trust_first_device: answer.trust_first_device,
+            behind_balancer: url.is_behind_balancer(),
+        };
         let state = StubState { dir: dir.to_owned(), kept, trust, credential };
         files::write(&dir.join("key.pem"), state.credential.key.to_pem().as_bytes())?;
         files::write(&dir.join("ca.pem"), state.trust.to_pem().as_bytes())?;
@@ -107,6 +116,16 @@ impl StubState {
         // Last: its presence says that the rest is whole.
         state.save()?;
         Ok(state)
+    }
+
+    /// Where the coordinator is: at `given`, and behind a load balancer if it was when this workspace enrolled.
+    pub fn url(&self, given: CoordinatorUrl) -> CoordinatorUrl {
+        given.or_behind_balancer(self.kept.behind_balancer)
+    }
+
+    /// Who ends the outer TLS there.
+    pub fn outer(&self, url: &CoordinatorUrl) -> Result<OuterTls, ClientError> {
+        balancer::outer(&self.dir, url)
     }
 
     /// The workspace's name.
@@ -185,7 +204,7 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         let identity = Identity::new(authority.domain().clone(), Role::Workspace(workspace.clone()));
         let chain = authority.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(60), now, &[]).unwrap();
-        let kept = Kept { workspace, devices: HashSet::new(), trust_first_device: true };
+        let kept = Kept { workspace, devices: HashSet::new(), trust_first_device: true, behind_balancer: false };
         let credential = Credential::new(chain, key).unwrap();
         let trust = authority.trust().clone();
         let mut state = StubState { dir: dir.path().to_owned(), kept, trust, credential };

@@ -4,6 +4,7 @@
 //! A constructor panics with what the program said when it does not come up: a fixture that half works would make
 //! every failure above it a riddle.
 
+pub mod balancer;
 pub mod capture;
 pub mod coordinator;
 pub mod faults;
@@ -24,6 +25,7 @@ pub mod transfers;
 pub mod udp;
 pub mod wait;
 
+pub use balancer::Balancer;
 pub use capture::Capture;
 pub use coordinator::{Coordinator, Machine};
 pub use git::GitDaemon;
