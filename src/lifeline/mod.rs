@@ -2,6 +2,8 @@
 //!
 //! In protocol version 1 it passes bytes through: the session ends with its carrier.
 
+pub mod paced;
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};

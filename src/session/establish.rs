@@ -19,6 +19,7 @@ use super::opener::Opener;
 use crate::identity::certificate::PeerCertificate;
 use crate::identity::error::IdentityError;
 use crate::lifeline::Lifeline;
+use crate::lifeline::paced::Paced;
 use crate::transport::Io;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 use crate::wire::refusal::printable_word;
@@ -83,7 +84,7 @@ impl Session {
         }
     }
 
-    fn start<T: Io>(io: T, end: End, peer: PeerCertificate) -> Session {
+    fn start<T: Io + Paced>(io: T, end: End, peer: PeerCertificate) -> Session {
         let (opener, acceptor, drive) = multiplex(io, end);
         let mut driver = JoinSet::new();
         driver.spawn(drive);
