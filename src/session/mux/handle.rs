@@ -30,6 +30,13 @@ impl MuxStream {
         MuxStream { stream }
     }
 
+    /// Bytes of memory that it takes.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        // The counts of the `Arc` before it.
+        size_of::<MuxStream>() + 2 * size_of::<usize>() + size_of::<Stream>() + self.stream.lock().footprint()
+    }
+
     /// Writes a refusal without waiting, since a new stream's queue is empty, and lets it go.
     pub(super) fn refuse(self) {
         let refusal = Refusal::new(RefusalCode::Busy, "too many streams at once. hint: close some and try again");

@@ -75,3 +75,11 @@ pub fn multiplex<T: Io + Paced>(
 #[cfg(test)]
 #[path = "mux_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod wire_tests;
+
+#[cfg(test)]
+#[path = "interop_tests.rs"]
+mod interop_tests;

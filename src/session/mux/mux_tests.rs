@@ -5,6 +5,7 @@ use crate::session::framed::FramedStream;
 use crate::session::opener::Opener;
 use crate::wire::open::Accepted;
 use crate::wire::{FrameKind, Open, Refusal, RefusalCode, StreamRequest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 fn pair(tasks: &mut JoinSet<io::Result<()>>) -> ((MuxOpener, MuxAcceptor), (MuxOpener, MuxAcceptor)) {
@@ -129,4 +130,70 @@ async fn a_flood_of_streams_is_refused_and_harms_no_other() {
     assert_eq!((held.len(), refused), (End::Laptop.inbound_limit(), FLOOD - End::Laptop.inbound_limit()));
     round_trip(&laptop).await.unwrap();
     assert!(!workspace.is_closed() && tasks.try_join_next().is_none());
+}
+
+/// Two ends that both send all they can on 64 streams, on a pipe that holds next to nothing, and read besides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_saturated_ends_do_not_hold_each_other_up() {
+    const STREAMS: usize = 64;
+    const BYTES: usize = 1 << 20;
+    let mut tasks = JoinSet::new();
+    let (a, b) = tokio::io::duplex(4096);
+    let (opener, _laptop_in, driver) = multiplex(a, End::Laptop);
+    tasks.spawn(driver);
+    let (_workspace, mut acceptor, driver) = multiplex(b, End::Workspace);
+    tasks.spawn(driver);
+    let mut ends = JoinSet::new();
+    let both_ways = |stream: MuxStream, seed: u8| async move {
+        let (mut read, mut write) = tokio::io::split(stream);
+        let writing = async move {
+            for i in 0..BYTES / 65536 {
+                write.write_all(&[seed.wrapping_add(i as u8); 65536]).await.unwrap();
+            }
+            write.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        tokio::join!(writing, async { read.read_to_end(&mut got).await.unwrap() });
+        assert_eq!(got.len(), BYTES);
+        assert!(got.chunks(65536).enumerate().all(|(i, piece)| piece.iter().all(|b| *b == seed.wrapping_add(i as u8))));
+    };
+    for _ in 0..STREAMS {
+        ends.spawn(both_ways(opener.open().await.unwrap(), 0));
+    }
+    for _ in 0..STREAMS {
+        let stream = acceptor.accept().await.unwrap();
+        ends.spawn(both_ways(stream, 0));
+    }
+    let all = async { while let Some(end) = ends.join_next().await { end.unwrap() } };
+    tokio::time::timeout(std::time::Duration::from_secs(300), all).await.expect("nobody waits for ever");
+}
+
+#[tokio::test]
+async fn a_reset_is_told_from_an_end() {
+    let mut tasks = JoinSet::new();
+    let ((laptop, _laptop_in), (_workspace, mut workspace_in)) = pair(&mut tasks);
+    for ended in [false, true] {
+        let mut stream = laptop.open().await.unwrap();
+        stream.write_all(b"content").await.unwrap();
+        let mut other = workspace_in.accept().await.unwrap();
+        other.read_exact(&mut [0; 7]).await.unwrap();
+        if ended {
+            stream.shutdown().await.unwrap();
+        }
+        drop(stream);
+        let read = other.read(&mut [0]).await.map_err(|e| e.kind());
+        assert_eq!(read, if ended { Ok(0) } else { Err(io::ErrorKind::ConnectionReset) });
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_waits_for_room_hears_of_a_reset() {
+    let mut tasks = JoinSet::new();
+    let ((laptop, _laptop_in), (_workspace, mut workspace_in)) = pair(&mut tasks);
+    let mut stream = laptop.open().await.unwrap();
+    let writer = tokio::spawn(async move { while stream.write_all(&[0; 65536]).await.is_ok() {} });
+    let other = workspace_in.accept().await.unwrap();
+    tokio::task::yield_now().await;
+    drop(other);
+    tokio::time::timeout(std::time::Duration::from_secs(60), writer).await.expect("it ends").unwrap();
 }

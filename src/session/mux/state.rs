@@ -293,6 +293,12 @@ impl State {
         self.reset_due && self.turn.place != Place::Sending
     }
 
+    /// Bytes that what waits takes, in either direction.
+    #[cfg(test)]
+    pub fn footprint(&self) -> usize {
+        self.buffer.footprint() + self.queue.footprint()
+    }
+
     /// Gives back what it had of the pool.
     pub fn release(&mut self, pool: &Pool) {
         self.buffer.clear();
