@@ -64,8 +64,7 @@ pub fn multiplex<T: Io + Paced>(
     let (over, cancel) = (CancellationToken::new(), CancellationToken::new());
     let (accepting, accepted) = mpsc::channel(ACCEPT_QUEUE);
     let limit = if end == End::Laptop { End::Workspace.inbound_limit() } else { End::Laptop.inbound_limit() };
-    let opener =
-        MuxOpener { hub: hub.clone(), over: over.clone(), permits: Arc::new(Semaphore::new(limit)), limit };
+    let opener = MuxOpener { hub: hub.clone(), over: over.clone(), permits: Arc::new(Semaphore::new(limit)), limit };
     let acceptor = MuxAcceptor { accepted, _end: cancel.clone().drop_guard() };
     let inbound = Arc::new(Semaphore::new(end.inbound_limit()));
     let table = table::Table::new(hub.clone(), end, accepting, inbound);

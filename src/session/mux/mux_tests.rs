@@ -164,7 +164,11 @@ async fn two_saturated_ends_do_not_hold_each_other_up() {
         let stream = acceptor.accept().await.unwrap();
         ends.spawn(both_ways(stream, 0));
     }
-    let all = async { while let Some(end) = ends.join_next().await { end.unwrap() } };
+    let all = async {
+        while let Some(end) = ends.join_next().await {
+            end.unwrap()
+        }
+    };
     tokio::time::timeout(std::time::Duration::from_secs(300), all).await.expect("nobody waits for ever");
 }
 

@@ -205,7 +205,7 @@ mod tests {
                 _ => break,
             }
         }
-        assert!(before_bulk >= QUANTUM && before_bulk <= QUANTUM + 1000, "{before_bulk}");
+        assert!((QUANTUM..=QUANTUM + 1000).contains(&before_bulk), "{before_bulk}");
     }
 
     proptest! {

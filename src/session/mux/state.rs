@@ -2,8 +2,8 @@
 //! wakers that it keeps are for others to wake.
 //!
 //! A stream ends in one of three ways: both ends said that they are complete (FIN); one of them reset it (RST); the session
-//! ended. Only the first reads as an end. What arrived before a reset can still be read, and what was written before
-//! the own end still leaves after the handle is gone.
+//! ended. Only the first reads as an end. What arrived before a reset can still be read, and what was written still
+//! leaves after the handle is gone: all of it before an end, and before a reset what the other end has room for.
 
 use std::io;
 use std::task::Waker;
@@ -165,16 +165,21 @@ impl State {
         }
     }
 
-    /// The handle is gone. Unless this end is complete, the stream is reset and what is queued dropped.
+    /// The handle is gone. Unless this end is complete, the stream is reset, after as much of what is queued as the
+    /// other end has room for.
     pub fn abandon(&mut self) {
         self.dropped = true;
+        self.update = 0;
         let unread = self.buffer.len();
         self.buffer.clear();
         self.discard(unread);
         if self.fin == Fin::Open && self.cut.is_none() {
-            self.cut(Cut::Ours);
-            // An other end that never heard of the stream need not hear of its end.
-            self.reset_due = self.id != 0;
+            if self.id == 0 && self.queue.is_empty() {
+                // An other end that never heard of the stream need not hear of its end.
+                self.cut(Cut::Ours);
+            } else {
+                self.reset_due = true;
+            }
         }
     }
 
@@ -288,9 +293,9 @@ impl State {
         (complete || self.cut.is_some()) && !self.reset_due && self.turn.place != Place::Sending
     }
 
-    /// A reset overtakes what others send, but not what its own stream has under way.
+    /// A reset overtakes what others send, but not what its own stream has under way or may still send.
     fn may_reset(&self) -> bool {
-        self.reset_due && self.turn.place != Place::Sending
+        self.reset_due && self.turn.place != Place::Sending && !self.can_send()
     }
 
     /// Bytes that what waits takes, in either direction.

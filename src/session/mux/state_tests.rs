@@ -177,9 +177,34 @@ fn who_waits_on_a_stream_that_nobody_heard_of_announces_it() {
 #[test]
 fn a_stream_that_nobody_heard_of_goes_in_silence() {
     let mut opener = State::outbound();
-    opener.write(b"never sent").unwrap();
+    assert!(opener.read(&mut ReadBuf::new(&mut [0; 1]), &Pool::new(0)).unwrap().is_none());
     opener.abandon();
     assert!(!opener.can_send() && !opener.needs_control());
+}
+
+#[test]
+fn what_was_written_before_a_reset_leaves_as_far_as_there_is_room() {
+    for room in [1000, 100, 0] {
+        let mut state = State::inbound(7);
+        for left in [FIRST_WINDOW / 2, FIRST_WINDOW / 2 - room] {
+            assert_eq!(state.write(&vec![0; left as usize]).unwrap(), left as usize);
+            while state.can_send() {
+                state.next_frame(BULK_FRAME).unwrap();
+            }
+        }
+        state.turn.place = Place::Idle;
+        assert_eq!(state.write(&[1; 1000]).unwrap(), 1000);
+        state.abandon();
+        if room > 0 {
+            assert!(state.can_send() && !state.needs_control());
+            assert_eq!(state.next_frame(BULK_FRAME).unwrap().0.length, room);
+            assert!(!state.needs_control());
+            state.turn.place = Place::Idle;
+        }
+        assert!(!state.can_send() && state.needs_control());
+        assert_eq!(state.next_control(), Some(Header::reset(7)));
+        assert!(state.is_over());
+    }
 }
 
 #[test]

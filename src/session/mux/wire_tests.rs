@@ -345,10 +345,11 @@ async fn bulk_waits_for_its_pace_and_a_little_does_not() {
         drop(call);
         assert_eq!(raw.frame().await.0, Header::reset(2 * i + 3));
     }
-    let mut gate = gate.lock().unwrap();
-    gate.0 = true;
-    gate.1.take().unwrap().wake();
-    drop(gate);
+    {
+        let mut gate = gate.lock().unwrap();
+        gate.0 = true;
+        gate.1.take().unwrap().wake();
+    }
     let mut rest = QUANTUM;
     while rest < 100_000 {
         let (header, _) = raw.frame().await;
