@@ -26,8 +26,8 @@ const ROLES: [&str; 3] = ["proxy", "stub", "coordinator"];
 /// Most lines of a file before its tests. A longer one has a second duty that wants a room of its own.
 const MAX_LINES: usize = 500;
 
-/// The one file that may name the multiplexer's crate.
-const MUX: &str = "src/session/mux.rs";
+/// The one file that may name the other multiplexer, which ours is tested against.
+const MUX: &str = "src/session/mux/interop_tests.rs";
 
 /// Files that may call `tokio::spawn` outside their tests, each with the reason why no `JoinSet` or `TaskTracker` owns the task.
 const BARE_SPAWN: [(&str, &str); 0] = [];
@@ -393,7 +393,7 @@ mod on_made_up_sources {
         fails("src/lifeline/buffer.rs", "use super::super::role::proxy;", "point down only");
         fails("src/lifeline/buffer.rs", "use crate::helpers::x;", "belongs to no layer");
         fails("src/helpers.rs", "use crate::wire::x;", "has no layer");
-        fails("src/session/mux.rs", "macro_rules! m { () => { $crate::service::x() } }", "`service::x`");
+        fails("src/session/mux/mod.rs", "macro_rules! m { () => { $crate::service::x() } }", "`service::x`");
     }
 
     #[test]
@@ -430,7 +430,7 @@ mod on_made_up_sources {
 
     #[test]
     fn crates_stay_where_they_belong() {
-        passes("src/session/mux.rs", "use yamux::Connection;");
+        passes("src/session/mux/interop_tests.rs", "use yamux::Connection;");
         passes("src/session/tls.rs", "/// Below `yamux`.\nconst A: &str = \"yamux\";");
         fails("src/session/tls.rs", "use yamux::Connection;", "names `yamux`");
         fails("src/wire/x.rs", "async fn f() { tokio::time::sleep(d).await }", "`tokio` in wire");

@@ -240,6 +240,7 @@ fn refusal_codes() {
         RefusalCode::AddressInUse,
         RefusalCode::Busy,
         RefusalCode::Unavailable,
+        RefusalCode::TakenOver,
         RefusalCode::Cancelled,
         RefusalCode::Internal,
         RefusalCode::Other,
@@ -259,6 +260,7 @@ fn refusal_codes() {
             | RefusalCode::AddressInUse
             | RefusalCode::Busy
             | RefusalCode::Unavailable
+            | RefusalCode::TakenOver
             | RefusalCode::Cancelled
             | RefusalCode::Internal
             | RefusalCode::Other => {}

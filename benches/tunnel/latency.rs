@@ -21,8 +21,7 @@ const CALLS: usize = 2_000;
 /// Calls before it.
 const WARM_UP: usize = 200;
 
-/// How long a loaded measurement goes on. Windows grow by round trips that are measured every ten seconds: a
-/// shorter one would see the tunnel before, or after, and call it luck.
+/// How long a loaded measurement goes on: long enough for the kernel's buffers to have grown as far as they do.
 const LOADED_TIME: Duration = Duration::from_secs(20);
 
 /// Calls after which a loaded measurement looks at the clock: one may take a tenth of a second.

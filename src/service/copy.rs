@@ -171,6 +171,12 @@ pub async fn relay_metered<L: Into<Socket>, S: Io>(
         let mut sent_all = false;
         poll_fn(|cx| {
             if !sent_all && let Poll::Ready(result) = outgoing.as_mut().poll(cx) {
+                if let Err(Fault::Stream(_)) = &result
+                    && let Poll::Ready(Err(reason)) = incoming.poll(cx, &local, false, meter)
+                {
+                    // Who stopped reading may have said why before.
+                    return Poll::Ready(Err(reason));
+                }
                 result?;
                 sent_all = true;
             }

@@ -243,3 +243,40 @@ async fn splice_drops_both_sides_when_one_fails() {
     assert!(splicing.await.unwrap().is_err());
     assert_eq!(a.read(&mut [0]).await.unwrap(), 0);
 }
+
+/// A stream whose other end has said something and stopped reading.
+struct Deaf(DuplexStream);
+
+impl AsyncRead for Deaf {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Deaf {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_reason_also_where_content_met_a_reset() {
+    let (mut client, local) = tcp_pair().await;
+    client.write_all(b"content").await.unwrap();
+    local.readable().await.unwrap();
+    let (here, there) = tokio::io::duplex(PIPE);
+    let refusal = Refusal::new(RefusalCode::NotDeclared, "no");
+    FramedStream::new(there).refuse(&refusal).await;
+    let stream = FramedStream::new(Deaf(here));
+    let error = relay_metered(local, stream, Answer::Due, &Meter::default()).await.unwrap_err();
+    assert!(matches!(&error, StreamError::Refused(told) if *told == refusal), "{error}");
+    is_reset(client).await;
+}

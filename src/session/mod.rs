@@ -1,9 +1,8 @@
 //! A session: mutual TLS and a multiplexer on a lifeline, and the frames that every stream in it is made of.
 //!
 //! Who is at the other end is settled here, before the first stream. What a stream does is not known here:
-//! that is for `service`. Only `mux` names the multiplexer's crate.
+//! that is for `service`.
 
-pub mod coalesce;
 pub mod establish;
 pub mod framed;
 pub mod mux;

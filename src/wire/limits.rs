@@ -45,8 +45,8 @@ pub const ASSERTION_SKEW: Duration = Duration::from_secs(60);
 /// Bytes of one binary WebSocket message. Larger messages hold up everything behind them on a slow link.
 pub const MAX_CARRIER_MESSAGE: usize = 128 * 1024;
 
-/// Streams that one peer may have open in one session. The multiplexer's own limit is above it, because
-/// reaching that one ends the whole session.
+/// Streams that one peer may have open in one session. The multiplexer refuses what is above it, and ends the session
+/// only with a peer that does not read its refusals.
 pub const MAX_STREAMS: usize = 8 * 1024;
 
 /// Streams for calls and processes in one session at a time; a forwarded connection is cheaper than either.

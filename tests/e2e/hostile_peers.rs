@@ -35,7 +35,7 @@ use crate::support::laptop::{Up, port_in};
 use crate::support::*;
 
 /// Bytes that may be on their way to a peer that does not read: buffers of sockets, pipes and windows together.
-const ON_THE_WAY: usize = 32 << 20;
+const ON_THE_WAY: usize = 64 << 20;
 
 /// KiB that a program may have in all of this.
 const MEMORY: u64 = 200 << 10;
