@@ -203,7 +203,8 @@ fn a_listener_whose_way_is_dead_says_so() {
         world.near.black_hole();
         let said = until("the tunnel to be said to be down, and why", || {
             let tunnel = tunnel();
-            (tunnel["state"] != "up" && tunnel["why"].as_str().is_some_and(|why| !why.is_empty())).then_some(tunnel)
+            let down = tunnel["state"] == "resuming";
+            (down && tunnel["why"].as_str().is_some_and(|why| !why.is_empty())).then_some(tunnel)
         });
         println!("while nothing arrives: {said}");
         world.near.heal();
