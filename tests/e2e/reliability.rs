@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::linked::Frozen;
-use crate::support::transfers::Transfers;
+use crate::support::transfers::{RECOVERY, Transfers};
 use crate::support::*;
 
 /// Bytes of one transfer.
@@ -79,13 +79,15 @@ fn an_outage_is_survived(begin: impl Fn(&Link), time: Duration) {
     let mut talk = Dialogue::redis(port);
     talk.echo();
     let mut transfers = Transfers::start(&world, TRANSFER);
-    for link in [&world.near, &world.far] {
+    for (name, link) in [("near", &world.near), ("far", &world.far)] {
         until_it_moves("bytes before the outage", &mut transfers, &world);
         begin(link);
         std::thread::sleep(time);
         link.heal();
+        let began = Instant::now();
+        talk.echo_within(RECOVERY);
+        println!("out for {time:?} at the {name} wire; an answer {:?} after that", began.elapsed());
         until_it_moves("bytes after the outage", &mut transfers, &world);
-        talk.echo();
     }
     transfers.finish();
     talk.ends_well();
@@ -142,7 +144,7 @@ fn a_freeze_is_survived(what: &str, time: Duration, pid: impl Fn(&Linked, &lapto
     std::thread::sleep(time);
     drop(frozen);
     let began = Instant::now();
-    talk.echo();
+    talk.echo_within(RECOVERY);
     println!("{what} stood still for {time:?}; an answer {:?} after that", began.elapsed());
     talk.echo();
     talk.ends_well();
@@ -183,7 +185,7 @@ fn a_laptop_that_changes_its_address_keeps_its_connections() {
         hosts.readdress(&hosts.laptop, address, next);
         address = next;
         let began = Instant::now();
-        talk.echo();
+        talk.echo_within(RECOVERY);
         println!("at {next}; an answer {:?} after that", began.elapsed());
         assert_ne!(capture::connections(coordinator.program.pid(), coordinator.port, next), 0, "from the new address");
     }

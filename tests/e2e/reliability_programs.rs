@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::support::linked::Frozen;
-use crate::support::transfers::digest;
+use crate::support::transfers::{RECOVERY, digest};
 use crate::support::*;
 
 /// Bytes of the file that is copied, and of the one in the repository: some seconds on the wire.
@@ -131,8 +131,10 @@ fn a_shell_a_copy_a_transaction_and_a_clone_notice_nothing() {
             until("something to be under way", || (near.counts().down > before.down + 500_000).then_some(()));
             println!("{what}");
             fault();
-            shell.ask(PATIENCE, typed);
-            words.push(session.ask(PATIENCE, |word| format!("insert into kept values ('{word}') returning word;")));
+            let began = Instant::now();
+            shell.ask(RECOVERY, typed);
+            println!("an answer {:?} after that", began.elapsed());
+            words.push(session.ask(RECOVERY, |word| format!("insert into kept values ('{word}') returning word;")));
         }
         drop(end);
         println!("{} copies, {} clones", copies.join().expect("a copy broke"), clones.join().expect("a clone broke"));

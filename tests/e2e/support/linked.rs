@@ -65,6 +65,16 @@ impl Linked {
     }
 }
 
+impl Drop for Linked {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (stub, coordinator) = (self.stub.output(), self.coordinator.program.output());
+            eprintln!("the stub said:\n{stub}\nthe coordinator said:\n{coordinator}");
+            eprintln!("the near wire: {:?}; the far one: {:?}", self.near.counts(), self.far.counts());
+        }
+    }
+}
+
 /// A program that is talked to line by line, for as long as it takes: its connection is one and the same.
 #[derive(Debug)]
 pub struct Dialogue {
@@ -114,7 +124,13 @@ impl Dialogue {
     /// Asks the Redis at the other end to say something back.
     #[track_caller]
     pub fn echo(&mut self) {
-        self.ask(super::PATIENCE, |word| format!("ECHO {word}"));
+        self.echo_within(super::PATIENCE);
+    }
+
+    /// As [`echo`](Self::echo); it may take longer.
+    #[track_caller]
+    pub fn echo_within(&mut self, time: Duration) {
+        self.ask(time, |word| format!("ECHO {word}"));
     }
 
     /// Ends its input, and waits for it to end in good order.

@@ -15,6 +15,10 @@ use super::program::{Run, Running, command, free_port, listens};
 use super::wait::within;
 use super::{Nginx, curl};
 
+/// How long everything may stand still after something went wrong before it is taken for stuck: more than the
+/// longest silence that any of the programs waits out. No judgement of how fast they are.
+pub const RECOVERY: Duration = Duration::from_secs(120);
+
 /// How long one transfer may take. Only what stands still takes longer.
 const MOST: Duration = Duration::from_secs(600);
 
@@ -90,12 +94,13 @@ impl Transfers {
     /// Waits until `condition` holds, and fails at once when a transfer has.
     #[track_caller]
     pub fn go_on_until(&mut self, what: &str, condition: impl Fn() -> bool) {
-        super::until(&format!("{what}, while transfers go on"), || {
+        let held = within(RECOVERY, || {
             if let Some(failed) = self.ways.iter().position(JoinHandle::is_finished) {
                 panic!("before {what} {}", broke(self.ways.swap_remove(failed)).unwrap_or_default());
             }
             condition().then_some(())
         });
+        assert!(held.is_some(), "transfers stand still: waited {RECOVERY:?} in vain for {what}");
     }
 
     /// Ends them after the ones that are under way, which must be correct; gives how many there were down and up.

@@ -113,7 +113,8 @@ impl Link {
         self.flow(&Direction::BOTH, Flow::Held);
     }
 
-    /// Loses everything in both directions from now on: connections stay open and say nothing, and new ones reach nobody.
+    /// Loses everything in both directions from now on: connections stay open and say nothing. New ones reach nobody
+    /// until this is over; then they do, as the packet that begins one is sent again and again.
     pub fn black_hole(&self) {
         self.flow(&Direction::BOTH, Flow::Lost);
     }

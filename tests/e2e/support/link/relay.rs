@@ -234,14 +234,8 @@ async fn attend(client: TcpStream, target: u16, shared: Arc<Shared>) {
 
 async fn carry(client: &TcpStream, target: u16, server: &mut Option<TcpStream>, shared: &Arc<Shared>) -> End {
     let mut settings = shared.settings.subscribe();
-    let _ = settings.wait_for(|settings| !settings.flow.contains(&Flow::Held)).await;
-    if settings.borrow().flow.contains(&Flow::Lost) {
-        // The client's first packet, or the answer to it, was lost, and nobody comes to know of it.
-        swallow(client).await;
-        // Not before the client could hear of it again.
-        let _ = settings.wait_for(|settings| !settings.flow.contains(&Flow::Lost)).await;
-        return End::Closed;
-    }
+    // Its first packet, or the answer to it, does not arrive; the client's kernel sends it again until it does.
+    let _ = settings.wait_for(|settings| settings.flow == [Flow::Open; 2]).await;
     let Ok(dialled) = dial(target).await else { return End::Reset };
     let server = &*server.insert(dialled);
     if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
@@ -273,19 +267,6 @@ async fn dial(target: u16) -> io::Result<TcpStream> {
     let dialled = socket.connect((Ipv4Addr::LOCALHOST, target).into()).await?;
     SockRef::from(&dialled).set_linger(None)?;
     Ok(dialled)
-}
-
-/// Takes what comes until nothing more does.
-async fn swallow(client: &TcpStream) {
-    let mut scratch = vec![0; CHUNK];
-    while client.readable().await.is_ok() {
-        match client.try_read(&mut scratch) {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return,
-        }
-    }
 }
 
 /// What is under way, and when it arrives.
