@@ -74,7 +74,7 @@ fn nginx_conf(folder: &Path, addr: SocketAddr) -> String {
            access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000; default_type text/plain;
            client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
            uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-           client_max_body_size 0;
+           client_max_body_size 0; send_timeout 1h; client_body_timeout 1h;
            server {{ listen {addr}; listen unix:{folder}/http.sock; root {folder}/www; dav_methods PUT; }}
          }}"
     )
