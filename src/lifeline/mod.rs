@@ -176,11 +176,11 @@ impl Lifeline {
                 Some(id) => self.carriers.push(Slot { id, carrier, unflushed: false, reply: Some(reply) }),
                 None => drop(reply.send(Err("the session is over".into()))),
             },
-            Command::Arrived { mut carrier, route, attach } => match self.core.arrived(route, &attach, now) {
+            Command::Arrived { carrier, route, attach } => match self.core.arrived(route, &attach, now) {
                 Ok(id) => self.carriers.push(Slot { id, carrier, unflushed: false, reply: None }),
                 Err(fault) => {
                     tracing::warn!(%fault, "a carrier was refused");
-                    let _ = carrier.start_send(Core::unknown());
+                    // Without a word: an attach that another one overtook is no reason to end the session.
                     self.leaving.push(carrier);
                 }
             },

@@ -30,7 +30,7 @@ const START_QUEUE: Duration = Duration::from_millis(8);
 
 /// Time that bytes may wait in queues: an eighth of the round trip, at least and at most this. It is also by how much
 /// a faster path shows itself.
-const LEAST_QUEUE: Duration = Duration::from_millis(1);
+const LEAST_QUEUE: Duration = Duration::from_micros(300);
 const MOST_QUEUE: Duration = Duration::from_millis(12);
 
 /// A round is one round trip, but no less than this: shorter ones measure the scheduler.

@@ -15,7 +15,7 @@ use crate::wire::lifeline::AttachMode;
 const ATTEMPT: Duration = Duration::from_secs(40);
 
 /// A connection that lasts this long was a good one: the next loss begins anew with short waits.
-const STEADY: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_secs(1);
 
 impl Tunnel {
     /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when

@@ -16,7 +16,7 @@ use super::state::StubState;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
-use crate::lifeline::{Route, first_attach};
+use crate::lifeline::{Route, Standing, first_attach};
 use crate::role::backoff::Backoff;
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
@@ -253,6 +253,7 @@ impl Stub {
             Ok(false) => return tracing::warn!(session, %device, "another device came first, or this one was removed"),
             Err(error) => return tracing::error!(%error, "the first device could not be remembered"),
         }
+        let watched = established.lifeline.standing();
         let (id, end) = self.laptops.enter(peer.pin, established.opener.clone(), established.lifeline.clone()).await;
         tracing::info!(session, %device, "session");
         (self.events)(StubEvent::SessionBegan(device.to_string()));
@@ -260,10 +261,25 @@ impl Stub {
             outcome = serve(established, self.workspace.clone(), self.state.clone(), end) => {
                 tracing::info!(session, %device, ?outcome, "session over");
             }
+            () = self.doubt(watched) => {}
             () = stop.cancelled() => {}
         }
         self.laptops.leave(id);
         (self.events)(StubEvent::SessionEnded(device.to_string()));
+    }
+
+    /// A session whose connection is gone or does not answer puts the parked one in doubt: it takes the same way.
+    async fn doubt(&self, mut standing: watch::Receiver<Standing>) {
+        let is_well = |standing: &Standing| !matches!(standing, Standing::Suspect { .. } | Standing::Lost { .. });
+        while standing.wait_for(|standing| !is_well(standing)).await.is_ok() {
+            let what = "the connection of a session does not answer";
+            self.changes.send_modify(|change| *change = Change { count: change.count + 1, what });
+            if standing.wait_for(is_well).await.is_err() {
+                break;
+            }
+        }
+        // Whoever serves the session sees its end.
+        std::future::pending().await
     }
 
     /// The inner TLS server: devices on the list only, checked anew for each session.

@@ -1,0 +1,197 @@
+//! Which carriers a lifeline has, and how it moves from one to another.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::{ALERT, Attaching, CarrierId, Core, MAX_CARRIERS, Member, Side};
+use crate::lifeline::path::Path;
+use crate::lifeline::standing::{Ended, Fault, Route};
+use crate::wire::lifeline::{Attach, AttachMode, Attached, LifelineMessage, TAG};
+
+impl Core {
+    /// A carrier that the dialer made. Begins on it, moves to it, or keeps it ready.
+    pub fn dialed(&mut self, route: Route, mode: AttachMode, now: Instant) -> Option<CarrierId> {
+        if self.ended.is_some() || (mode != AttachMode::Begin && self.key.is_none()) {
+            return None;
+        }
+        let id = self.enter(route, now);
+        if mode == AttachMode::Begin {
+            self.active = Some(id);
+        }
+        self.ask_to_attach(id, mode, now);
+        Some(id)
+    }
+
+    /// A carrier that arrived at the listener with an attach on it.
+    pub fn arrived(&mut self, route: Route, attach: &Attach, now: Instant) -> Result<CarrierId, Fault> {
+        if self.ended.is_some() {
+            return Err(Fault::Over);
+        }
+        let id = self.enter(route, now);
+        self.attach(id, attach, now).inspect_err(|_| self.drop_member(id))?;
+        Ok(id)
+    }
+
+    /// A carrier broke or closed.
+    pub fn lost(&mut self, id: CarrierId, why: &str, now: Instant) {
+        self.drop_member(id);
+        if self.active != Some(id) {
+            return;
+        }
+        self.active = None;
+        self.asked = None;
+        self.suspect = false;
+        self.trouble = Some((now, why.to_owned()));
+        if self.key.is_none() {
+            self.end(Ended::BrokenEarly(why.to_owned()));
+        } else if self.side == Side::Dialer {
+            self.take_standby(now);
+        }
+    }
+
+    /// Carriers that are no longer needed; the caller closes them.
+    pub fn retired(&mut self) -> Option<CarrierId> {
+        self.retired.pop()
+    }
+
+    /// The machine slept or the network changed: every carrier is asked at once whether it lives.
+    pub fn probe(&mut self, now: Instant) {
+        self.alert = Some(now + ALERT);
+        if self.side == Side::Listener {
+            return;
+        }
+        for index in 0..self.members.len() {
+            self.ping(index, now);
+        }
+        if self.active.is_some() {
+            self.asked = Some(now);
+        }
+    }
+
+    fn enter(&mut self, route: Route, now: Instant) -> CarrierId {
+        if self.members.len() >= MAX_CARRIERS {
+            let active = self.active;
+            if let Some(index) = self.members.iter().position(|member| Some(member.id) != active) {
+                self.retired.push(self.members.remove(index).id);
+            }
+        }
+        let id = CarrierId(self.next_member);
+        self.next_member = self.next_member.wrapping_add(1);
+        self.members.push(Member {
+            id,
+            route,
+            outbox: VecDeque::new(),
+            attaching: None,
+            heard: now,
+            pinged: None,
+            round_trip: None,
+        });
+        id
+    }
+
+    pub(super) fn drop_member(&mut self, id: CarrierId) {
+        self.members.retain(|member| member.id != id);
+    }
+
+    pub(super) fn member(&mut self, id: CarrierId) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.id == id)
+    }
+
+    pub(super) fn ask_to_attach(&mut self, id: CarrierId, mode: AttachMode, now: Instant) {
+        if mode != AttachMode::Begin {
+            self.sequence += 1;
+        }
+        let (sequence, received) = (self.sequence, self.received);
+        let attach = Attach { id: self.id, sequence, mode, received, tag: [0; TAG] };
+        let attach = self.key.as_ref().map_or(attach, |key| key.sign_attach(attach));
+        if let Some(member) = self.member(id) {
+            member.outbox.push_back(LifelineMessage::Attach(attach).encode());
+            if mode != AttachMode::Begin {
+                member.attaching = Some(Attaching { sequence, mode, since: now });
+            }
+        }
+    }
+
+    /// Goes on on the carrier that stands by, if one does.
+    pub(super) fn take_standby(&mut self, now: Instant) -> bool {
+        let active = self.active;
+        let ready = self.members.iter().find(|m| Some(m.id) != active && m.attaching.is_none()).map(|m| m.id);
+        if let Some(id) = ready {
+            self.ask_to_attach(id, AttachMode::Move, now);
+        }
+        ready.is_some()
+    }
+
+    /// The listener's half of an attach.
+    pub(super) fn attach(&mut self, from: CarrierId, attach: &Attach, now: Instant) -> Result<(), Fault> {
+        if self.side == Side::Dialer || attach.id != self.id {
+            return Err(Fault::OutOfPlace);
+        }
+        if attach.mode == AttachMode::Begin {
+            if self.active.is_some() || self.received > 0 || attach.received > 0 || self.next_member > 1 {
+                return Err(Fault::OutOfPlace);
+            }
+            self.active = Some(from);
+            return Ok(());
+        }
+        let Some(key) = self.key.clone() else { return Err(Fault::OutOfPlace) };
+        if !key.is_attach(attach) || attach.sequence <= self.sequence {
+            return Err(Fault::NotProven);
+        }
+        self.sequence = attach.sequence;
+        if attach.mode == AttachMode::Move {
+            self.move_to(from, attach.received, now)?;
+        }
+        let answer = Attached { sequence: attach.sequence, received: self.received, tag: [0; TAG] };
+        if let Some(member) = self.member(from) {
+            member.outbox.push_back(LifelineMessage::Attached(key.sign_attached(answer)).encode());
+        }
+        Ok(())
+    }
+
+    /// The dialer's half.
+    pub(super) fn attached(&mut self, from: CarrierId, attached: &Attached, now: Instant) -> Result<(), Fault> {
+        let proven = self.key.as_ref().is_some_and(|key| key.is_attached(attached));
+        let member = self.member(from).ok_or(Fault::OutOfPlace)?;
+        let Some(attaching) = member.attaching.take_if(|attaching| attaching.sequence == attached.sequence) else {
+            return Err(Fault::OutOfPlace);
+        };
+        if !proven {
+            return Err(Fault::NotProven);
+        }
+        let round_trip = now.saturating_duration_since(attaching.since);
+        member.round_trip = Some(round_trip);
+        if attaching.mode == AttachMode::Move {
+            self.move_to(from, attached.received, now)?;
+            self.path.timed(round_trip, now);
+        }
+        Ok(())
+    }
+
+    /// This carrier is the one in use; others of its route have served.
+    fn move_to(&mut self, id: CarrierId, peer_has: u64, now: Instant) -> Result<(), Fault> {
+        if self.replay.resume(peer_has).is_err() {
+            let text = format!("the other side says it has {peer_has} bytes of {}", self.replay.end());
+            self.end(Ended::Position(text));
+            return Err(Fault::Over);
+        }
+        self.active = Some(id);
+        self.path = Path::new();
+        self.marked = (0, None);
+        self.asked = None;
+        self.trouble = None;
+        self.suspect = false;
+        self.moves += 1;
+        let Some(route) = self.member(id).map(|member| {
+            member.heard = now;
+            member.route
+        }) else {
+            return Err(Fault::OutOfPlace);
+        };
+        let (served, stay) =
+            std::mem::take(&mut self.members).into_iter().partition(|m| m.id != id && m.route == route);
+        self.members = stay;
+        self.retired.extend(served.into_iter().map(|m: Member| m.id));
+        Ok(())
+    }
+}
