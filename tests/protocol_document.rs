@@ -209,6 +209,7 @@ fn control_messages() {
         Control::Join { session: "s".into(), device: None },
         Control::Refused(Refusal::new(RefusalCode::Other, "")),
         Control::Drain { reconnect_after_ms: 1 },
+        Control::Revoked { pins: Vec::new() },
     ];
     for control in &all {
         match control {
@@ -216,6 +217,7 @@ fn control_messages() {
             | Control::Join { .. }
             | Control::Refused(_)
             | Control::Drain { .. }
+            | Control::Revoked { .. }
             | Control::Unknown => {}
         }
     }

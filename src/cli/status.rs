@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::failure::{self, Failure};
 use super::home::Home;
 use super::output::Output;
+use crate::lifeline::Route;
 use crate::role::proxy::control::{self, socket_path};
 use crate::role::proxy::daemon::Status;
 use crate::role::proxy::forwards::ForwardKind;
@@ -62,7 +63,20 @@ fn show_status(output: Output, status: &Status) {
     let tunnel = &status.tunnel;
     let text = |key: &str| tunnel[key].as_str().unwrap_or_default().to_owned();
     let state = match tunnel["state"].as_str() {
-        Some("up") => format!("up since {} by {}", second(&text("since")), status.path),
+        Some("up") => {
+            let path = if status.path == "direct" { Route::Direct } else { Route::Relay };
+            let path = super::up::path_text(path, tunnel["round_trip_ms"].as_f64());
+            format!("up since {}, {path}", second(&text("since")))
+        }
+        Some("resuming") => {
+            let last =
+                tunnel["last"].as_str().map(|last| format!("; {}", last.replace("hint: ", ""))).unwrap_or_default();
+            let next = match tunnel["retry_ms"].as_u64() {
+                Some(0) | None => "an attempt is under way".to_owned(),
+                Some(ms) => format!("next attempt in {:.1} s", ms as f64 / 1000.0),
+            };
+            format!("interrupted since {}: {}{last} ({next})", second(&text("since")), text("why"))
+        }
         Some("waiting") => format!("down since {}: {}", second(&text("since")), text("why").replace("hint: ", "")),
         Some("connecting") => "connecting".into(),
         _ => format!("failed: {}", text("why")),

@@ -17,6 +17,7 @@ use super::json_lines;
 use super::log::Common;
 use super::output::Output;
 use super::signals;
+use crate::role::stub::direct::{Addresses, DirectConfig};
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
 use crate::role::stub::run::{self, StubConfig, StubEvent};
 use crate::role::stub::session::Workspace;
@@ -84,6 +85,17 @@ struct RunArguments {
     /// The workspace's directory, where processes start.
     #[arg(long, default_value = ".")]
     workspace: PathBuf,
+    /// Where laptops that can reach this workspace connect without the coordinator. Only sessions that the coordinator
+    /// has joined move there, and prove themselves.
+    #[arg(long, env = "NEXUS_DIRECT_LISTEN", value_name = "ADDRESS", default_value = "[::]:0")]
+    direct_listen: std::net::SocketAddr,
+    /// The address that leads there from outside, as a router or a container's host forwards it, in place of this
+    /// machine's own; may be given again.
+    #[arg(long, env = "NEXUS_DIRECT_ADVERTISE", value_name = "ADDRESS", value_delimiter = ',')]
+    direct_advertise: Vec<std::net::SocketAddr>,
+    /// Opens no port: everything goes through the coordinator.
+    #[arg(long)]
+    no_direct: bool,
     /// Ends when standard input does: for a parent that must not leave it behind.
     #[arg(long)]
     exit_with_stdin: bool,
@@ -257,7 +269,8 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
     let config = StubConfig {
         outer: state.outer(&coordinator).map_err(|e| state_failure(e.into()))?,
         coordinator,
-        workspace: Workspace { env: environment(&socket), dir: workspace },
+        workspace: Workspace { env: environment(&socket), dir: workspace, direct: Addresses::default() },
+        direct: DirectConfig { listen: (!run.no_direct).then_some(run.direct_listen), advertise: run.direct_advertise },
         socket,
     };
     let stop = CancellationToken::new();

@@ -54,6 +54,9 @@ pub struct Up {
     /// The authorities that certify the load balancer before the coordinator, when they have changed since `pair`.
     #[arg(long, requires = "coordinator")]
     pub ca_file: Option<PathBuf>,
+    /// Goes through the coordinator even where the workspace can be reached directly.
+    #[arg(long)]
+    pub no_direct: bool,
     /// This process is the background one.
     #[arg(long, hide = true)]
     pub background: Option<PathBuf>,
@@ -160,7 +163,7 @@ async fn session(
     let device = profile.device().to_string();
     let outer = profile.outer(&url).map_err(|e| Failure::new(failure::REFUSED, e))?;
     let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone()).with_outer(outer);
-    let tunnel = Tunnel::new(client, profile, up.workspace.clone());
+    let tunnel = Tunnel::new(client, profile, up.workspace.clone()).with_direct(!up.no_direct);
     let on_this_machine = up.coordinator.is_none();
     let log = up.background.clone();
     let daemon = Daemon::new(tunnel, device, config.declared(), log, on_this_machine, stop.clone());
@@ -238,6 +241,9 @@ async fn show(
         match now {
             _ if before == told => {}
             TunnelState::Connecting { .. } => {}
+            // The usual beginning, through the coordinator and then directly, is not news.
+            TunnelState::Up { path: Route::Direct, moves: 1, .. }
+                if matches!(before, Told::Up { .. }) && !output.is_json() => {}
             TunnelState::Up { path, round_trip_ms, .. }
                 if matches!(before, Told::Up { .. } | Told::Resuming { .. }) =>
             {
@@ -337,6 +343,9 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     }
     if let Some(config) = &up.config {
         command.arg("--config").arg(config);
+    }
+    if up.no_direct {
+        command.arg("--no-direct");
     }
     command.args(up.forwards.arguments());
     // A process group of its own, so that Ctrl-C on this terminal does not reach it.

@@ -226,7 +226,7 @@ impl Lifeline {
             Control::Refused(refusal) => {
                 self.core.end(Ended::Refused(Refusal::from_bytes(&refusal.to_bytes())));
             }
-            Control::Parked {} | Control::Join { .. } | Control::Unknown => {}
+            Control::Parked {} | Control::Join { .. } | Control::Revoked { .. } | Control::Unknown => {}
         }
     }
 

@@ -9,15 +9,27 @@ pub const FIRST: Duration = Duration::from_millis(200);
 pub const LONGEST: Duration = Duration::from_secs(15);
 
 /// Waits between attempts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff::up_to(LONGEST)
+    }
 }
 
 impl Backoff {
+    /// Waits that grow to another bound.
+    pub fn up_to(longest: Duration) -> Backoff {
+        Backoff { failures: 0, longest }
+    }
+
     /// The next wait, between half and all of the exponential step; `random` is in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
-        let step = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        let step = FIRST.saturating_mul(1 << self.failures.min(16)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         step.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
     }

@@ -23,6 +23,7 @@ use crate::lifeline::{BoxCarrier, Lifeline, LifelineHandle, Paced, Route};
 use crate::transport::Io;
 use crate::wire::lifeline::Attach;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
+use crate::wire::open::Accepted;
 use crate::wire::refusal::printable_word;
 use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
 
@@ -117,18 +118,12 @@ pub async fn connect(
     lifeline.set_key(resume_key(connection.export_keying_material([0; SECRET], LABEL, None))?);
     let peer = peer_of(connection.peer_certificates())?;
     let mut session = Session::start(tls, End::Laptop, peer, handle);
-    let hello = async {
-        let io = session.opener.open().await?;
-        let request = StreamRequest::Hello { version: env!("CARGO_PKG_VERSION").into(), instance: instance.into() };
-        let mut stream = FramedStream::open(io, &Open::new(request)).await.map_err(StreamError::into_refusal)?;
-        let answer = stream.answer().await.map_err(StreamError::into_refusal)?;
-        let _ = stream.writer.close().await;
-        Ok(Greeting { version: printable_word(&answer.version.unwrap_or_default(), MAX_VERSION) })
-    };
-    let hello = tokio::time::timeout(HELLO_TIMEOUT, hello).await;
-    let greeting: Result<Greeting, Refusal> = hello.map_err(|_| SessionError::Timeout(HELLO_TIMEOUT))?;
-    match greeting {
-        Ok(greeting) => Ok((session, greeting)),
+    let greeting = tokio::time::timeout(HELLO_TIMEOUT, hello(&session.opener, instance)).await;
+    match greeting.map_err(|_| SessionError::Timeout(HELLO_TIMEOUT))? {
+        Ok(answer) => {
+            let version = printable_word(&answer.version.unwrap_or_default(), MAX_VERSION);
+            Ok((session, Greeting { version }))
+        }
         Err(refusal) => {
             // The workspace's verdict on our certificate arrives only after our side of the handshake is done.
             let ended = tokio::time::timeout(GOODBYE_TIMEOUT, session.ended()).await;
@@ -141,6 +136,16 @@ pub async fn connect(
             }
         }
     }
+}
+
+/// Says hello, the first time or again, and gives what the workspace says of itself.
+pub async fn hello(opener: &MuxOpener, instance: &str) -> Result<Accepted, Refusal> {
+    let io = opener.open().await?;
+    let request = StreamRequest::Hello { version: env!("CARGO_PKG_VERSION").into(), instance: instance.into() };
+    let mut stream = FramedStream::open(io, &Open::new(request)).await.map_err(StreamError::into_refusal)?;
+    let answer = stream.answer().await.map_err(StreamError::into_refusal)?;
+    let _ = stream.writer.close().await;
+    Ok(answer)
 }
 
 /// The workspace's end: TLS server, on a carrier whose first message was this attach.

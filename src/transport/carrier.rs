@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::{Sink, SinkExt, Stream, StreamExt};
 use tokio::time::{Instant, Sleep, interval_at, sleep_until};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::server::Callback;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 
@@ -64,6 +65,13 @@ pub async fn websocket<T: Io>(io: T, read_ahead: Bytes, side: Side) -> WebSocket
     let role = if side == Side::Client { Role::Client } else { Role::Server };
     let config = config().accept_unmasked_frames(side == Side::Unmasked);
     WebSocketStream::from_partially_read(io, read_ahead.into(), role, Some(config)).await
+}
+
+/// Answers an upgrade, with what `answer` adds to it, on a connection where neither side masks.
+pub async fn accepted_unmasked<T: Io>(io: T, answer: impl Callback + Unpin) -> io::Result<Carrier<T>> {
+    let config = config().accept_unmasked_frames(true);
+    let ws = tokio_tungstenite::accept_hdr_async_with_config(io, answer, Some(config)).await.map_err(io_error)?;
+    Ok(Carrier::new(ws))
 }
 
 fn io_error(error: tungstenite::Error) -> io::Error {

@@ -7,6 +7,7 @@ pub mod address;
 pub mod carrier;
 pub mod client;
 pub mod dial;
+pub mod direct;
 pub mod http;
 pub mod memory;
 pub mod outer;

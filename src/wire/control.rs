@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::MAX_CONTROL;
 use super::refusal::{Refusal, RefusalCode};
+use crate::identity::KeyPin;
+
+/// Pins in one `Revoked` message; more go in further messages.
+pub const MAX_REVOKED: usize = 128;
 
 /// What the coordinator says. A type this version does not know reads as `Unknown` and is ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +30,11 @@ pub enum Control {
     Drain {
         /// When to come back, in milliseconds from now. Spread out, so that clients do not return all at once.
         reconnect_after_ms: u64,
+    },
+    /// To a stub: devices that are not let in any more. Their sessions end.
+    Revoked {
+        /// Their keys; at most [`MAX_REVOKED`].
+        pins: Vec<KeyPin>,
     },
     /// Anything else.
     #[serde(other)]
@@ -52,6 +61,12 @@ impl Control {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_most_revoked_devices_fit() {
+        let revoked = Control::Revoked { pins: vec![KeyPin::from_bytes([0xff; 32]); MAX_REVOKED] };
+        assert_eq!(Control::parse(&revoked.to_text()).unwrap(), revoked);
+    }
 
     #[test]
     fn golden_text() {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::limits;
@@ -132,6 +134,9 @@ impl fmt::Display for Endpoint {
     }
 }
 
+/// Addresses in the answer to a `Hello`.
+pub const MAX_DIRECT: usize = 16;
+
 /// The payload of an `Accept` frame.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Accepted {
@@ -141,6 +146,9 @@ pub struct Accepted {
     /// `Listen`: where it listens, with the port that was picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Endpoint>,
+    /// `Hello`: where the workspace can be reached without the coordinator; at most [`MAX_DIRECT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<Vec<SocketAddr>>,
     /// `Process`: its id in the workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,

@@ -1,12 +1,14 @@
 //! Who still belongs here. A connection that stands is judged again when a device is revoked, a workspace removed or a
 //! code used, by this process or by a command beside it.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
 use super::registry::Registry;
 use super::store::Revision;
+use crate::identity::KeyPin;
 use crate::identity::certificate::PeerCertificate;
 use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
@@ -22,23 +24,38 @@ const RENEWED: Duration = Duration::from_secs(24 * 3600);
 pub struct Membership {
     registry: Registry,
     revision: watch::Receiver<Revision>,
+    revoked: watch::Receiver<Revoked>,
 }
+
+/// The keys of revoked devices.
+pub type Revoked = Arc<[KeyPin]>;
 
 impl Membership {
     /// And the task that notices changes, for ever.
     pub fn new(registry: Registry) -> (Membership, impl Future<Output = ()>) {
         let (changes, revision) = watch::channel(Revision::default());
+        let (lost, revoked) = watch::channel(Revoked::default());
+        let devices = registry.clone();
         let store = registry.store().clone();
         let look = async move {
             loop {
                 match store.revision().await {
-                    Ok(now) => drop(changes.send_if_modified(|before| std::mem::replace(before, now) != now)),
+                    Ok(now) => {
+                        if changes.send_if_modified(|before| std::mem::replace(before, now) != now) {
+                            tell_revoked(&devices, &lost).await;
+                        }
+                    }
                     Err(error) => tracing::warn!(%error, "the database could not be looked at"),
                 }
                 tokio::time::sleep(LOOK).await;
             }
         };
-        (Membership { registry, revision }, look)
+        (Membership { registry, revision, revoked }, look)
+    }
+
+    /// The revoked devices, as they change.
+    pub fn revoked(&self) -> watch::Receiver<Revoked> {
+        self.revoked.clone()
     }
 
     /// Returns when the holder of this certificate no longer belongs here, or the workspace it is connected to does not.
@@ -60,5 +77,19 @@ impl Membership {
                 Ok(()) => {}
             }
         }
+    }
+}
+
+async fn tell_revoked(registry: &Registry, lost: &watch::Sender<Revoked>) {
+    match registry.list_devices().await {
+        Ok(devices) => {
+            let pins: Revoked = devices.iter().filter(|d| d.revoked.is_some()).map(|d| d.pin).collect();
+            lost.send_if_modified(|before| {
+                let differs = *before != pins;
+                *before = pins;
+                differs
+            });
+        }
+        Err(error) => tracing::warn!(%error, "the revoked devices could not be listed"),
     }
 }

@@ -7,13 +7,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_tungstenite::WebSocketStream;
 use tokio_util::sync::CancellationToken;
 
+use super::membership::Revoked;
 use crate::transport::Io;
 use crate::transport::carrier::{Arrival, Carrier, Drain, relay};
-use crate::wire::control::Control;
+use crate::wire::control::{Control, MAX_REVOKED};
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::{Refusal, RefusalCode};
 
@@ -30,6 +31,7 @@ pub const DRAIN_SPREAD: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Rendezvous<T> {
     parked: Mutex<HashMap<WorkspaceName, Slot<T>>>,
+    revoked: watch::Receiver<Revoked>,
     stop: CancellationToken,
 }
 
@@ -54,9 +56,10 @@ struct Claim<T> {
 }
 
 impl<T: Io> Rendezvous<T> {
-    /// Ends everything it holds when `stop` is cancelled, telling clients when to come back.
-    pub fn new(stop: CancellationToken) -> Rendezvous<T> {
-        Rendezvous { parked: Mutex::new(HashMap::new()), stop }
+    /// Ends everything it holds when `stop` is cancelled, telling clients when to come back. Stubs are told of
+    /// `revoked` devices: sessions that need no coordinator any more end, too.
+    pub fn new(revoked: watch::Receiver<Revoked>, stop: CancellationToken) -> Rendezvous<T> {
+        Rendezvous { parked: Mutex::new(HashMap::new()), revoked, stop }
     }
 
     /// How many connections of a workspace are parked.
@@ -69,7 +72,9 @@ impl<T: Io> Rendezvous<T> {
         if carrier.send_control(&Control::Parked {}).await.is_err() {
             return;
         }
-        let (claim, claimed) = oneshot::channel();
+        let mut revoked = self.revoked.clone();
+        revoked.mark_changed();
+        let (claim, mut claimed) = oneshot::channel();
         let id = rand::random();
         self.with(|parked| {
             let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
@@ -79,25 +84,35 @@ impl<T: Io> Rendezvous<T> {
             }
             slot.arrivals.notify_waiters();
         });
-        tokio::select! {
-            claim = claimed => match claim {
-                Ok(claim) => {
-                    let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
-                    if carrier.send_control(&join).await.is_ok() {
-                        let _ = claim.give.send(carrier.into_websocket());
+        loop {
+            tokio::select! {
+                pins = news(&mut revoked) => {
+                    for pins in pins.chunks(MAX_REVOKED) {
+                        // A connection that does not take it is seen to be dead below.
+                        let _ = carrier.send_control(&Control::Revoked { pins: pins.to_vec() }).await;
                     }
-                    return;
+                    continue;
                 }
-                Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
-            },
-            arrival = carrier.arrival() => match arrival {
-                Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
-                Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
-                Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
-            },
-            () = self.stop.cancelled() => {
-                let _ = carrier.send_control(&drain()).await;
+                claim = &mut claimed => match claim {
+                    Ok(claim) => {
+                        let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
+                        if carrier.send_control(&join).await.is_ok() {
+                            let _ = claim.give.send(carrier.into_websocket());
+                        }
+                        return;
+                    }
+                    Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
+                },
+                arrival = carrier.arrival() => match arrival {
+                    Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
+                    Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
+                    Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+                },
+                () = self.stop.cancelled() => {
+                    let _ = carrier.send_control(&drain()).await;
+                }
             }
+            break;
         }
         self.with(|parked| {
             if let Some(slot) = parked.get_mut(&workspace) {
@@ -184,6 +199,14 @@ impl<T> Slot<T> {
     }
 }
 
+/// The revoked devices, when they have changed.
+async fn news(revoked: &mut watch::Receiver<Revoked>) -> Revoked {
+    match revoked.changed().await {
+        Ok(()) => revoked.borrow_and_update().clone(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 fn drain() -> Control {
     let spread = DRAIN_SPREAD.as_millis() as u64;
     Control::Drain { reconnect_after_ms: rand::random_range(0..=spread) }
@@ -203,6 +226,10 @@ mod tests {
         (near, far)
     }
 
+    fn nobody() -> watch::Receiver<Revoked> {
+        watch::channel(Revoked::default()).1
+    }
+
     fn control(arrival: std::io::Result<Option<Arrival>>) -> Control {
         match arrival {
             Ok(Some(Arrival::Control(control))) => control,
@@ -213,7 +240,7 @@ mod tests {
     #[tokio::test]
     async fn joins_whoever_comes_first() {
         for stub_first in [true, false] {
-            let rendezvous = Arc::new(Rendezvous::new(CancellationToken::new()));
+            let rendezvous = Arc::new(Rendezvous::new(nobody(), CancellationToken::new()));
             let (mut stub, stub_far) = ends().await;
             let (mut laptop, laptop_far) = ends().await;
             let name: WorkspaceName = "w".parse().unwrap();
@@ -247,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn a_stop_tells_everyone_when_to_come_back() {
         let stop = CancellationToken::new();
-        let rendezvous = Arc::new(Rendezvous::new(stop.clone()));
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), stop.clone()));
         let (mut stub, far) = ends().await;
         let park = tokio::spawn({
             let rendezvous = rendezvous.clone();
@@ -264,7 +291,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_connections_stay_parked() {
-        let rendezvous = Arc::new(Rendezvous::new(CancellationToken::new()));
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), CancellationToken::new()));
         let mut tasks = tokio::task::JoinSet::new();
         let mut stubs = Vec::new();
         for _ in 0..MAX_PARKED + 2 {

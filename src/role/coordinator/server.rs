@@ -125,8 +125,8 @@ pub async fn run(
     let (membership, look) = Membership::new(registry.clone());
     let shared = Shared {
         registry: Arc::new(registry.clone()),
+        rendezvous: Arc::new(Rendezvous::new(membership.revoked(), stop.clone())),
         membership,
-        rendezvous: Arc::new(Rendezvous::new(stop.clone())),
         api: api::router(registry.clone()),
         permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         newcomers: Newcomers::new(MAX_NEWCOMERS),

@@ -145,7 +145,7 @@ impl Daemon {
             device: self.device.clone(),
             uptime_s: self.began.elapsed().as_secs(),
             tunnel: serde_json::to_value(&*self.tunnel.state().borrow()).unwrap_or_default(),
-            path: "relay".into(),
+            path: self.tunnel.path().into(),
             forwards: self.forwards.status(),
             log: self.log.clone(),
         }

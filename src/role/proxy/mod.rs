@@ -4,6 +4,7 @@
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod direct;
 pub mod forwards;
 pub mod mend;
 pub mod profile;

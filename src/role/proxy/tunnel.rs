@@ -149,6 +149,7 @@ pub struct Tunnel {
     state: watch::Sender<TunnelState>,
     current: watch::Sender<Option<MuxOpener>>,
     changes: watch::Sender<Change>,
+    direct: bool,
 }
 
 impl Tunnel {
@@ -162,7 +163,22 @@ impl Tunnel {
             state: watch::Sender::new(TunnelState::Connecting { attempt: 1 }),
             current: watch::Sender::new(None),
             changes: watch::Sender::default(),
+            direct: true,
         }
+    }
+
+    /// Whether it looks for a way without the coordinator. It does unless told not to.
+    pub fn with_direct(self, direct: bool) -> Tunnel {
+        Tunnel { direct, ..self }
+    }
+
+    pub(super) fn wants_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Names this process in what it says to the workspace.
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// Opens streams on it.
@@ -173,6 +189,15 @@ impl Tunnel {
     /// How it is, as it changes.
     pub fn state(&self) -> watch::Receiver<TunnelState> {
         self.state.subscribe()
+    }
+
+    /// The way that bytes take now; empty when there is none.
+    pub fn path(&self) -> &'static str {
+        match &*self.state.borrow() {
+            TunnelState::Up { path: Route::Relay, .. } => "relay",
+            TunnelState::Up { path: Route::Direct, .. } => "direct",
+            _ => "",
+        }
     }
 
     /// The workspace.
@@ -264,6 +289,7 @@ impl Tunnel {
         S: Future<Output = ()> + Send + 'static,
     {
         let lifeline = session.lifeline.clone();
+        let opener = session.opener.clone();
         self.publish(standing.up(Route::Relay, None, false, 0));
         self.current.send_replace(Some(session.opener.clone()));
         let probe = async {
@@ -275,6 +301,7 @@ impl Tunnel {
         let served = tokio::select! {
             why = serve_session(session, serve) => Ok(why),
             error = self.mend(&lifeline, standing) => Err(error),
+            error = self.keep_direct(&lifeline, &opener) => Err(error),
             () = probe => Ok("this program is ending".into()),
         };
         self.current.send_replace(None);

@@ -2,6 +2,7 @@
 //! created for, and gives the programs of the workspace a socket to call their laptop through.
 
 pub mod devices;
+pub mod direct;
 pub mod gateway;
 pub mod laptops;
 pub mod orphans;

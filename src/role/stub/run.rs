@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::direct::{DirectConfig, DirectPort};
 use super::gateway::Gateway;
 use super::laptops::Laptops;
 use super::orphans;
@@ -26,10 +27,10 @@ use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier, CoordinatorClient};
 use crate::transport::http::UPGRADE_TIMEOUT;
 use crate::transport::outer::OuterTls;
-use crate::wire::Refusal;
 use crate::wire::control::Control;
 use crate::wire::lifeline::{Attach, AttachMode, LifelineMessage};
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
+use crate::wire::{Refusal, RefusalCode};
 
 /// How long a stop waits for sessions.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ pub struct StubConfig {
     pub workspace: Workspace,
     /// The socket for programs in the workspace.
     pub socket: PathBuf,
+    /// The port for laptops that reach it without the coordinator.
+    pub direct: DirectConfig,
 }
 
 /// Something worth a line of output.
@@ -78,18 +81,26 @@ pub async fn run(
 ) -> Result<(), ClientError> {
     let gateway = Gateway::bind(&config.socket)
         .map_err(|e| ClientError::Dial(format!("the workspace's socket cannot be opened: {e}")))?;
+    let direct = DirectPort::open(config.direct).await;
+    let direct =
+        direct.map_err(|e| ClientError::Dial(format!("the port for direct connections cannot be opened: {e}")))?;
+    let mut workspace = config.workspace;
+    workspace.direct = direct.as_ref().map(DirectPort::addresses).unwrap_or_default();
     let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone())
         .with_outer(config.outer);
     let stub = Arc::new(Stub {
         client,
         state: Arc::new(Mutex::new(state)),
-        workspace: Arc::new(config.workspace),
+        workspace: Arc::new(workspace),
         laptops: Arc::new(Laptops::default()),
         events: Box::new(events),
         changes: watch::Sender::default(),
     });
     let tasks = TaskTracker::new();
     tasks.spawn(gateway.run(stub.laptops.clone(), stop.clone()));
+    if let Some(direct) = direct {
+        tasks.spawn(direct.run(stub.laptops.clone(), stop.clone()));
+    }
     tasks.spawn({
         let (stub, stop) = (stub.clone(), stop.clone());
         async move {
@@ -183,6 +194,11 @@ impl Stub {
                 }
                 Ok(Some(Arrival::Control(Control::Refused(refusal)))) => {
                     return Err(Refusal::new(refusal.code, refusal.message).into());
+                }
+                Ok(Some(Arrival::Control(Control::Revoked { pins }))) => {
+                    for pin in pins {
+                        self.laptops.end_device(pin, &revoked()).await;
+                    }
                 }
                 Ok(Some(Arrival::Control(Control::Unknown))) => {}
                 Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
@@ -299,6 +315,11 @@ impl Stub {
     fn state(&self) -> std::sync::MutexGuard<'_, StubState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn revoked() -> Refusal {
+    let text = "this device was revoked at the coordinator. hint: pair it again with a new key";
+    Refusal::new(RefusalCode::Denied, text)
 }
 
 enum Parked {

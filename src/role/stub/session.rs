@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::devices;
+use super::direct::Addresses;
 use super::state::StubState;
 use crate::identity::KeyPin;
 use crate::service::forward::serve_connect;
@@ -30,6 +31,8 @@ pub struct Workspace {
     pub dir: PathBuf,
     /// The environment of its processes.
     pub env: BTreeMap<String, String>,
+    /// Where it can be reached without the coordinator.
+    pub direct: Addresses,
 }
 
 #[derive(Clone)]
@@ -87,7 +90,11 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
     let outcome = match request {
         StreamRequest::Hello { version, instance } => {
             tracing::info!(version, instance, "the laptop says hello");
-            let accepted = Accepted { version: Some(env!("CARGO_PKG_VERSION").into()), ..Accepted::default() };
+            let accepted = Accepted {
+                version: Some(env!("CARGO_PKG_VERSION").into()),
+                direct: Some(shared.workspace.direct.now()),
+                ..Accepted::default()
+            };
             let answered = stream.accepted(&accepted).await;
             let _ = stream.writer.close().await;
             answered.map_err(Into::into)

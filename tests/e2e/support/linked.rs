@@ -45,10 +45,10 @@ impl Linked {
         Linked { laptop, stub, machine, near, far, coordinator }
     }
 
-    /// `nexus-proxy up` of `laptop`, which may be a twin of ours; returns when the tunnel is up. Borrows no more than the laptop.
+    /// `nexus-proxy up`, by way of the coordinator only, of `laptop`, which may be a twin of ours; returns when the tunnel is up. Borrows no more than the laptop.
     #[track_caller]
     pub fn up<'a>(near: &Link, laptop: &'a Laptop) -> Up<'a> {
-        laptop.up(&["box", "--coordinator", &near.url()])
+        laptop.up(&["box", "--no-direct", "--coordinator", &near.url()])
     }
 
     /// A forward from a free port of the laptop to `target` in the workspace; it lasts as long as what is returned.

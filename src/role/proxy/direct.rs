@@ -1,0 +1,112 @@
+//! The direct way: tries the addresses that the workspace names, moves the session there, keeps the way through the
+//! coordinator ready, and climbs back up after a fall.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use super::tunnel::{Tunnel, TunnelError};
+use crate::lifeline::{LifelineHandle, Route, Standing};
+use crate::role::backoff::Backoff;
+use crate::session::establish::hello;
+use crate::session::mux::MuxOpener;
+use crate::transport::direct;
+use crate::wire::lifeline::AttachMode;
+
+/// Longest wait between two tries for a direct way. A network change ends the wait.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// A way that lasts this long was a good one.
+const STEADY: Duration = Duration::from_secs(30);
+
+impl Tunnel {
+    /// Works for a direct way, and for the other one behind it, for as long as the session lives. Ends only with a
+    /// reason why the session must end: the coordinator does not let this device in any more.
+    pub(super) async fn keep_direct(&self, lifeline: &LifelineHandle, opener: &MuxOpener) -> TunnelError {
+        let mut standing = lifeline.standing();
+        let mut changes = self.changes();
+        let mut backoff = Backoff::up_to(LONGEST);
+        loop {
+            let now = standing.borrow_and_update().clone();
+            let next = match now {
+                Standing::Attached { route: Route::Relay, .. } if self.wants_direct() => {
+                    let tried = tokio::select! {
+                        tried = self.try_direct(lifeline, opener) => tried,
+                        _ = standing.wait_for(|s| !matches!(s, Standing::Attached { .. })) => continue,
+                    };
+                    match tried {
+                        Ok(()) => STEADY,
+                        Err(why) => {
+                            tracing::debug!(why, "no direct way yet");
+                            backoff.next(rand::random())
+                        }
+                    }
+                }
+                Standing::Attached { route: Route::Direct, standby: false, .. } => {
+                    let standby = async {
+                        let carrier = self.join().await?;
+                        let attached = lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Standby);
+                        attached.await.map(drop).map_err(TunnelError::resume)
+                    };
+                    match standby.await {
+                        Ok(()) => STEADY,
+                        Err(error) if !error.is_passing() && !error.is_impostor() => return error,
+                        Err(error) => {
+                            tracing::debug!(%error, "no way through the coordinator to fall back on yet");
+                            backoff.next(rand::random())
+                        }
+                    }
+                }
+                Standing::Attached { .. } => {
+                    backoff.reset();
+                    LONGEST
+                }
+                Standing::Ended(_) => return std::future::pending().await,
+                Standing::Beginning | Standing::Suspect { .. } | Standing::Lost { .. } => LONGEST,
+            };
+            let before = way(&now);
+            tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                _ = changes.changed() => backoff.reset(),
+                changed = standing.wait_for(|s| way(s) != before) => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+            }
+        }
+    }
+
+    /// One try: the first address that answers as this session's other end.
+    async fn try_direct(&self, lifeline: &LifelineHandle, opener: &MuxOpener) -> Result<(), String> {
+        let accepted = hello(opener, self.instance()).await.map_err(|refusal| refusal.to_string())?;
+        let here = self.client().url().is_loopback();
+        let addresses = accepted.direct.unwrap_or_default();
+        let addresses: Vec<SocketAddr> = addresses.into_iter().filter(|a| direct::may_dial(*a, here)).collect();
+        let mut tries: FuturesUnordered<_> = addresses.iter().map(|address| direct::dial(*address)).collect();
+        let mut why = "the workspace names no address that could be dialled from here".to_owned();
+        while let Some(dialed) = tries.next().await {
+            match dialed {
+                Err(refusal) => why = refusal.to_string(),
+                Ok(carrier) => match lifeline.attach(Box::new(carrier), Route::Direct, AttachMode::Standby).await {
+                    Err(error) => why = error,
+                    Ok(attachment) => {
+                        lifeline.go_over(attachment).await;
+                        return Ok(());
+                    }
+                },
+            }
+        }
+        Err(why)
+    }
+}
+
+/// What of a standing decides what to do.
+fn way(standing: &Standing) -> (u8, bool) {
+    match standing {
+        Standing::Attached { route: Route::Relay, .. } => (0, false),
+        Standing::Attached { route: Route::Direct, standby, .. } => (1, *standby),
+        Standing::Beginning | Standing::Suspect { .. } | Standing::Lost { .. } => (2, false),
+        Standing::Ended(_) => (3, false),
+    }
+}

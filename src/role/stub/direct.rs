@@ -1,0 +1,155 @@
+//! The stub's own port, for laptops that can reach it without the coordinator. Only sessions that exist move here: a
+//! stranger gets no further than one small message, and there are few of them at a time.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::laptops::Laptops;
+use crate::lifeline::{Route, first_attach};
+use crate::transport::direct;
+use crate::wire::lifeline::AttachMode;
+use crate::wire::open::MAX_DIRECT;
+
+/// Connections that may be in front of the door at a time; more wait in the kernel's queue.
+const MAX_KNOCKING: usize = 64;
+
+/// How long the first message may take.
+const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+
+/// Where the direct way leads.
+#[derive(Debug, Clone)]
+pub struct DirectConfig {
+    /// Where to listen.
+    pub listen: Option<SocketAddr>,
+    /// Addresses to name in place of those that this machine has: what a router or a container's host forwards here.
+    pub advertise: Vec<SocketAddr>,
+}
+
+impl Default for DirectConfig {
+    /// Every address of the machine, on a port that is free.
+    fn default() -> DirectConfig {
+        DirectConfig { listen: Some((Ipv6Addr::UNSPECIFIED, 0).into()), advertise: Vec::new() }
+    }
+}
+
+/// The open port.
+#[derive(Debug)]
+pub struct DirectPort {
+    listener: TcpListener,
+    advertise: Vec<SocketAddr>,
+}
+
+impl DirectPort {
+    /// Opens it. On a machine without IPv6 the default becomes every IPv4 address.
+    pub async fn open(config: DirectConfig) -> std::io::Result<Option<DirectPort>> {
+        let Some(listen) = config.listen else { return Ok(None) };
+        let listener = match TcpListener::bind(listen).await {
+            Err(_) if listen.ip() == Ipv6Addr::UNSPECIFIED => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, listen.port())).await?
+            }
+            bound => bound?,
+        };
+        Ok(Some(DirectPort { listener, advertise: config.advertise }))
+    }
+
+    /// What laptops may try.
+    pub fn addresses(&self) -> Addresses {
+        let bound = self.listener.local_addr().ok();
+        Addresses { bound, advertise: self.advertise.clone() }
+    }
+
+    /// Lets laptops in until `stop`.
+    pub async fn run(self, laptops: Arc<Laptops>, stop: CancellationToken) {
+        let knocking = Arc::new(Semaphore::new(MAX_KNOCKING));
+        let mut tasks = JoinSet::new();
+        loop {
+            while tasks.try_join_next().is_some() {}
+            let Ok(permit) = knocking.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((tcp, peer)) => {
+                    let laptops = laptops.clone();
+                    tasks.spawn(async move {
+                        if let Err(why) = admit(tcp, &laptops).await {
+                            tracing::debug!(%peer, why, "a direct connection was not taken");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a direct connection failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn admit(tcp: TcpStream, laptops: &Laptops) -> Result<(), String> {
+    let mut carrier = direct::accept(tcp).await.map_err(|e| e.to_string())?;
+    let attach = tokio::time::timeout(FIRST_MESSAGE, first_attach(&mut carrier)).await;
+    let attach = attach.ok().flatten().ok_or("no attach")?;
+    // A session begins where the coordinator has seen both ends.
+    if attach.mode == AttachMode::Begin {
+        return Err("a session cannot begin here".into());
+    }
+    let lifeline = laptops.lifeline(attach.id).map_err(|refusal| refusal.to_string())?;
+    lifeline.arrived(Box::new(carrier), Route::Direct, attach).await;
+    Ok(())
+}
+
+/// Where a laptop may find the port. Asked anew each time: interfaces come and go.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    bound: Option<SocketAddr>,
+    advertise: Vec<SocketAddr>,
+}
+
+impl Addresses {
+    /// At most [`MAX_DIRECT`] of them.
+    pub fn now(&self) -> Vec<SocketAddr> {
+        let mut all = self.advertise.clone();
+        if let Some(bound) = self.bound.filter(|_| self.advertise.is_empty()) {
+            if bound.ip().is_unspecified() {
+                let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
+                    let storage = interface.address?;
+                    let v4 = storage.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), bound.port())));
+                    v4.or_else(|| storage.as_sockaddr_in6().map(|a| SocketAddr::from((a.ip(), bound.port()))))
+                });
+                all.extend(interfaces.filter(|address| bound.is_ipv6() || address.is_ipv4()));
+            } else {
+                all.push(bound);
+            }
+        }
+        all.retain(|address| direct::may_dial(*address, address.ip().is_loopback()));
+        all.dedup();
+        all.truncate(MAX_DIRECT);
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_its_addresses() {
+        let advertise = vec!["192.0.2.7:9000".parse().unwrap()];
+        let config = DirectConfig { advertise: advertise.clone(), ..DirectConfig::default() };
+        let port = DirectPort::open(config).await.unwrap().unwrap();
+        assert_eq!(port.addresses().now(), advertise);
+        let port = DirectPort::open(DirectConfig::default()).await.unwrap().unwrap();
+        let addresses = port.addresses().now();
+        assert!(addresses.iter().any(|a| a.ip().is_loopback()) && addresses.len() <= MAX_DIRECT, "{addresses:?}");
+        assert!(DirectPort::open(DirectConfig { listen: None, advertise: Vec::new() }).await.unwrap().is_none());
+    }
+}
