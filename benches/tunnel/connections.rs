@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::latency::{loaded, show};
 use super::peers::{self, Route};
 use super::report::{Report, figure};
-use super::rig::{Programs, Tunnel, cpu_seconds};
+use super::rig::{Programs, Tunnel, Way, cpu_seconds};
 use super::target::{self, Direction, requests, touch};
 
 /// Clients that connect at the same time.
@@ -29,8 +29,13 @@ pub fn run(programs: &Programs, report: &Report) -> Result<()> {
         "New: 8 clients connect, send a byte, have it back, close. Requests: one client, keep-alive, 2 bytes of body.",
     );
     let target = target::serve()?;
-    let mut tunnel = Tunnel::start(programs)?;
-    let mut routes = vec![Route::none(target), Route::ours(&mut tunnel, target)?];
+    let mut tunnel = Tunnel::start(programs, Way::Relay)?;
+    let mut direct = Tunnel::start(programs, Way::Direct)?;
+    let mut routes = vec![
+        Route::none(target),
+        Route::ours("nexus-proxy", &mut tunnel, target)?,
+        Route::ours("nexus-proxy directly", &mut direct, target)?,
+    ];
     let started = peers::ALL.iter().filter_map(|(_, start)| start(target).ok().flatten());
     routes.extend(started);
     for route in &routes {

@@ -86,7 +86,7 @@ impl Distant<'_> {
         stub.arg("--state").arg(workspace.path().join("state")).arg("--workspace").arg(workspace.path());
         let stub = Process::start(stub)?;
         stub.says(|line| line.contains("ready for laptops").then_some(()))?;
-        let up = home.up_with(&[WORKSPACE, "--coordinator", &url])?;
+        let up = home.up_with(&[WORKSPACE, "--no-direct", "--coordinator", &url])?;
         let (_up, _stub, _link, _coordinator) = (up, stub, link, coordinator);
         Ok(Distant { forwards: Vec::new(), _up, _stub, home, workspace, _link, _coordinator })
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::report::{Report, figure, percentile};
-use super::rig::{Programs, Tunnel};
+use super::rig::{Programs, Tunnel, Way};
 use super::target::{self, Direction, saturate};
 
 /// Calls of one measurement on an idle tunnel.
@@ -31,16 +31,18 @@ const LOADED_BATCH: usize = 50;
 pub fn run(programs: &Programs, report: &Report) -> Result<()> {
     report.title("latency", "`tool.list` from the workspace to the laptop and back; each call on a new connection.");
     let target = target::serve()?;
-    let mut tunnel = Tunnel::start(programs)?;
-    let port = tunnel.forward(target)?;
-    let socket = tunnel.stub_socket();
-    calls(&socket, WARM_UP)?;
-    show(report, "tool.list, idle tunnel", &calls(&socket, CALLS)?);
-    for (what, direction) in [
-        ("tool.list, one stream saturates it up", Direction::Up),
-        ("tool.list, one stream saturates it down", Direction::Down),
-    ] {
-        show(report, what, &loaded(port, direction, || calls(&socket, LOADED_BATCH))?);
+    for (name, way) in [("", Way::Relay), (" directly", Way::Direct)] {
+        let mut tunnel = Tunnel::start(programs, way)?;
+        let port = tunnel.forward(target)?;
+        let socket = tunnel.stub_socket();
+        calls(&socket, WARM_UP)?;
+        show(report, &format!("tool.list{name}, idle tunnel"), &calls(&socket, CALLS)?);
+        for (what, direction) in
+            [("one stream saturates it up", Direction::Up), ("one stream saturates it down", Direction::Down)]
+        {
+            let took = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
+            show(report, &format!("tool.list{name}, {what}"), &took);
+        }
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use nexus_proxy::wire::onboarding::{CodeText, EnrollRequest};
 use super::distant::Coordinator;
 use super::peers::{self, Route};
 use super::report::{Report, figure};
-use super::rig::{Programs, Tunnel, memory};
+use super::rig::{Programs, Tunnel, Way, memory};
 use super::target::{self, touch};
 
 /// Idle connections held at once.
@@ -37,12 +37,12 @@ const SETTLE: Duration = Duration::from_secs(2);
 pub fn run(programs: &Programs, report: &Report) -> Result<()> {
     report.title("memory", "Proportional set size; per connection and per stub it is the growth, divided.");
     let target = target::serve_idle()?;
-    let mut tunnel = Tunnel::start(programs)?;
+    let mut tunnel = Tunnel::start(programs, Way::Relay)?;
     std::thread::sleep(SETTLE);
     let mb = |bytes: f64| figure("MB", bytes / 1e6, 1);
     report.row("memory", "nexus-proxy up, idle, coordinator inside", &[mb(memory(tunnel.up_pid())?)]);
     report.row("memory", "nexus-stub, idle", &[mb(memory(tunnel.stub_pid())?)]);
-    let route = Route::ours(&mut tunnel, target)?;
+    let route = Route::ours("nexus-proxy", &mut tunnel, target)?;
     idle_connections(report, &route)?;
     let (name, start) = peers::SSH;
     match start(target)? {

@@ -34,10 +34,10 @@ impl Route {
     }
 
     /// Through `tunnel`, which goes on belonging to the caller.
-    pub fn ours(tunnel: &mut Tunnel<'_>, target: u16) -> Result<Route> {
+    pub fn ours(name: &'static str, tunnel: &mut Tunnel<'_>, target: u16) -> Result<Route> {
         let port = tunnel.forward(target)?;
         let (near, far) = (vec![tunnel.up_pid()], vec![tunnel.stub_pid()]);
-        Ok(Route { name: "nexus-proxy", port, near, far, _processes: vec![], _folder: None })
+        Ok(Route { name, port, near, far, _processes: vec![], _folder: None })
     }
 }
 

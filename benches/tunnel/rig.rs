@@ -184,11 +184,23 @@ pub struct Tunnel<'a> {
     home: Home<'a>,
 }
 
+/// The way that a tunnel's bytes take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Through the coordinator.
+    Relay,
+    /// To the stub's own port, as without further words.
+    Direct,
+}
+
 impl Tunnel<'_> {
-    /// A tunnel, up.
-    pub fn start(programs: &Programs) -> Result<Tunnel<'_>> {
+    /// A tunnel, up, by this way.
+    pub fn start(programs: &Programs, way: Way) -> Result<Tunnel<'_>> {
         let home = Home::new(programs)?;
-        let up = home.up()?;
+        let up = match way {
+            Way::Relay => home.up_with(&["--no-direct"])?,
+            Way::Direct => home.proxy(&["up"], |event| (event["tunnel"]["path"] == "direct").then_some(()))?.0,
+        };
         let stub = children(up.pid()).into_iter().next().context("`up` has a stub")?;
         Ok(Tunnel { forwards: Vec::new(), up, stub, home })
     }

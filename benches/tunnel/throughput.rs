@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::peers::{self, Route};
 use super::report::{Report, figure, median};
-use super::rig::{Programs, Tunnel, cpu_seconds};
+use super::rig::{Programs, Tunnel, Way, cpu_seconds};
 use super::target::{self, Direction, transfer};
 
 /// Bytes of one measurement, over all its streams.
@@ -38,8 +38,13 @@ pub fn run(programs: &Programs, report: &Report) -> Result<()> {
          The client's end of nexus-proxy is `up` with the coordinator inside: two of three programs.",
     );
     let target = target::serve()?;
-    let mut tunnel = Tunnel::start(programs)?;
-    let mut routes = vec![Route::none(target), Route::ours(&mut tunnel, target)?];
+    let mut tunnel = Tunnel::start(programs, Way::Relay)?;
+    let mut direct = Tunnel::start(programs, Way::Direct)?;
+    let mut routes = vec![
+        Route::none(target),
+        Route::ours("nexus-proxy", &mut tunnel, target)?,
+        Route::ours("nexus-proxy directly", &mut direct, target)?,
+    ];
     let mut absent = Vec::new();
     for (name, start) in peers::ALL {
         match start(target) {

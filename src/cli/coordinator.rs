@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -244,15 +243,6 @@ fn table(lines: impl Iterator<Item = String>, none: &str) -> String {
     if lines.is_empty() { none.to_owned() } else { lines.join("\n") }
 }
 
-/// Every connection is a file descriptor, and the usual allowance is a thousand of them.
-fn raise_descriptors() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(server::MAX_DESCRIPTORS).max(soft), hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the number of open files stays as it is");
-    }
-}
-
 /// Held while serving: of two servers on one directory, each would look for stubs that are parked at the other.
 fn only_server(data: &Path) -> Result<std::fs::File, Failure> {
     crate::role::coordinator::files::prepare_data_dir(data)?;
@@ -296,7 +286,7 @@ fn check_plain(serve: &Serve) -> Result<(), Failure> {
 
 async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
     check_plain(&serve)?;
-    raise_descriptors();
+    super::descriptors::raise(server::MAX_DESCRIPTORS);
     let _only = only_server(data)?;
     let registry = registry(data).await?.with_leaf_lifetime(serve.leaf_lifetime);
     let domain = registry.authority().domain().to_string();

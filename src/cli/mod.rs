@@ -4,6 +4,7 @@
 mod ca_file;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;
+mod descriptors;
 #[cfg(all(feature = "proxy", feature = "coordinator"))]
 mod embedded;
 mod failure;

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::descriptors;
 use super::failure::{self, Failure};
 use super::fast_copies;
 use super::generate::{self, Generate};
@@ -244,6 +245,7 @@ fn tool_table(answer: &Value) -> String {
 }
 
 async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Result<u8, Failure> {
+    descriptors::raise(descriptors::OF_A_TUNNEL);
     let dir = run.state.unwrap_or_else(home::stub_state);
     let socket = socket.unwrap_or_else(|| dir.join(SOCKET));
     let workspace = std::fs::canonicalize(&run.workspace).map_err(|e| {

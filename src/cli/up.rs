@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
+use super::descriptors;
 use super::failure::{self, Failure};
 use super::home::Home;
 use super::log::{Common, LogFormat};
@@ -73,6 +74,7 @@ pub async fn run(up: Up, common: &Common) -> Result<u8, Failure> {
 
 async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> {
     let began = Instant::now();
+    descriptors::raise(descriptors::OF_A_TUNNEL);
     let config = super::proxy::load(up.config.as_deref(), home)?;
     let mut requests = up.forwards.requests();
     requests.extend(super::proxy::configured(&config)?);
