@@ -64,10 +64,6 @@ fn show_status(output: Output, status: &Status) {
     let state = match tunnel["state"].as_str() {
         Some("up") => format!("up since {} by {}", second(&text("since")), status.path),
         Some("waiting") => format!("down since {}: {}", second(&text("since")), text("why").replace("hint: ", "")),
-        Some("resuming") => {
-            let why = text("why").replace("hint: ", "");
-            format!("interrupted since {}: {why}; everything waits for another connection", second(&text("since")))
-        }
         Some("connecting") => "connecting".into(),
         _ => format!("failed: {}", text("why")),
     };
