@@ -339,7 +339,7 @@ impl Core {
             return Some(LifelineMessage::Ack { ack: self.received }.encode());
         }
         if self.replay.under_way() < self.path.window() + SLACK
-            && let Some((message, position)) = self.replay.next()
+            && let Some((message, position)) = self.replay.next_message()
         {
             self.asked.get_or_insert(now);
             if message.first() == Some(&kind::DATA_ACK) {
