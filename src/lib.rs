@@ -7,7 +7,7 @@
 //! | [`wire`] | messages, identifiers, limits, versions; no I/O, no clock |
 //! | [`identity`] | certificate authority, leaf certificates, names, pins |
 //! | [`transport`] | carriers: WebSocket over TLS, in memory; dialling, corporate proxies |
-//! | [`lifeline`] | the place of the byte stream that outlives its carriers |
+//! | [`lifeline`] | a byte stream that outlives its carriers |
 //! | [`session`] | mutual TLS and the multiplexer on a lifeline; streams of frames |
 //! | [`service`] | one kind of stream each: forwards, processes, calls |
 //! | [`role`] | the laptop, the workspace, the coordinator; none imports another |

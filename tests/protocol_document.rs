@@ -9,8 +9,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use nexus_proxy::identity::Trust;
 use nexus_proxy::identity::assertion::Judge;
+use nexus_proxy::lifeline::key::{LABEL, ResumeKey, SECRET};
+use nexus_proxy::lifeline::{core, path, replay};
+use nexus_proxy::transport::carrier;
 use nexus_proxy::wire::call::{CallError, METHODS, Request, Response, WORKSPACE_METHODS};
 use nexus_proxy::wire::control::Control;
+use nexus_proxy::wire::lifeline::{Attach, AttachMode, Attached, ID, LifelineId, LifelineMessage, TAG};
 use nexus_proxy::wire::open::{Accepted, Exit, ProcessRequest, Signal};
 use nexus_proxy::wire::version::Version;
 use nexus_proxy::wire::{Endpoint, FrameKind, Open, Refusal, RefusalCode, StreamRequest, limits, name};
@@ -75,8 +79,14 @@ fn frames() {
 
 #[test]
 fn versions() {
-    let document = table(section("## Versions"), "version").iter().map(|row| row[1].clone()).collect();
-    same(document, Version::ALL.map(|v| v.subprotocol().to_owned()).to_vec());
+    let rows = table(section("## Versions"), "version");
+    let document = rows.iter().map(|row| (row[1].clone(), row[2].clone())).collect();
+    let spoken = Version::ALL.map(|version| (version.subprotocol().to_owned(), "yes".to_owned()));
+    let retired = Version::RETIRED.map(|version| (version.subprotocol().to_owned(), "no longer".to_owned()));
+    same(document, spoken.into_iter().chain(retired).collect());
+    let newest = Version::ALL[0].subprotocol().trim_start_matches("nexus.v");
+    assert!(DOCUMENT.starts_with(&format!("# The nexus protocol, version {newest}\n")));
+    assert!(DOCUMENT.contains(&format!("\nSec-WebSocket-Protocol: {}\n", Version::ALL[0].subprotocol())));
 }
 
 #[test]
@@ -155,9 +165,135 @@ impl Number for std::time::Duration {
     }
 }
 
+/// Every kind of lifeline message, with its name in the document.
+fn lifeline_messages() -> Vec<(&'static str, LifelineMessage)> {
+    let id = LifelineId([0; ID]);
+    let attach = Attach { id, sequence: 0, mode: AttachMode::Begin, received: 0, tag: [0; TAG] };
+    let data = |ack_now| LifelineMessage::Data { offset: 0, ack: 0, ack_now, payload: "x".into() };
+    let all = vec![
+        ("attach", LifelineMessage::Attach(attach)),
+        ("attached", LifelineMessage::Attached(Attached { sequence: 0, received: 0, tag: [0; TAG] })),
+        ("end", LifelineMessage::End { offset: 0, refusal: None }),
+        ("data", data(false)),
+        ("data, acknowledge at once", data(true)),
+        ("ack", LifelineMessage::Ack { ack: 0 }),
+        ("ping", LifelineMessage::Ping { nonce: 0, ack: 0 }),
+        ("pong", LifelineMessage::Pong { nonce: 0, ack: 0 }),
+    ];
+    for (_, message) in &all {
+        // A new kind does not compile here until it has its place in `all`.
+        match message {
+            LifelineMessage::Attach(_)
+            | LifelineMessage::Attached(_)
+            | LifelineMessage::End { .. }
+            | LifelineMessage::Data { .. }
+            | LifelineMessage::Ack { .. }
+            | LifelineMessage::Ping { .. }
+            | LifelineMessage::Pong { .. } => {}
+        }
+    }
+    all
+}
+
+#[test]
+fn kinds_of_lifeline_messages() {
+    let rows = table(section("### Lifeline messages"), "number");
+    let document = rows.iter().map(|row| {
+        // `id 16` is a field of sixteen bytes; one without a length is as long as the message is.
+        let lengths = row[3].split(", ").filter_map(|field| field.split_once(' '));
+        let bytes: usize = lengths.map(|(_, length)| length.parse::<usize>().expect("a length in bytes")).sum();
+        let open_ended = row[3].split(", ").any(|field| !field.contains(' '));
+        (row[0].clone(), row[1].clone(), 1 + bytes, open_ended)
+    });
+    let code = lifeline_messages().into_iter().map(|(name, message)| {
+        let bytes = message.encode();
+        let payload = if let LifelineMessage::Data { payload, .. } = &message { payload.len() } else { 0 };
+        let open_ended = matches!(message, LifelineMessage::Data { .. } | LifelineMessage::End { .. });
+        (format!("{:#04x}", bytes[0]), name.to_owned(), bytes.len() - payload, open_ended)
+    });
+    same(document.collect(), code.collect());
+    // Nothing that the table leaves out is a message.
+    for kind in (0..=u8::MAX).filter(|kind| !rows.iter().any(|row| row[0] == format!("{kind:#04x}"))) {
+        for length in 1..64 {
+            assert!(LifelineMessage::parse(vec![kind; length].into()).is_err(), "{kind:#04x} is a message");
+        }
+    }
+
+    let modes = table(section("### Begin, move, stand by"), "mode");
+    let code = [(AttachMode::Begin, "begin"), (AttachMode::Move, "move"), (AttachMode::Standby, "standby")];
+    let code = code.map(|(mode, name)| {
+        match mode {
+            AttachMode::Begin | AttachMode::Move | AttachMode::Standby => {}
+        }
+        let attach = Attach { id: LifelineId([0; ID]), sequence: 0, mode, received: 0, tag: [0; TAG] };
+        (attach.signed()[1 + ID + 8].to_string(), name.to_owned())
+    });
+    same(modes.iter().map(|row| (row[0].clone(), row[1].clone())).collect(), code.to_vec());
+}
+
+#[test]
+fn the_lifelines_worked_bytes_are_right() {
+    let section = section("## Lifeline");
+    let key = ResumeKey::new(&std::array::from_fn::<u8, SECRET, _>(|i| i as u8));
+    let id = LifelineId(std::array::from_fn(|i| 0xa0 + i as u8));
+    let attach = Attach { id, sequence: 3, mode: AttachMode::Move, received: 4096, tag: [0; TAG] };
+    let answer = Attached { sequence: 3, received: 1500, tag: [0; TAG] };
+    let worked = [
+        ("attach", LifelineMessage::Attach(key.sign_attach(attach))),
+        ("attached", LifelineMessage::Attached(key.sign_attached(answer))),
+        ("data", LifelineMessage::Data { offset: 1500, ack: 4096, ack_now: true, payload: "hello".into() }),
+        ("ack", LifelineMessage::Ack { ack: 1505 }),
+        ("end", LifelineMessage::End { offset: 1505, refusal: None }),
+    ];
+    assert_eq!(section.matches("```hex ").count(), worked.len(), "an example of nothing");
+    for (name, message) in worked {
+        let text = fenced(section, &format!("hex {name}"));
+        let bytes: Vec<u8> =
+            text.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal")).collect();
+        assert_eq!(message.encode(), bytes, "{name}");
+        assert_eq!(LifelineMessage::parse(bytes.into()), Ok(message), "{name}");
+    }
+    let label = std::str::from_utf8(LABEL).expect("ASCII");
+    assert!(section.contains(&format!("\n`{label}`")), "the exporter's label is {label}");
+    for what in [format!("take {SECRET} bytes"), format!("first {TAG} bytes of HMAC-SHA256")] {
+        assert!(section.contains(&what), "the text does not say: {what}");
+    }
+}
+
+#[test]
+fn times_and_bounds_of_lifeline_and_carrier() {
+    let rows = |heading: &str| {
+        let rows = table(section(heading), "name");
+        assert!(rows.iter().all(|row| row.len() == 4 && row.iter().all(|cell| !cell.is_empty())), "{rows:?}");
+        rows.into_iter().map(|row| (row[0].clone(), row[1].parse::<u64>().expect("a number"))).collect()
+    };
+    let named = |(name, value): (&str, u64)| (name.to_owned(), value);
+    let millis = |time: Duration| time.as_millis() as u64;
+    let lifeline = [
+        ("PAYLOAD", replay::PAYLOAD as u64),
+        ("FIRST_WINDOW", path::FIRST_WINDOW),
+        ("LEAST_WINDOW", path::LEAST_WINDOW),
+        ("MOST_WINDOW", path::MOST_WINDOW),
+        ("SLACK", core::SLACK),
+        ("MAX_CARRIERS", core::MAX_CARRIERS as u64),
+        ("ACK_DELAY", millis(core::ACK_DELAY)),
+        ("LEAST_PATIENCE", millis(core::LEAST_PATIENCE)),
+        ("UNANSWERED", core::UNANSWERED.into()),
+        ("ALERT_PATIENCE", millis(core::ALERT_PATIENCE)),
+        ("ALERT", millis(core::ALERT)),
+        ("HEARTBEAT", millis(core::HEARTBEAT)),
+        ("ATTACH_PATIENCE", millis(core::ATTACH_PATIENCE)),
+        ("RETENTION", millis(core::RETENTION)),
+    ];
+    same(rows("### Times and bounds of the lifeline"), lifeline.map(named).to_vec());
+    let heartbeats = [("PING", carrier::PING), ("PONG", carrier::PONG), ("SILENCE", carrier::SILENCE)];
+    same(rows("### Heartbeats"), heartbeats.map(|(name, time)| named((name, time.number()))).to_vec());
+}
+
 #[test]
 fn limits_that_the_text_names_exist() {
-    let known: Vec<String> = table(section("## Limits"), "name").into_iter().map(|row| row[0].clone()).collect();
+    let tables = ["## Limits", "### Times and bounds of the lifeline"].map(|heading| table(section(heading), "name"));
+    let known: Vec<String> = tables.into_iter().flatten().map(|row| row[0].clone()).collect();
     for quoted in DOCUMENT.split('`').skip(1).step_by(2) {
         if quoted.starts_with("MAX_") || quoted.ends_with("_TIMEOUT") {
             assert!(known.iter().any(|k| k == quoted), "`{quoted}` is named, but is not in the table of limits");

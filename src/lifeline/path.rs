@@ -265,7 +265,7 @@ impl Path {
     fn product(&self) -> Option<u64> {
         let (shortest, _) = self.shortest?;
         let best = self.rates.iter().copied().fold(0.0, f64::max);
-        (best > 0.0).then(|| (best * shortest.as_secs_f64()) as u64)
+        (best > 0.0).then_some((best * shortest.as_secs_f64()) as u64)
     }
 }
 

@@ -107,7 +107,7 @@ impl Replay {
     }
 
     /// The next message for the carrier, with the position behind it.
-    pub fn next(&mut self) -> Option<(Bytes, u64)> {
+    pub fn next_message(&mut self) -> Option<(Bytes, u64)> {
         let message = self.messages.get(self.next)?;
         self.next += 1;
         self.sent = message.end();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn sent(replay: &mut Replay) -> Vec<u8> {
-        std::iter::from_fn(|| replay.next()).flat_map(|(bytes, _)| bytes[DATA_HEADER..].to_vec()).collect()
+        std::iter::from_fn(|| replay.next_message()).flat_map(|(bytes, _)| bytes[DATA_HEADER..].to_vec()).collect()
     }
 
     #[test]
@@ -191,8 +191,8 @@ mod tests {
         replay.seal(0, true);
         assert_eq!(replay.gather(&[IoSlice::new(&bytes)], 5), 5);
         assert_eq!((replay.kept(), replay.gathered()), (PAYLOAD as u64 + 5, 5));
-        let (first, position) = replay.next().unwrap();
+        let (first, position) = replay.next_message().unwrap();
         assert_eq!((first.len(), position), (DATA_HEADER + PAYLOAD, PAYLOAD as u64));
-        assert!(replay.next().is_none() && !replay.all_sent());
+        assert!(replay.next_message().is_none() && !replay.all_sent());
     }
 }

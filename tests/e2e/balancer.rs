@@ -259,7 +259,7 @@ impl<'a> Hostile<'a> {
         let mut request = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
-             Sec-WebSocket-Protocol: nexus.v1\r\n"
+             Sec-WebSocket-Protocol: nexus.v2\r\n"
         );
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));

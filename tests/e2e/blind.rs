@@ -167,7 +167,7 @@ async fn upgrade(mut io: Tapped) -> Option<Tapped> {
     let accept = derive_accept_key(field("sec-websocket-key")?.as_bytes());
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: nexus.v1\r\n{MASKING}: {MASKING_NONE}\r\n\r\n"
+         Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: nexus.v2\r\n{MASKING}: {MASKING_NONE}\r\n\r\n"
     );
     io.write_all(answer.as_bytes()).await.ok()?;
     io.flush().await.ok()?;

@@ -186,7 +186,7 @@ fn an_upgrade_says_who_may_and_how() {
         "-HSec-WebSocket-Version: 13",
         "-HSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
     ];
-    let version = ["-HSec-WebSocket-Protocol: nexus.v1"];
+    let version = ["-HSec-WebSocket-Protocol: nexus.v2"];
     let other = ["-HSec-WebSocket-Protocol: nexus.v999"];
     type Case<'a> = (&'a str, &'a [&'a [&'a str]], &'a str, &'a str, &'a str);
     let cases: [Case<'_>; 6] = [
@@ -194,7 +194,7 @@ fn an_upgrade_says_who_may_and_how() {
         ("/v1/park", &[&upgrade, &version], "401", "denied", "client certificate. hint: pair"),
         ("/v1/park", &[&known, &upgrade, &version], "403", "denied", "a stub parks and a device connects"),
         ("/v1/connect/box", &[&known], "426", "malformed", "WebSocket upgrades only"),
-        ("/v1/connect/box", &[&known, &upgrade, &other], "400", "unsupported", "nexus.v1. hint: bring both"),
+        ("/v1/connect/box", &[&known, &upgrade, &other], "400", "unsupported", "nexus.v2. hint: bring both"),
         ("/v1/connect/nosuch", &[&known, &upgrade, &version], "403", "not_found", "no workspace `nosuch`. hint:"),
     ];
     for (path, words, status, code, sentence) in cases {

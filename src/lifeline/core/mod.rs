@@ -27,22 +27,22 @@ pub const SLACK: u64 = 2 * PAYLOAD as u64;
 pub const MAX_CARRIERS: usize = 4;
 
 /// How long an acknowledgement that nobody asked for may wait for something to travel with.
-const ACK_DELAY: Duration = Duration::from_millis(25);
+pub const ACK_DELAY: Duration = Duration::from_millis(25);
 
 /// A carrier that is silent for this long is asked whether it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(12);
 
 /// The time that an answer may take is three round trips, and at least this.
-const LEAST_PATIENCE: Duration = Duration::from_secs(2);
+pub const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many times that, while something is heard that is no answer.
-const UNANSWERED: u32 = 2;
+pub const UNANSWERED: u32 = 2;
 
 /// The same shortly after something happened that often costs a carrier: the machine slept, the network changed.
 pub const ALERT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// For how long that is shortly after.
-const ALERT: Duration = Duration::from_secs(10);
+pub const ALERT: Duration = Duration::from_secs(10);
 
 /// How long the answer to an attach may take.
 pub const ATTACH_PATIENCE: Duration = Duration::from_secs(5);
@@ -339,7 +339,7 @@ impl Core {
             return Some(LifelineMessage::Ack { ack: self.received }.encode());
         }
         if self.replay.under_way() < self.path.window() + SLACK
-            && let Some((message, position)) = self.replay.next()
+            && let Some((message, position)) = self.replay.next_message()
         {
             self.asked.get_or_insert(now);
             if message.first() == Some(&kind::DATA_ACK) {

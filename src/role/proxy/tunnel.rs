@@ -261,7 +261,7 @@ impl Tunnel {
                 }
                 Err(error) => error,
             };
-            if !error.is_passing() && !(was_up && error.is_impostor()) {
+            if !(error.is_passing() || was_up && error.is_impostor()) {
                 self.publish(TunnelState::Failed { why: error.to_string() });
                 return Err(error);
             }
