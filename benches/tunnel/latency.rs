@@ -24,6 +24,9 @@ const WARM_UP: usize = 200;
 /// How long a loaded measurement goes on: long enough for the kernel's buffers to have grown as far as they do.
 const LOADED_TIME: Duration = Duration::from_secs(20);
 
+/// How long a transfer takes to find out what its path holds; only then is the path saturated, and no more than that.
+const SATURATED_AFTER: Duration = Duration::from_secs(2);
+
 /// Calls after which a loaded measurement looks at the clock: one may take a tenth of a second.
 const LOADED_BATCH: usize = 50;
 
@@ -58,6 +61,7 @@ pub fn loaded(port: u16, direction: Direction, measure: impl Fn() -> Result<Vec<
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| saturate(port, direction, &stop));
+        std::thread::sleep(SATURATED_AFTER);
         let until = Instant::now() + LOADED_TIME;
         let mut all = Vec::new();
         let measured = loop {

@@ -14,19 +14,25 @@ pub const LEAST_WINDOW: u64 = 160 * 1024;
 /// Bytes that may ever be under way, and so the most that a lifeline keeps for replay: 1 Gbit/s over half a second.
 pub const MOST_WINDOW: u64 = 64 * 1024 * 1024;
 
-/// Bytes under way on a path of which nothing is known: what a stream of the multiplexer may send unasked.
-pub const FIRST_WINDOW: u64 = 256 * 1024;
+/// Bytes under way on a path of which nothing is known, and the least that says anything about one: on a slow path
+/// they are a queue of a moment, on a long one they save a round trip.
+pub const FIRST_WINDOW: u64 = 512 * 1024;
 
-/// Bytes that the window of a new path grows by for every byte that arrives. TCP beneath doubles what it
+/// The window of a new path is this many times what arrived within the last round trip. TCP beneath doubles what it
 /// sends in a round trip; this one must not be what holds it up.
-const START_GROWTH: u64 = 7;
+const START_GROWTH: u64 = 8;
 
 /// A round in which the rate grew less than by a quarter found the end of the path's capacity; this many in a row
 /// end the start.
 const START_PATIENCE: u32 = 2;
 
-/// A round trip that is longer than the shortest by a quarter and this shows a queue: the path is full.
-const START_QUEUE: Duration = Duration::from_millis(8);
+/// A round trip that is longer than the shortest by three eighths of it, but at least and at most this, shows a queue:
+/// the path is full.
+const LEAST_SIGN: Duration = Duration::from_millis(1);
+const MOST_SIGN: Duration = Duration::from_millis(20);
+
+/// Rounds in a row in which the window was the limit and no queue showed: the path holds more than is known.
+const TOO_SMALL: u32 = 4;
 
 /// Time that bytes may wait in queues: an eighth of the round trip, at least and at most this. It is also by how much
 /// a faster path shows itself.
@@ -66,6 +72,9 @@ pub struct Path {
     look: Option<Look>,
     /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
     rising: Option<u64>,
+    too_small: u32,
+    /// When the path was last without a queue, and what had been acknowledged then.
+    train: Option<(Instant, u64)>,
     /// Whether the path, and not the sender, was the limit since the round began.
     limited: bool,
     acked: u64,
@@ -76,6 +85,8 @@ pub struct Path {
 struct Mark {
     position: u64,
     sent: Instant,
+    /// What had been acknowledged then: what is since then arrived within one round trip.
+    acked: u64,
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +127,8 @@ impl Path {
             round: None,
             look: None,
             rising: None,
+            too_small: 0,
+            train: None,
             limited: false,
             acked: 0,
         }
@@ -142,7 +155,7 @@ impl Path {
     /// Bytes up to `position` left; their acknowledgement was asked for.
     pub fn marked(&mut self, position: u64, now: Instant) {
         if self.marks.len() < MAX_MARKS {
-            self.marks.push_back(Mark { position, sent: now });
+            self.marks.push_back(Mark { position, sent: now, acked: self.acked });
         }
     }
 
@@ -153,21 +166,22 @@ impl Path {
 
     /// Everything up to `acked` has arrived.
     pub fn acked(&mut self, acked: u64, now: Instant) {
-        let mut timed = None;
+        let mut passed = None;
         let news = acked.saturating_sub(self.acked);
         self.acked = self.acked.max(acked);
-        if self.start.is_some() && self.limited {
-            self.window = (self.window + news * START_GROWTH).min(MOST_WINDOW);
-        }
         self.rising = self.rising.map(|rising| rising + news).filter(|rising| *rising < self.window);
         while let Some(mark) = self.marks.front()
             && mark.position <= acked
         {
-            timed = Some(now.saturating_duration_since(mark.sent));
-            self.marks.pop_front();
+            passed = self.marks.pop_front();
         }
-        if let Some(round_trip) = timed {
+        if let Some(mark) = passed {
+            let round_trip = now.saturating_duration_since(mark.sent);
             self.timed(round_trip, now);
+            self.delivered(acked.saturating_sub(mark.acked), now);
+            if !self.has_begun_to_queue() {
+                self.train = Some((now, acked));
+            }
         }
         let Some(round) = &self.round else {
             self.round = Some(Round { since: now, acked });
@@ -199,34 +213,83 @@ impl Path {
         let best = self.rates.iter().copied().fold(0.0, f64::max);
         // A sender that had little to send says nothing about the path, unless it was more than ever before.
         if limited || rate > best {
-            if self.rates.len() == RATE_ROUNDS {
-                self.rates.pop_front();
-            }
-            self.rates.push_back(rate);
+            self.rated(rate);
         }
         self.look_again(limited, now);
-        if let Some(start) = &mut self.start
-            && limited
-        {
-            let queued = match (self.latest, self.shortest) {
-                (Some(latest), Some((shortest, _))) => latest > shortest + shortest / 4 + START_QUEUE,
-                _ => false,
-            };
-            if rate > start.best * 1.25 && !queued {
-                start.best = rate;
-                start.without_growth = 0;
-                return;
+        if limited && let Some(start) = &mut self.start {
+            if rate > start.best * 1.25 {
+                (start.best, start.without_growth) = (rate, 0);
+            } else {
+                start.without_growth += 1;
+                if start.without_growth >= START_PATIENCE {
+                    self.start = None;
+                }
             }
-            start.without_growth += 1;
-            if start.without_growth < START_PATIENCE && !queued {
-                return;
-            }
-            self.start = None;
         }
+        if self.start.is_none() {
+            self.too_small = if limited && self.is_empty() { self.too_small + 1 } else { 0 };
+            if self.too_small >= TOO_SMALL {
+                self.start = Some(Start { best: rate, without_growth: 0 });
+                self.too_small = 0;
+            }
+        }
+        self.steady();
+    }
+
+    /// So much arrived within one round trip: a new path may hold several times that, unless a queue shows already.
+    fn delivered(&mut self, bytes: u64, now: Instant) {
+        if self.start.is_none() || bytes < FIRST_WINDOW / 2 {
+            return;
+        }
+        if !self.is_queued() {
+            self.window = self.window.max(bytes * START_GROWTH).min(MOST_WINDOW);
+            return;
+        }
+        // Since the queue began to grow, bytes have arrived as fast as the path lets them.
+        let Some((since, acked)) = self.train else { return };
+        let took = now.saturating_duration_since(since);
+        if took >= LEAST_SIGN {
+            self.start = None;
+            self.rated(self.acked.saturating_sub(acked) as f64 / took.as_secs_f64());
+            self.steady();
+        }
+    }
+
+    fn rated(&mut self, rate: f64) {
+        if self.rates.len() == RATE_ROUNDS {
+            self.rates.pop_front();
+        }
+        self.rates.push_back(rate);
+    }
+
+    /// Whether not even the queue is there that the window leaves room for.
+    fn is_empty(&self) -> bool {
+        match (self.latest, self.shortest) {
+            (Some(latest), Some((shortest, _))) => latest < shortest + queue_for(shortest) / 4,
+            _ => false,
+        }
+    }
+
+    fn has_begun_to_queue(&self) -> bool {
+        match (self.latest, self.shortest) {
+            (Some(latest), Some((shortest, _))) => latest > shortest + shortest / 64 + LEAST_QUEUE,
+            _ => false,
+        }
+    }
+
+    fn is_queued(&self) -> bool {
+        match (self.latest, self.shortest) {
+            (Some(latest), Some((shortest, _))) => latest > shortest + (shortest * 3 / 8).clamp(LEAST_SIGN, MOST_SIGN),
+            _ => false,
+        }
+    }
+
+    /// The window of a path that is known.
+    fn steady(&mut self) {
         if self.start.is_none()
             && let (Some(product), Some((shortest, _))) = (self.product(), self.shortest)
         {
-            let queue = (shortest / 8).clamp(LEAST_QUEUE, MOST_QUEUE);
+            let queue = queue_for(shortest);
             let best = self.rates.iter().copied().fold(0.0, f64::max);
             let window = product + (best * queue.as_secs_f64()) as u64;
             // What arrived since the last mark is not known to have arrived.
@@ -267,6 +330,10 @@ impl Path {
         let best = self.rates.iter().copied().fold(0.0, f64::max);
         (best > 0.0).then_some((best * shortest.as_secs_f64()) as u64)
     }
+}
+
+fn queue_for(shortest: Duration) -> Duration {
+    (shortest / 8).clamp(LEAST_QUEUE, MOST_QUEUE)
 }
 
 fn between_marks(window: u64) -> u64 {
@@ -333,6 +400,20 @@ mod tests {
             assert!(delivered[0] as f64 > 0.5 * first, "{round_trip} ms: {} in the first second", delivered[0]);
             assert!(queue < Duration::from_millis(25), "{round_trip} ms: a queue of {queue:?}");
         }
+    }
+
+    /// A sender that never has as much to send as the window takes, and still more than the path holds.
+    #[test]
+    fn a_queue_shows_without_the_window_being_the_limit() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        let round_trip = Duration::from_millis(60);
+        for i in 1..40u64 {
+            let now = begin + round_trip * i as u32;
+            path.marked(i * 8_000_000, now - round_trip - Duration::from_millis(10 * i));
+            path.acked(i * 8_000_000, now);
+        }
+        assert!(path.window() < 20_000_000, "{}", path.window());
     }
 
     #[test]

@@ -5,10 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::MAX_CONTROL;
 use super::refusal::{Refusal, RefusalCode};
-use crate::identity::KeyPin;
-
-/// Pins in one `Revoked` message; more go in further messages.
-pub const MAX_REVOKED: usize = 128;
 
 /// What the coordinator says. A type this version does not know reads as `Unknown` and is ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,8 +29,8 @@ pub enum Control {
     },
     /// To a stub: devices that are not let in any more. Their sessions end.
     Revoked {
-        /// Their keys; at most [`MAX_REVOKED`].
-        pins: Vec<KeyPin>,
+        /// The pins of their keys, as text; at most [`MAX_REVOKED`](super::limits::MAX_REVOKED).
+        pins: Vec<String>,
     },
     /// Anything else.
     #[serde(other)]
@@ -60,11 +56,12 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::limits::MAX_REVOKED;
     use proptest::prelude::*;
 
     #[test]
     fn the_most_revoked_devices_fit() {
-        let revoked = Control::Revoked { pins: vec![KeyPin::from_bytes([0xff; 32]); MAX_REVOKED] };
+        let revoked = Control::Revoked { pins: vec![format!("sha256:{}", "f".repeat(64)); MAX_REVOKED] };
         assert_eq!(Control::parse(&revoked.to_text()).unwrap(), revoked);
     }
 

@@ -12,9 +12,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_util::sync::CancellationToken;
 
 use super::membership::Revoked;
+use crate::identity::KeyPin;
 use crate::transport::Io;
 use crate::transport::carrier::{Arrival, Carrier, Drain, relay};
-use crate::wire::control::{Control, MAX_REVOKED};
+use crate::wire::control::Control;
+use crate::wire::limits::MAX_REVOKED;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::{Refusal, RefusalCode};
 
@@ -89,7 +91,7 @@ impl<T: Io> Rendezvous<T> {
                 pins = news(&mut revoked) => {
                     for pins in pins.chunks(MAX_REVOKED) {
                         // A connection that does not take it is seen to be dead below.
-                        let _ = carrier.send_control(&Control::Revoked { pins: pins.to_vec() }).await;
+                        let _ = carrier.send_control(&Control::Revoked { pins: pins.iter().map(KeyPin::to_string).collect() }).await;
                     }
                     continue;
                 }

@@ -29,7 +29,7 @@ use crate::transport::http::UPGRADE_TIMEOUT;
 use crate::transport::outer::OuterTls;
 use crate::wire::control::Control;
 use crate::wire::lifeline::{Attach, AttachMode, LifelineMessage};
-use crate::wire::limits::HANDSHAKE_TIMEOUT;
+use crate::wire::limits::{HANDSHAKE_TIMEOUT, MAX_REVOKED};
 use crate::wire::{Refusal, RefusalCode};
 
 /// How long a stop waits for sessions.
@@ -196,7 +196,7 @@ impl Stub {
                     return Err(Refusal::new(refusal.code, refusal.message).into());
                 }
                 Ok(Some(Arrival::Control(Control::Revoked { pins }))) => {
-                    for pin in pins {
+                    for pin in pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()) {
                         self.laptops.end_device(pin, &revoked()).await;
                     }
                 }
