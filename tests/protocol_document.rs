@@ -114,6 +114,8 @@ fn limits_and_their_values() {
         MAX_MESSAGE,
         MAX_DATAGRAM,
         MAX_CONTROL,
+        MAX_REVOKED,
+        MAX_DIRECT,
         MAX_ONBOARDING,
         MAX_ONBOARDING_ANSWER,
         MAX_DEVICES,

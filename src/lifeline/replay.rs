@@ -13,7 +13,7 @@ use crate::wire::lifeline::{DATA_HEADER, data_header};
 /// Bytes of payload in one message. Larger ones hold up what is behind them on a slow link; smaller ones cost more each.
 pub const PAYLOAD: usize = 64 * 1024;
 
-/// Bytes reserved for a message at least: a few small writes go into one.
+/// Bytes reserved at least: several small messages go into that.
 const SMALL: usize = 1024;
 
 /// The sent half of a lifeline. Positions are bytes since its beginning.
@@ -82,8 +82,11 @@ impl Replay {
         let asked: usize = bufs.iter().map(|buf| buf.len()).sum();
         let mut room = room.min(PAYLOAD - self.gathered());
         if self.gathered.is_empty() && room > 0 {
-            // A message that grows piece by piece would be copied at every step.
-            self.gathered.reserve(DATA_HEADER + asked.min(room).max(SMALL));
+            let wanted = DATA_HEADER + asked.min(room);
+            // A message that grows piece by piece would be copied at every step; small ones share an allocation.
+            if self.gathered.capacity() < wanted {
+                self.gathered.reserve(wanted.max(SMALL));
+            }
             self.gathered.resize(DATA_HEADER, 0);
         }
         let before = room;

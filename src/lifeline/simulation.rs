@@ -383,6 +383,18 @@ fn ends_are_told_and_told_apart() {
     assert_eq!(world.read[LISTENER], world.written[DIALER]);
     assert_eq!(world.cores[LISTENER].ended(), Some(&Ended::Complete));
 
+    // The end overtakes what is before it, on another carrier.
+    let mut world = steady();
+    let relay = world.links[0].ids[LISTENER].unwrap();
+    world.write(DIALER, 50);
+    let end = LifelineMessage::End { offset: world.written[DIALER], refusal: None }.encode();
+    world.cores[LISTENER].message(relay, end, world.now).unwrap();
+    assert_eq!(world.cores[LISTENER].ended(), None);
+    world.pump(0, DIALER);
+    world.deliver(0, LISTENER);
+    world.read(LISTENER);
+    assert_eq!(world.cores[LISTENER].ended(), Some(&Ended::Complete));
+
     let mut world = steady();
     let refusal = Refusal::new(RefusalCode::TakenOver, "another came");
     world.cores[LISTENER].finish(Some(refusal.clone()));

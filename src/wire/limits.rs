@@ -23,6 +23,9 @@ pub const MAX_DATAGRAM: usize = 65_507 + 262;
 /// Bytes of one control message between a program and the coordinator.
 pub const MAX_CONTROL: usize = 16 * 1024;
 
+/// Addresses in the answer to a `hello`. A machine has few.
+pub const MAX_DIRECT: usize = 16;
+
 /// Pins in one `revoked` message; more go in further messages.
 pub const MAX_REVOKED: usize = 128;
 

@@ -134,9 +134,6 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Addresses in the answer to a `Hello`.
-pub const MAX_DIRECT: usize = 16;
-
 /// The payload of an `Accept` frame.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Accepted {
@@ -146,7 +143,7 @@ pub struct Accepted {
     /// `Listen`: where it listens, with the port that was picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Endpoint>,
-    /// `Hello`: where the workspace can be reached without the coordinator; at most [`MAX_DIRECT`].
+    /// `Hello`: where the workspace can be reached without the coordinator; at most [`MAX_DIRECT`](super::limits::MAX_DIRECT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct: Option<Vec<SocketAddr>>,
     /// `Process`: its id in the workspace.

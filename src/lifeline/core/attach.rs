@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{ALERT, Attaching, CarrierId, Core, MAX_CARRIERS, Member, Side};
 use crate::lifeline::path::Path;
 use crate::lifeline::standing::{Ended, Fault, Route};
-use crate::wire::lifeline::{Attach, AttachMode, Attached, LifelineMessage, TAG};
+use crate::wire::lifeline::{Attach, AttachMode, Attached, LifelineMessage, TAG, kind};
 
 impl Core {
     /// A carrier that the dialer made. Begins on it, moves to it, or keeps it ready.
@@ -144,6 +144,8 @@ impl Core {
         }
         let answer = Attached { sequence: attach.sequence, received: self.received, tag: [0; TAG] };
         if let Some(member) = self.member(from) {
+            // Who asks again before reading the answer gets the last one.
+            member.outbox.retain(|waiting| waiting.first() != Some(&kind::ATTACHED));
             member.outbox.push_back(LifelineMessage::Attached(key.sign_attached(answer)).encode());
         }
         Ok(())

@@ -110,6 +110,8 @@ pub struct Core {
     suspect: bool,
     retired: Vec<CarrierId>,
     finish: Option<Option<Refusal>>,
+    /// Where the peer's stream ends, when that is known before all of it is here.
+    peer_end: Option<u64>,
     ended: Option<Ended>,
     moves: u64,
 }
@@ -141,6 +143,7 @@ impl Core {
             suspect: false,
             retired: Vec::new(),
             finish: None,
+            peer_end: None,
             ended: None,
             moves: 0,
         }
@@ -306,6 +309,9 @@ impl Core {
         payload.advance(known as usize);
         self.received += payload.len() as u64;
         self.incoming.push_back(payload);
+        if self.peer_end == Some(self.received) {
+            self.end(Ended::Complete);
+        }
         self.ack_now |= ack_now;
         self.ack_due.get_or_insert(now + ACK_DELAY);
         Ok(())
@@ -318,8 +324,12 @@ impl Core {
         }
         self.end(match refusal {
             Some(refusal) => Ended::Refused(refusal),
-            None if offset == self.received => Ended::Complete,
-            None => Ended::Position(format!("the other side ended at {offset}; {} bytes have arrived", self.received)),
+            None if offset <= self.received => Ended::Complete,
+            // It came by another way than what is still missing.
+            None => {
+                self.peer_end = Some(offset);
+                return Ok(());
+            }
         });
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::session::establish::hello;
 use crate::session::mux::MuxOpener;
 use crate::transport::direct;
 use crate::wire::lifeline::AttachMode;
+use crate::wire::limits::MAX_DIRECT;
 
 /// Longest wait between two tries for a direct way. A network change ends the wait.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -82,7 +83,8 @@ impl Tunnel {
         let accepted = hello(opener, self.instance()).await.map_err(|refusal| refusal.to_string())?;
         let here = self.client().url().is_loopback();
         let addresses = accepted.direct.unwrap_or_default();
-        let addresses: Vec<SocketAddr> = addresses.into_iter().filter(|a| direct::may_dial(*a, here)).collect();
+        let addresses: Vec<SocketAddr> =
+            addresses.into_iter().take(MAX_DIRECT).filter(|a| direct::may_dial(*a, here)).collect();
         let mut tries: FuturesUnordered<_> = addresses.iter().map(|address| direct::dial(*address)).collect();
         let mut why = "the workspace names no address that could be dialled from here".to_owned();
         while let Some(dialed) = tries.next().await {

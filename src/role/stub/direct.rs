@@ -14,7 +14,7 @@ use super::laptops::Laptops;
 use crate::lifeline::{Route, first_attach};
 use crate::transport::direct;
 use crate::wire::lifeline::AttachMode;
-use crate::wire::open::MAX_DIRECT;
+use crate::wire::limits::MAX_DIRECT;
 
 /// Connections that may be in front of the door at a time; more wait in the kernel's queue.
 const MAX_KNOCKING: usize = 64;
