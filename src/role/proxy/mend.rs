@@ -23,13 +23,16 @@ impl Tunnel {
     pub(super) async fn mend(&self, lifeline: &LifelineHandle, session: &Session) -> TunnelError {
         let mut standing = lifeline.standing();
         let mut backoff = Backoff::default();
-        let mut attached = Instant::now();
+        let (mut carriers, mut attached) = (0, Instant::now());
         loop {
             let now = standing.borrow_and_update().clone();
             let (since, why) = match now {
                 Standing::Attached { route, round_trip, standby, moves } => {
                     self.publish(session.up(route, round_trip, standby, moves));
-                    attached = Instant::now();
+                    // Its figures change all the time: only another connection is a new one.
+                    if moves != carriers {
+                        (carriers, attached) = (moves, Instant::now());
+                    }
                     if standing.changed().await.is_err() {
                         return std::future::pending().await;
                     }
