@@ -162,6 +162,10 @@ impl Lifeline {
         self.leaving.retain_mut(|carrier| carrier.poll_close(cx).is_pending());
         // The oldest have had their time.
         self.leaving.drain(..self.leaving.len().saturating_sub(LEAVING));
+        // Whoever gets an answer below must not see how things stood before.
+        if self.carriers.iter().any(|slot| slot.reply.is_some() && self.core.is_attached(slot.id)) {
+            self.publish();
+        }
         for slot in &mut self.carriers {
             if self.core.is_attached(slot.id)
                 && let Some(reply) = slot.reply.take()
