@@ -6,6 +6,8 @@
 
 pub mod core;
 pub mod key;
+#[cfg(test)]
+mod leaving_tests;
 pub mod paced;
 pub mod path;
 pub mod replay;
@@ -39,6 +41,10 @@ const COMMANDS: usize = 16;
 
 /// Messages that one poll takes from a carrier before others have their turn.
 const TURN: usize = 16;
+
+/// Carriers that are closed and have not said goodbye yet. One whose peer reads nothing would stay for as long as the
+/// system tries to send.
+const LEAVING: usize = 2;
 
 /// A timer that nothing is due for.
 const FAR: Duration = Duration::from_secs(24 * 3600);
@@ -154,6 +160,12 @@ impl Lifeline {
             }
         }
         self.leaving.retain_mut(|carrier| carrier.poll_close(cx).is_pending());
+        // The oldest have had their time.
+        self.leaving.drain(..self.leaving.len().saturating_sub(LEAVING));
+        // Whoever gets an answer below must not see how things stood before.
+        if self.carriers.iter().any(|slot| slot.reply.is_some() && self.core.is_attached(slot.id)) {
+            self.publish();
+        }
         for slot in &mut self.carriers {
             if self.core.is_attached(slot.id)
                 && let Some(reply) = slot.reply.take()

@@ -151,8 +151,9 @@ fn certificates_are_renewed_through_it_and_restarts_are_survived() {
     assert_eq!(up.tunnels(), 1);
     world.coordinator.kill();
     world.coordinator.start_again();
-    until("the tunnel to be up again", || (up.tunnels() == 2).then_some(()));
+    until("the session to go on", || (up.resumed() == 1).then_some(()));
     assert_eq!(laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 fn find_below(folder: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {

@@ -107,13 +107,14 @@ fn a_coordinator_that_crashed_and_came_back_has_its_state_and_its_tunnels() {
     let url = world.url();
     let up = world.laptop.up(&["box", "--coordinator", &url]);
     let before = (world.coordinator.run(&["device", "list"]).ok(), world.coordinator.run(&["workspace", "list"]).ok());
-    for tunnels in 2..4 {
+    for times in 1..3 {
         world.coordinator.kill();
         until("the laptop to see it", || world.laptop.status()["workspaces"][0]["tunnel"]["why"].as_str().map(drop));
         world.coordinator.start_again();
-        until("the tunnel to come back by itself", || (up.tunnels() == tunnels).then_some(()));
+        until("the session to go on by itself", || (up.resumed() == times).then_some(()));
         works(&world.laptop);
     }
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
     let after = (world.coordinator.run(&["device", "list"]).ok(), world.coordinator.run(&["workspace", "list"]).ok());
     assert_eq!(before, after);
     assert!(before.0.contains("anna") && before.1.contains("enrolled"), "{before:?}");
@@ -126,8 +127,9 @@ fn a_coordinator_that_is_stopped_says_when_to_come_back() {
     let up = world.laptop.up(&["box", "--coordinator", &url]);
     assert!(world.coordinator.program.stop(Signal::SIGTERM).success());
     world.coordinator.start_again();
-    until("the tunnel to come back by itself", || (up.tunnels() == 2).then_some(()));
+    until("the session to go on by itself", || (up.resumed() == 1).then_some(()));
     works(&world.laptop);
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]
@@ -180,13 +182,14 @@ fn a_wire_that_was_out_and_is_in_again_carries_on() {
     waiting.says("hi");
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 
-    // For so long that the other end is gone: a new session.
+    // For so long that the other end of the connection is gone: the session goes on with another one.
     world.hosts.set_link(&laptop, false);
     world.coordinator.kill();
     world.coordinator.start_again();
     world.hosts.set_link(&laptop, true);
     works(&world.laptop);
-    assert_eq!(up.tunnels(), 2, "{}", up.program.output());
+    until("the session to go on", || (up.resumed() == 1).then_some(()));
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -38,10 +39,21 @@ fn add_large_file(daemon: &GitDaemon) -> Vec<u8> {
     content
 }
 
-/// Does `work` again and again until `enough`, at least once; gives how often.
-fn again(enough: &AtomicBool, work: impl Fn()) -> usize {
+/// Held while there may be no way: what begins after a while of that is refused at once, as it should be.
+#[derive(Default)]
+struct Way(Mutex<()>);
+
+impl Way {
+    fn hold(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does `work` again and again until `enough`, at least once; gives how often. Begins only while there is a way.
+fn again(enough: &AtomicBool, way: &Way, work: impl Fn()) -> usize {
     let mut count = 0;
     while count == 0 || !enough.load(Relaxed) {
+        drop(way.hold());
         work();
         count += 1;
     }
@@ -83,10 +95,10 @@ fn a_shell_a_copy_a_transaction_and_a_clone_notice_nothing() {
     shell.say("kept=here");
     session.ask(PATIENCE, |word| format!("create table kept (word text); begin; select '{word}';"));
 
-    let enough = AtomicBool::new(false);
+    let (enough, way) = (AtomicBool::new(false), Way::default());
     std::thread::scope(|scope| {
         let copies = scope.spawn(|| {
-            again(&enough, || {
+            again(&enough, &way, || {
                 let there = folder.path().join("there");
                 Running::start(
                     sshd.copy(ssh_port, &[&original.to_string_lossy(), &format!("there:{}", there.display())]),
@@ -96,7 +108,7 @@ fn a_shell_a_copy_a_transaction_and_a_clone_notice_nothing() {
             })
         });
         let clones = scope.spawn(|| {
-            again(&enough, || {
+            again(&enough, &way, || {
                 let folder = TempDir::new().expect("a temporary folder");
                 let clone = folder.path().join("clone");
                 Running::start(git::git(&["clone", "-q", &GitDaemon::url(git_port), &clone.to_string_lossy()]))
@@ -130,11 +142,13 @@ fn a_shell_a_copy_a_transaction_and_a_clone_notice_nothing() {
             let before = near.counts();
             until("something to be under way", || (near.counts().down > before.down + 500_000).then_some(()));
             println!("{what}");
+            let held = way.hold();
             fault();
             let began = Instant::now();
             shell.ask(RECOVERY, typed);
             println!("an answer {:?} after that", began.elapsed());
             words.push(session.ask(RECOVERY, |word| format!("insert into kept values ('{word}') returning word;")));
+            drop(held);
         }
         drop(end);
         println!("{} copies, {} clones", copies.join().expect("a copy broke"), clones.join().expect("a clone broke"));

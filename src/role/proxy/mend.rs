@@ -14,22 +14,30 @@ use crate::wire::lifeline::AttachMode;
 /// How long one attempt may take as a whole: the way to the coordinator, and its wait for the stub.
 const ATTEMPT: Duration = Duration::from_secs(40);
 
-/// A connection that lasts this long was a good one: the next loss begins anew with short waits.
+/// A connection that lasts this long was a good one: the next is made at once when it is lost.
 const STEADY: Duration = Duration::from_secs(1);
+
+/// Longest wait after connections that were taken and did not last. Coordinator and workspace are there, and what
+/// was moved is kept; but a wire that breaks at every touch must not keep them busy.
+const BRIEF: Duration = Duration::from_millis(500);
 
 impl Tunnel {
     /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when
     /// the session itself is over: whoever serves it sees that.
     pub(super) async fn mend(&self, lifeline: &LifelineHandle, session: &Session) -> TunnelError {
         let mut standing = lifeline.standing();
-        let mut backoff = Backoff::default();
-        let mut attached = Instant::now();
+        let mut drain = lifeline.drain();
+        let mut brief = Backoff::default();
+        let (mut carriers, mut attached) = (0, Instant::now());
         loop {
             let now = standing.borrow_and_update().clone();
             let (since, why) = match now {
                 Standing::Attached { route, round_trip, standby, moves } => {
                     self.publish(session.up(route, round_trip, standby, moves));
-                    attached = Instant::now();
+                    // Its figures change all the time: only another connection is a new one.
+                    if moves != carriers {
+                        (carriers, attached) = (moves, Instant::now());
+                    }
                     if standing.changed().await.is_err() {
                         return std::future::pending().await;
                     }
@@ -39,13 +47,22 @@ impl Tunnel {
                 Standing::Beginning if standing.changed().await.is_ok() => continue,
                 Standing::Beginning | Standing::Ended(_) => return std::future::pending().await,
             };
+            let mut wait = Duration::ZERO;
             if attached.elapsed() >= STEADY {
-                backoff.reset();
+                brief.reset();
+            } else {
+                wait = brief.next(rand::random()).min(BRIEF);
+            }
+            // A coordinator that stops says when to come back, so that not all of its clients do at once.
+            if drain.has_changed().unwrap_or(false)
+                && let Some(asked) = *drain.borrow_and_update()
+            {
+                wait = asked;
             }
             let interrupted = Interrupted { why, since };
             tracing::info!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
             let resumed = tokio::select! {
-                outcome = self.resume(lifeline, &interrupted, &mut backoff) => outcome,
+                outcome = self.resume(lifeline, &interrupted, wait) => outcome,
                 // It answers again, or the lifeline helped itself to another way.
                 _ = standing.wait_for(|s| !matches!(s, Standing::Suspect { .. } | Standing::Lost { .. })) => Ok(()),
             };
@@ -56,26 +73,16 @@ impl Tunnel {
         }
     }
 
-    /// Tries until the session has a new connection.
+    /// Tries until the session has a new connection, for the first time after `wait`.
     async fn resume(
         &self,
         lifeline: &LifelineHandle,
         interrupted: &Interrupted,
-        backoff: &mut Backoff,
+        mut wait: Duration,
     ) -> Result<(), TunnelError> {
         let mut changes = self.changes();
-        let mut drain = lifeline.drain();
+        let mut backoff = Backoff::default();
         let mut last = None;
-        let mut wait = match backoff.failures() {
-            0 => Duration::ZERO,
-            _ => backoff.next(rand::random()),
-        };
-        // A coordinator that stops says when to come back, so that not all of its clients do at once.
-        if drain.has_changed().unwrap_or(false)
-            && let Some(asked) = *drain.borrow_and_update()
-        {
-            wait = asked;
-        }
         loop {
             self.publish(interrupted.state(backoff.failures(), &last, wait));
             tokio::select! {
@@ -84,6 +91,7 @@ impl Tunnel {
             }
             changes.borrow_and_update();
             self.publish(interrupted.state(backoff.failures() + 1, &last, Duration::ZERO));
+            let began = Instant::now();
             let attempt = tokio::select! {
                 outcome = tokio::time::timeout(ATTEMPT, self.bring(lifeline)) => outcome,
                 // What an attempt waits for went with the old network.
@@ -99,7 +107,8 @@ impl Tunnel {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no connection within {} s", ATTEMPT.as_secs()),
             };
-            wait = backoff.next(rand::random());
+            // What waited for the stub at the coordinator has waited: it would be there when the stub is.
+            wait = backoff.next(rand::random()).saturating_sub(began.elapsed());
             tracing::info!(error, ?wait, "the session could not be resumed yet");
             last = Some(error);
         }

@@ -177,6 +177,11 @@ impl Up<'_> {
         self.program.lines().iter().filter(|line| line.contains("end-to-end verified")).count()
     }
 
+    /// How often its session went on with another connection.
+    pub fn resumed(&self) -> usize {
+        self.program.lines().iter().filter(|line| line.contains("nothing was lost")).count()
+    }
+
     /// Ctrl-C, and how it ended.
     #[track_caller]
     pub fn ctrl_c(mut self) -> ExitStatus {

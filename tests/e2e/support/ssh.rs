@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::place::Place;
 use super::program::{Run, Running, command, find, is_root};
 
-/// An SSH server for the user that runs the tests.
+/// An SSH server for the user that runs the tests. It waits for as long as it takes, and so do its clients.
 #[derive(Debug)]
 pub struct Sshd {
     /// The port on 127.0.0.1.
@@ -71,7 +71,7 @@ impl Sshd {
     fn command(&self, program: &str, port: u16, words: &[&str]) -> Command {
         let mut command = command(program, ["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
         command.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "HostName=127.0.0.1"]);
-        command.args(["-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=10", "-o", &format!("Port={port}"), "-i"]);
+        command.args(["-o", "IdentitiesOnly=yes", "-o", &format!("Port={port}"), "-i"]);
         command.arg(&self.key).args(words).env_remove("SSH_AUTH_SOCK");
         command
     }
@@ -80,7 +80,7 @@ impl Sshd {
 fn sshd_config(folder: &Path, host_key: &Path) -> String {
     let folder = folder.display();
     format!(
-        "ListenAddress 127.0.0.1\nHostKey {}\nPidFile none\nAuthorizedKeysFile {folder}/authorized\nStrictModes no\n\
+        "LoginGraceTime 0\nListenAddress 127.0.0.1\nHostKey {}\nPidFile none\nAuthorizedKeysFile {folder}/authorized\nStrictModes no\n\
          UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
          AllowTcpForwarding yes\nSubsystem sftp internal-sftp\n",
         host_key.display()

@@ -1,0 +1,60 @@
+//! Carriers that served and cannot say goodbye.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+
+use super::key::SECRET;
+use super::*;
+use crate::wire::lifeline::TAG;
+
+/// A connection that takes nothing and brings nothing.
+struct Stuck(#[expect(dead_code, reason = "its count is what it is held for")] Arc<()>);
+
+impl Messages for Stuck {
+    fn poll_arrival(&mut self, _: &mut Context<'_>) -> Poll<io::Result<Option<Arrival>>> {
+        Poll::Pending
+    }
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn start_send(&mut self, _: Bytes) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn carriers_that_cannot_say_goodbye_do_not_pile_up() {
+    const MOVES: u64 = 100;
+    let alive = Arc::new(());
+    let carrier = || Box::new(Stuck(alive.clone()));
+    let attach = |sequence, mode| Attach { id: LifelineId([7; 16]), sequence, mode, received: 0, tag: [0; TAG] };
+    let begin = attach(0, AttachMode::Begin);
+    let (mut lifeline, handle) = Lifeline::accept(carrier(), Route::Relay, &begin).expect("it begins");
+    let key = ResumeKey::new(&[9; SECRET]);
+    lifeline.set_key(key.clone());
+    let moves = async {
+        for sequence in 1..=MOVES {
+            handle.arrived(carrier(), Route::Relay, key.sign_attach(attach(sequence, AttachMode::Move))).await;
+        }
+        handle.standing().wait_for(|s| matches!(s, Standing::Attached { moves: MOVES, .. })).await.expect("it lives");
+    };
+    tokio::select! {
+        () = moves => {}
+        _ = lifeline.read_u8() => panic!("nothing arrives"),
+    }
+    assert_eq!(Arc::strong_count(&alive) - 1, 1 + LEAVING, "the one in use, and those that were last");
+    drop(lifeline);
+    assert_eq!(Arc::strong_count(&alive), 1);
+}
