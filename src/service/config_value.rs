@@ -142,6 +142,11 @@ impl ConfigFile {
                 ),
             )
         })?;
+        self.content(name, bytes)
+    }
+
+    /// What is answered for a file of these bytes: masked. `name` is for sentences, which never quote the content.
+    pub fn content(&self, name: &str, bytes: Vec<u8>) -> Result<Value, Refusal> {
         let refuse = |what: &str| {
             let message = format!(
                 "the file of `{name}` does not parse as {what}. hint: its owner can correct it, or `format` of \

@@ -160,6 +160,27 @@ mod tests {
         }
     }
 
+    /// The parser counts levels anew in a text that stands for a value, and such texts nest: as deep as a message allows.
+    #[test]
+    fn no_message_nests_deeper_than_a_stack() {
+        const STACK: usize = 2 * 1024 * 1024;
+        const LEVELS: usize = 120;
+        let (open, close) = ("[".repeat(LEVELS), "]".repeat(LEVELS));
+        let (mut text, mut next) = (String::new(), format!("{open}{close}"));
+        while next.len() <= crate::wire::limits::MAX_MESSAGE - 100 {
+            text = next;
+            let inner = Value::from(text.as_str());
+            next = format!("{open}{{\"$serde_json::private::RawValue\":{inner}}}{close}");
+        }
+        let message = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tool.execute","params":{text}}}"#);
+        let judge = move || {
+            if let Ok(request) = Request::parse(message.as_bytes()) {
+                assert!(serde_json::to_vec(&request.clone()).is_ok());
+            }
+        };
+        std::thread::Builder::new().stack_size(STACK).spawn(judge).unwrap().join().unwrap();
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_an_answer_or_a_refusal(bytes: Vec<u8>) {

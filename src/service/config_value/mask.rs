@@ -53,6 +53,9 @@ const SECRET_STARTS: [&str; 22] = [
     "-----BEGIN",
 ];
 
+/// What may stand around a secret within a word.
+const AROUND: [char; 17] = ['"', '\'', '`', ',', ';', '(', ')', '[', ']', '{', '}', '<', '>', '=', ':', '|', '&'];
+
 /// A place in a document: components between dots, `*` for any one, `**` for any number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(Vec<String>);
@@ -180,28 +183,39 @@ pub(super) fn text(text: &str) -> String {
 }
 
 fn masked_line(line: &str) -> String {
+    let cut = assigned_at(line).into_iter().chain(named_at(line)).min();
+    let (before, value) = line.split_at(cut.unwrap_or(line.len()));
+    if shows_secret(before) {
+        return MASK.to_owned();
+    }
+    let space: String = value.chars().take_while(|c| c.is_whitespace()).collect();
+    if cut.is_some() { format!("{before}{space}{MASK}") } else { line.to_owned() }
+}
+
+/// Where the value of `KEY=value` or `key: value` begins, when the key announces a secret or the value looks like one.
+fn assigned_at(line: &str) -> Option<usize> {
     // Every separator: `//registry.example/:_authToken=…` has its key after the first.
-    for (at, _) in line.match_indices(['=', ':']) {
+    line.match_indices(['=', ':']).map(|(at, _)| at).find_map(|at| {
         let key = line[..at].rsplit(|c: char| c.is_whitespace()).find(|k| !k.is_empty()).unwrap_or("");
         let last = key.rsplit(['=', ':', '/']).next().unwrap_or(key);
         let key = if key[..key.len() - last.len()].contains(['=', ':']) { last } else { key };
-        let (before, value) = line.split_at(at + 1);
-        let value_text = value.trim_start_matches([' ', '\t', '"', '\'']);
-        if !value_text.is_empty() && (announces_secret(key) || looks_secret(value_text)) {
-            let space: String = value.chars().take_while(|c| c.is_whitespace()).collect();
-            return format!("{before}{space}{MASK}");
-        }
-    }
-    // `machine example login me password …`, as in a netrc.
+        let value = line[at + 1..].trim_start_matches([' ', '\t', '"', '\'']);
+        (!value.is_empty() && (announces_secret(key) || looks_secret(value))).then_some(at + 1)
+    })
+}
+
+/// Where the password of `machine example login me password …` begins, as in a netrc.
+fn named_at(line: &str) -> Option<usize> {
     let mut words = line.split_whitespace();
-    if let Some(word) = words.by_ref().find(|word| matches!(*word, "password" | "passwd" | "secret" | "token"))
-        && words.next().is_some()
-    {
-        let end = line.find(word).unwrap_or(0) + word.len();
-        return format!("{} {MASK}", &line[..end]);
-    }
-    let secret = |word: &str| looks_secret(word.trim_matches(['"', '\'', ',', ';', '(', ')']));
-    if line.split_whitespace().any(secret) { MASK.to_owned() } else { line.to_owned() }
+    let word = words.by_ref().find(|word| matches!(*word, "password" | "passwd" | "secret" | "token"))?;
+    // With a separator next it is a key.
+    words.next().filter(|next| !next.starts_with(['=', ':']))?;
+    Some(line.find(word)? + word.len())
+}
+
+/// Whether a word looks like a secret, or a part of one that stands in brackets, quotes or a list.
+fn shows_secret(text: &str) -> bool {
+    text.split_whitespace().any(|word| looks_secret(word) || word.split(AROUND).any(looks_secret))
 }
 
 #[cfg(test)]
@@ -249,5 +263,20 @@ mod tests {
         let before = "//registry.example/:_authToken=abc\nmachine h login me password hunter2\nurl: http://h:80/x=y";
         let after = "//registry.example/:_authToken=***\nmachine h login me password ***\nurl: http://h:80/x=y";
         assert_eq!(text(before), after);
+    }
+
+    #[test]
+    fn a_secret_before_another_is_hidden_as_well() {
+        for line in [
+            "curl ghp_hunter2 --token=x",
+            "https://user:hunter2@host/?token=x",
+            "ghp_hunter2 password x",
+            "login me password hunter2 url: npm_x",
+            "tokens [ghp_hunter2]",
+            "a,ghp_hunter2 token: x",
+            "run {'x':'ghp_hunter2'}",
+        ] {
+            assert!(!text(line).contains("hunter2"), "{line} became {}", text(line));
+        }
     }
 }
