@@ -391,7 +391,9 @@ fn ends_are_told_and_told_apart() {
     world.cores[LISTENER].message(relay, end, world.now).unwrap();
     assert_eq!(world.cores[LISTENER].ended(), None);
     world.pump(0, DIALER);
-    world.deliver(0, LISTENER);
+    while !world.links[0].queues[LISTENER].is_empty() {
+        world.deliver(0, LISTENER);
+    }
     world.read(LISTENER);
     assert_eq!(world.cores[LISTENER].ended(), Some(&Ended::Complete));
 

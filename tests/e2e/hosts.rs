@@ -225,9 +225,11 @@ fn two_laptops_work_at_once_and_a_later_one_is_told_why_not() {
     // A laptop that the workspace knows admits it, and can take it off again.
     let pin = pin.lines().find_map(|line| line.strip_prefix("this device's key: ")).expect("pair says the key");
     assert!(world.laptop.run(&["device", "add", "shared", pin]).ok().contains(pin));
-    drop(late.up(&words));
+    let mut late_up = late.up(&words);
     assert!(second.run(&["device", "list", "shared"]).ok().contains(pin));
     assert!(!second.run(&["device", "remove", "shared", pin]).ok().contains(pin));
+    until("the session of the removed device to end", || late_up.program.has_ended());
+    drop(late_up);
     let refused = late.run(&["up", "shared", "--coordinator", &url]);
     assert!(refused.stderr.contains("does not admit this device"), "{}", refused.stderr);
 }

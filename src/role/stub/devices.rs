@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::laptops::Laptops;
 use super::state::{StateError, StubState};
 use crate::identity::KeyPin;
 use crate::session::framed::{FramedStream, Io};
@@ -27,13 +28,20 @@ pub async fn serve<S: Io>(
     mut stream: FramedStream<S>,
     caller: KeyPin,
     state: &Mutex<StubState>,
+    laptops: &Laptops,
 ) -> std::io::Result<()> {
     stream.accepted(&Accepted::default()).await?;
     let Ok(Ok(frame)) = tokio::time::timeout(REQUEST_TIMEOUT, stream.reader.expect()).await else { return Ok(()) };
     let response = match (frame.kind, Request::parse(&frame.payload)) {
         (FrameKind::Message, Ok(request)) => {
             tracing::info!(target: "audit", method = request.method, %caller, "device list");
-            Response::new(request.id.clone(), dispatch(&request, caller, state))
+            let mut removed = None;
+            let outcome = dispatch(&request, caller, state, &mut removed);
+            if let Some(pin) = removed {
+                let text = "this device was removed from the workspace's list, by another device on it";
+                laptops.end_device(pin, &Refusal::new(RefusalCode::Denied, text)).await;
+            }
+            Response::new(request.id.clone(), outcome)
         }
         (FrameKind::Message, Err(refusal)) => Response::new(Value::Null, Err(refusal)),
         (kind, _) => {
@@ -45,7 +53,12 @@ pub async fn serve<S: Io>(
     stream.writer.close().await
 }
 
-fn dispatch(request: &Request, caller: KeyPin, state: &Mutex<StubState>) -> Result<Value, Refusal> {
+fn dispatch(
+    request: &Request,
+    caller: KeyPin,
+    state: &Mutex<StubState>,
+    removed: &mut Option<KeyPin>,
+) -> Result<Value, Refusal> {
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     let pin = || {
         let params: PinParams = serde_json::from_value(request.params.clone()).map_err(|e| {
@@ -67,6 +80,7 @@ fn dispatch(request: &Request, caller: KeyPin, state: &Mutex<StubState>) -> Resu
             if !state.remove_device(&pin).map_err(kept)? {
                 return Err(Refusal::new(RefusalCode::NotFound, "no device with that key is on the list"));
             }
+            *removed = Some(pin);
         }
         method => {
             let text = format!("a workspace does not know the method `{}`", crate::wire::refusal::printable(method));

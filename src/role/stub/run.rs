@@ -274,7 +274,7 @@ impl Stub {
         tracing::info!(session, %device, "session");
         (self.events)(StubEvent::SessionBegan(device.to_string()));
         tokio::select! {
-            outcome = serve(established, self.workspace.clone(), self.state.clone(), end) => {
+            outcome = serve(established, self.workspace.clone(), self.state.clone(), self.laptops.clone(), end) => {
                 tracing::info!(session, %device, ?outcome, "session over");
             }
             () = self.doubt(watched) => {}

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::devices;
 use super::direct::Addresses;
+use super::laptops::Laptops;
 use super::state::StubState;
 use crate::identity::KeyPin;
 use crate::service::forward::serve_connect;
@@ -39,6 +40,7 @@ pub struct Workspace {
 struct Shared {
     workspace: Arc<Workspace>,
     state: Arc<Mutex<StubState>>,
+    laptops: Arc<Laptops>,
     device: KeyPin,
     opener: MuxOpener,
     processes: Arc<Semaphore>,
@@ -50,11 +52,13 @@ pub async fn serve(
     mut session: Session,
     workspace: Arc<Workspace>,
     state: Arc<Mutex<StubState>>,
+    laptops: Arc<Laptops>,
     end: CancellationToken,
 ) -> std::io::Result<()> {
     let shared = Shared {
         workspace,
         state,
+        laptops,
         device: session.peer.pin,
         opener: session.opener.clone(),
         processes: Arc::new(Semaphore::new(MAX_CALLS)),
@@ -119,7 +123,9 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             }
             None => return stream.refuse(&busy("processes")).await,
         },
-        StreamRequest::Call {} => devices::serve(stream, shared.device, &shared.state).await.map_err(Into::into),
+        StreamRequest::Call {} => {
+            devices::serve(stream, shared.device, &shared.state, &shared.laptops).await.map_err(Into::into)
+        }
         StreamRequest::Accepted { .. } | StreamRequest::Unknown => {
             let text =
                 format!("a workspace does not serve streams of kind `{kind}`. hint: is the stub of the same release?");
