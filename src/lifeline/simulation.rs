@@ -413,7 +413,7 @@ fn a_stranger_on_the_direct_way_cannot_end_it() {
     world.dial(Route::Direct, AttachMode::Standby);
     let id = world.links[1].ids[DIALER].unwrap();
     let end = LifelineMessage::End { offset: 1000, refusal: None }.encode();
-    assert_eq!(world.cores[DIALER].message(id, end, world.now), Err(Fault::Over));
+    assert_eq!(world.cores[DIALER].message(id, end, world.now), Err(Fault::Closed));
     assert_eq!(world.cores[DIALER].ended(), None);
 }
 

@@ -105,6 +105,9 @@ pub enum Fault {
     /// More was acknowledged than was sent.
     #[error("an acknowledgement of what was never sent")]
     AckAhead,
+    /// The other side closed the carrier.
+    #[error("the other side closed the connection")]
+    Closed,
     /// The lifeline is over.
     #[error("the session is over")]
     Over,

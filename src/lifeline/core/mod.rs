@@ -320,7 +320,7 @@ impl Core {
     fn peer_ended(&mut self, route: Route, offset: u64, refusal: Option<Refusal>) -> Result<(), Fault> {
         // On a direct carrier anybody on the way could say so; the relay will say it again.
         if route == Route::Direct {
-            return Err(Fault::Over);
+            return Err(Fault::Closed);
         }
         self.end(match refusal {
             Some(refusal) => Ended::Refused(refusal),
