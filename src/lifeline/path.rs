@@ -31,13 +31,23 @@ const START_PATIENCE: u32 = 2;
 const LEAST_SIGN: Duration = Duration::from_millis(1);
 const MOST_SIGN: Duration = Duration::from_millis(20);
 
-/// Rounds in a row in which the window was the limit and no queue showed: the path holds more than is known.
-const TOO_SMALL: u32 = 4;
+/// Round trips that are remembered: about as many as are measured in one.
+const RECENT: usize = 16;
+
+/// Of how many of them, sorted, the difference is jitter: a standing queue makes all of them longer and none of that,
+/// a busy machine some.
+const JITTER: usize = 13;
+
+/// Round trips that must all be longer for that: one that is long shows a busy machine.
+const SIGNS: usize = 4;
 
 /// Time that bytes may wait in queues: an eighth of the round trip, at least and at most this. It is also by how much
 /// a faster path shows itself.
 const LEAST_QUEUE: Duration = Duration::from_micros(300);
 const MOST_QUEUE: Duration = Duration::from_millis(12);
+
+/// Jitter that the window makes up for at most.
+const MOST_JITTER: Duration = Duration::from_millis(30);
 
 /// A round is one round trip, but no less than this: shorter ones measure the scheduler.
 const LEAST_ROUND: Duration = Duration::from_millis(5);
@@ -72,7 +82,8 @@ pub struct Path {
     look: Option<Look>,
     /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
     rising: Option<u64>,
-    too_small: u32,
+    /// The last round trips.
+    recent: VecDeque<Duration>,
     /// When the path was last without a queue, and what had been acknowledged then.
     train: Option<(Instant, u64)>,
     /// Whether the path, and not the sender, was the limit since the round began.
@@ -127,7 +138,7 @@ impl Path {
             round: None,
             look: None,
             rising: None,
-            too_small: 0,
+            recent: VecDeque::new(),
             train: None,
             limited: false,
             acked: 0,
@@ -199,6 +210,10 @@ impl Path {
     /// A round trip was measured.
     pub fn timed(&mut self, round_trip: Duration, now: Instant) {
         self.latest = Some(round_trip);
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(round_trip);
         self.smooth = Some(self.smooth.map_or(round_trip, |smooth| (smooth * 7 + round_trip) / 8));
         if let Some(look) = &mut self.look {
             look.shortest = Some(look.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
@@ -224,13 +239,6 @@ impl Path {
                 if start.without_growth >= START_PATIENCE {
                     self.start = None;
                 }
-            }
-        }
-        if self.start.is_none() {
-            self.too_small = if limited && self.is_empty() { self.too_small + 1 } else { 0 };
-            if self.too_small >= TOO_SMALL {
-                self.start = Some(Start { best: rate, without_growth: 0 });
-                self.too_small = 0;
             }
         }
         self.steady();
@@ -262,14 +270,6 @@ impl Path {
         self.rates.push_back(rate);
     }
 
-    /// Whether not even the queue is there that the window leaves room for.
-    fn is_empty(&self) -> bool {
-        match (self.latest, self.shortest) {
-            (Some(latest), Some((shortest, _))) => latest < shortest + queue_for(shortest) / 4,
-            _ => false,
-        }
-    }
-
     fn has_begun_to_queue(&self) -> bool {
         match (self.latest, self.shortest) {
             (Some(latest), Some((shortest, _))) => latest > shortest + shortest / 64 + LEAST_QUEUE,
@@ -277,11 +277,21 @@ impl Path {
         }
     }
 
-    fn is_queued(&self) -> bool {
-        match (self.latest, self.shortest) {
-            (Some(latest), Some((shortest, _))) => latest > shortest + (shortest * 3 / 8).clamp(LEAST_SIGN, MOST_SIGN),
-            _ => false,
+    /// By how much round trips differ without a reason that a window could have.
+    fn jitter(&self) -> Duration {
+        let mut sorted: [Duration; RECENT] = [Duration::ZERO; RECENT];
+        let n = self.recent.len();
+        for (slot, recent) in sorted.iter_mut().zip(&self.recent) {
+            *slot = *recent;
         }
+        sorted[..n].sort_unstable();
+        if n == RECENT { sorted[JITTER] - sorted[0] } else { Duration::ZERO }
+    }
+
+    fn is_queued(&self) -> bool {
+        let Some((shortest, _)) = self.shortest else { return false };
+        let longer = shortest + (shortest * 3 / 8).clamp(LEAST_SIGN, MOST_SIGN);
+        self.recent.len() >= SIGNS && self.recent.iter().rev().take(SIGNS).all(|recent| *recent > longer)
     }
 
     /// The window of a path that is known.
@@ -289,7 +299,8 @@ impl Path {
         if self.start.is_none()
             && let (Some(product), Some((shortest, _))) = (self.product(), self.shortest)
         {
-            let queue = queue_for(shortest);
+            let jitter = self.jitter().min((shortest / 2).clamp(LEAST_QUEUE, MOST_JITTER));
+            let queue = (shortest / 8).clamp(LEAST_QUEUE, MOST_QUEUE) + jitter;
             let best = self.rates.iter().copied().fold(0.0, f64::max);
             let window = product + (best * queue.as_secs_f64()) as u64;
             // What arrived since the last mark is not known to have arrived.
@@ -330,10 +341,6 @@ impl Path {
         let best = self.rates.iter().copied().fold(0.0, f64::max);
         (best > 0.0).then_some((best * shortest.as_secs_f64()) as u64)
     }
-}
-
-fn queue_for(shortest: Duration) -> Duration {
-    (shortest / 8).clamp(LEAST_QUEUE, MOST_QUEUE)
 }
 
 fn between_marks(window: u64) -> u64 {
@@ -398,7 +405,7 @@ mod tests {
             // Told one round trip after it left.
             let first = rate * (1.0 - round_trip as f64 / 1000.0);
             assert!(delivered[0] as f64 > 0.5 * first, "{round_trip} ms: {} in the first second", delivered[0]);
-            assert!(queue < Duration::from_millis(25), "{round_trip} ms: a queue of {queue:?}");
+            assert!(queue < Duration::from_millis(45), "{round_trip} ms: a queue of {queue:?}");
         }
     }
 
@@ -414,6 +421,43 @@ mod tests {
             path.acked(i * 8_000_000, now);
         }
         assert!(path.window() < 20_000_000, "{}", path.window());
+    }
+
+    /// A machine that is busy answers late, now and then by tens of milliseconds: that is no queue, and no slow path.
+    #[test]
+    fn a_busy_machine_does_not_make_a_path_slow() {
+        let (rate, length) = (125_000_000.0, Duration::from_millis(60));
+        let begin = Instant::now();
+        let mut path = Path::new();
+        let (mut sent, mut acked, mut since_mark, mut n) = (0u64, 0u64, 0u64, 0u64);
+        let mut acks: VecDeque<(Instant, u64)> = VecDeque::new();
+        let (mut free, mut now) = (begin, begin);
+        while now < begin + Duration::from_secs(12) {
+            while let Some(&(at, position)) = acks.front()
+                && at <= now
+            {
+                acks.pop_front();
+                acked = position;
+                path.acked(acked, now);
+            }
+            while sent - acked < path.window() {
+                sent += 65_536;
+                since_mark += 65_536;
+                free = free.max(now) + Duration::from_secs_f64(65_536.0 / rate);
+                if since_mark >= path.mark_after() || acks.is_empty() {
+                    since_mark = 0;
+                    n += 1;
+                    path.marked(sent, now);
+                    let late = Duration::from_millis([0, 3, 11, 5, 24, 2, 9, 38][(n * 7 % 8) as usize]);
+                    let at = (free + length + late).max(acks.back().map_or(begin, |(at, _)| *at));
+                    acks.push_back((at, sent));
+                }
+            }
+            path.limited();
+            now = acks.front().map_or(now + Duration::from_millis(1), |(at, _)| (*at).max(now));
+        }
+        let share = acked as f64 / (rate * 12.0);
+        assert!(share > 0.8, "{share} of what the path holds");
     }
 
     #[test]
