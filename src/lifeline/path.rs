@@ -145,10 +145,15 @@ impl Path {
         }
     }
 
+    /// The same, of a stream of which everything up to `acked` has arrived by another path: that says nothing of this one.
+    pub fn beginning_at(acked: u64) -> Path {
+        Path { acked, ..Path::new() }
+    }
+
     /// Bytes that may be under way.
     pub fn window(&self) -> u64 {
         match (&self.look, self.product()) {
-            (Some(_), Some(product)) => (product * LOOK_QUARTERS / 4).max(LEAST_WINDOW),
+            (Some(_), Some(product)) => (product / 4).saturating_mul(LOOK_QUARTERS).clamp(LEAST_WINDOW, MOST_WINDOW),
             _ => self.rising.map_or(self.window, |rising| rising.min(self.window)),
         }
     }
@@ -491,5 +496,29 @@ mod tests {
             path.acked(i, now + Duration::from_millis(80));
         }
         assert_eq!(path.shortest.map(|(shortest, _)| shortest), Some(Duration::from_millis(80)));
+    }
+
+    #[test]
+    fn what_arrived_by_another_path_does_not_widen_a_new_one() {
+        let begin = Instant::now();
+        let (moved, message) = (1 << 40, 64 * 1024);
+        let mut path = Path::beginning_at(moved);
+        path.limited();
+        path.marked(moved + message, begin);
+        path.acked(moved + message, begin + Duration::from_millis(50));
+        assert!(path.window() <= FIRST_WINDOW + message * START_GROWTH, "{}", path.window());
+    }
+
+    #[test]
+    fn no_path_is_so_long_that_its_window_has_no_bound() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        path.timed(Duration::from_secs(60), begin);
+        path.acked(0, begin);
+        for i in 1..100 {
+            path.limited();
+            path.acked(i << 33, begin + Duration::from_secs(61) * i as u32);
+            assert!((LEAST_WINDOW..=MOST_WINDOW).contains(&path.window()), "{}", path.window());
+        }
     }
 }

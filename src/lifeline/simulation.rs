@@ -72,7 +72,8 @@ impl World {
         let bytes: Vec<u8> = (at..at + len).map(|position| byte(side, position)).collect();
         self.written[side] += self.cores[side].write(&[IoSlice::new(&bytes)]) as u64;
         self.cores[side].flush();
-        assert!(self.written[side] - self.read[1 - side] <= MOST_WINDOW + SLACK + PAYLOAD as u64);
+        let kept = self.written[side] - self.read[1 - side];
+        assert!(kept <= MOST_WINDOW + SLACK + PAYLOAD as u64, "{kept} bytes of side {side} are on their way");
     }
 
     fn read(&mut self, side: usize) {

@@ -178,7 +178,7 @@ impl Core {
             return Err(Fault::Over);
         }
         self.active = Some(id);
-        self.path = Path::new();
+        self.path = Path::beginning_at(self.replay.acked());
         self.marked = (0, None);
         self.asked = None;
         self.trouble = None;
