@@ -1,7 +1,5 @@
 //! Carriers that served and cannot say goodbye.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 

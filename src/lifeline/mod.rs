@@ -17,6 +17,8 @@ pub mod standing;
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -60,6 +62,7 @@ pub struct Lifeline {
     standing: watch::Sender<Standing>,
     drain: watch::Sender<Option<Duration>>,
     published: Option<(Instant, Standing)>,
+    moved: Arc<AtomicU64>,
 }
 
 struct Slot {
@@ -92,6 +95,7 @@ pub struct LifelineHandle {
     commands: mpsc::Sender<Command>,
     standing: watch::Receiver<Standing>,
     drain: watch::Receiver<Option<Duration>>,
+    moved: Arc<AtomicU64>,
 }
 
 impl Lifeline {
@@ -116,7 +120,9 @@ impl Lifeline {
     fn new(side: Side, id: LifelineId) -> (Lifeline, LifelineHandle) {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (standing, drain) = (watch::Sender::new(Standing::Beginning), watch::Sender::new(None));
-        let handle = LifelineHandle { id, commands, standing: standing.subscribe(), drain: drain.subscribe() };
+        let moved = Arc::<AtomicU64>::default();
+        let (watched, told) = (standing.subscribe(), drain.subscribe());
+        let handle = LifelineHandle { id, commands, standing: watched, drain: told, moved: moved.clone() };
         let lifeline = Lifeline {
             core: Core::new(side, id),
             carriers: Vec::new(),
@@ -127,6 +133,7 @@ impl Lifeline {
             standing,
             drain,
             published: None,
+            moved,
         };
         (lifeline, handle)
     }
@@ -286,6 +293,7 @@ impl Lifeline {
     fn publish(&mut self) {
         const REFRESH: Duration = Duration::from_secs(1);
         let now = Instant::now();
+        self.moved.store(self.core.moved(), Relaxed);
         let standing = self.core.standing();
         let old = self.published.as_ref().is_none_or(|(at, before)| {
             !before.is_like(&standing) || (now.saturating_duration_since(*at) >= REFRESH && *before != standing)
@@ -452,6 +460,11 @@ impl LifelineHandle {
     /// How it is, as it changes.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.clone()
+    }
+
+    /// Bytes that are known to have arrived, either way, when its standing was told last.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Relaxed)
     }
 
     /// When the coordinator said that it stops, how long to wait before coming back.

@@ -213,6 +213,11 @@ impl Core {
             || (self.finish.is_none() && self.replay.all_sent() && self.members.iter().all(|m| m.outbox.is_empty()))
     }
 
+    /// Bytes that are known to have arrived, either way.
+    pub fn moved(&self) -> u64 {
+        self.received + self.replay.acked()
+    }
+
     /// Why it is over.
     pub fn ended(&self) -> Option<&Ended> {
         self.ended.as_ref()

@@ -14,12 +14,12 @@ use crate::wire::lifeline::AttachMode;
 /// How long one attempt may take as a whole: the way to the coordinator, and its wait for the stub.
 const ATTEMPT: Duration = Duration::from_secs(40);
 
-/// A connection that lasts this long was a good one: the next is made at once when it is lost.
+/// A connection that lasts this long, or moves anything, was a good one: the next is made at once when it is lost.
 const STEADY: Duration = Duration::from_secs(1);
 
-/// Longest wait after connections that were taken and did not last. Coordinator and workspace are there, and what
-/// was moved is kept; but a wire that breaks at every touch must not keep them busy.
-const BRIEF: Duration = Duration::from_millis(500);
+/// Longest wait after connections that were taken and were of no use. Coordinator and workspace are there; but a wire
+/// that breaks at every touch must not keep them busy.
+const BRIEF: Duration = Duration::from_secs(1);
 
 impl Tunnel {
     /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when
@@ -28,7 +28,7 @@ impl Tunnel {
         let mut standing = lifeline.standing();
         let mut drain = lifeline.drain();
         let mut brief = Backoff::default();
-        let (mut carriers, mut attached) = (0, Instant::now());
+        let (mut carriers, mut attached, mut moved) = (0, Instant::now(), 0);
         loop {
             let now = standing.borrow_and_update().clone();
             let (since, why) = match now {
@@ -48,7 +48,8 @@ impl Tunnel {
                 Standing::Beginning | Standing::Ended(_) => return std::future::pending().await,
             };
             let mut wait = Duration::ZERO;
-            if attached.elapsed() >= STEADY {
+            let before = std::mem::replace(&mut moved, lifeline.moved());
+            if moved > before || attached.elapsed() >= STEADY {
                 brief.reset();
             } else {
                 wait = brief.next(rand::random()).min(BRIEF);
