@@ -128,7 +128,7 @@ impl Daemon {
                 async move { daemon.incoming(stream).await }
             }
         };
-        let outcome = self.tunnel.clone().run(serve, self.stop.clone()).await;
+        let outcome = Box::pin(self.tunnel.clone().run(serve, self.stop.clone())).await;
         self.stop.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await;

@@ -253,7 +253,7 @@ impl Tunnel {
                         since: time::OffsetDateTime::now_utc(),
                         stub_version: greeting.version,
                     };
-                    let error = self.live(session, &standing, &serve).await;
+                    let error = Box::pin(self.live(session, &standing, &serve)).await;
                     if up.elapsed() >= STEADY {
                         backoff.reset();
                     }
