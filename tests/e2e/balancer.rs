@@ -133,7 +133,7 @@ fn those_who_come_past_it_meet_those_who_come_through_it() {
 fn certificates_are_renewed_through_it_and_restarts_are_survived() {
     let mut world = World::new(&["--leaf-lifetime", "6s"]);
     let (laptop, machine, _stub) = world.members();
-    let up = laptop.up(&["box", "--coordinator", &world.url()]);
+    let up = laptop.up(&["box", "--no-direct", "--coordinator", &world.url()]);
     let chains = [
         find_below(laptop.home(), "chain.pem").expect("the laptop's"),
         find_below(machine.state(), "chain.pem").expect("the stub's"),

@@ -65,7 +65,7 @@ fn a_capture_at_the_coordinator_shows_one_connection_of_each_side_and_no_plainte
     laptop.pair(&url, &coordinator.invite(), "anna").ok();
     let machine = Machine::at(&hosts.workspace, &coordinator.url(Hosts::COORDINATOR_FOR_WORKSPACE));
     let _stub = machine.stub(Some(&coordinator.add_workspace("box")));
-    let _up = laptop.up(&["box", "--coordinator", &url]);
+    let _up = laptop.up(&["box", "--no-direct", "--coordinator", &url]);
 
     let count =
         || [Hosts::LAPTOP, Hosts::WORKSPACE].map(|peer| connections(coordinator.program.pid(), coordinator.port, peer));
@@ -194,7 +194,7 @@ fn a_coordinator_that_dumps_everything_sees_only_ciphertext() {
     runtime.spawn(curious(listener, TlsAcceptor::from(tls), heard.clone()));
 
     let _stub = machine.stub(None);
-    let _up = laptop.up(&["box", "--coordinator", &url]);
+    let _up = laptop.up(&["box", "--no-direct", "--coordinator", &url]);
     talk(&laptop, &Place::Here, &Place::Here);
     // The same instrument, and a secret that has no second TLS around it.
     Run::of(curl(&format!("{url}/{CONTROL}"))).err();

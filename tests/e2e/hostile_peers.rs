@@ -155,7 +155,7 @@ impl World {
             hello.accepted(&Accepted { version: Some("0".into()), ..Accepted::default() }).await.expect("it is told");
             session
         });
-        let up = self.laptop.up(&["box", "--coordinator", &self.url.to_string()]);
+        let up = self.laptop.up(&["box", "--no-direct", "--coordinator", &self.url.to_string()]);
         (up, self.runtime.block_on(workspace).expect("a session"))
     }
 
