@@ -176,6 +176,8 @@ impl StubProcess {
         let mut command = Command::new(&program);
         command
             .args(["run", "-v", "--exit-with-stdin", "--coordinator", &url.to_string()])
+            // For this machine only: nobody else has business at a workspace that is a directory here.
+            .args(["--direct-listen", "127.0.0.1:0"])
             .arg("--state")
             .arg(&places.state)
             .arg("--workspace")

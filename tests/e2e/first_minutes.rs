@@ -329,3 +329,19 @@ fn completions_and_man_pages_are_for_all_three_programs() {
         assert!(fs::read_dir(&man).unwrap().count() > 3, "a page a command");
     }
 }
+
+#[test]
+fn nothing_listens_beyond_this_machine() {
+    let laptop = Laptop::new();
+    let up = laptop.up(&[]);
+    let mut pids = kernel::children(up.program.pid());
+    pids.push(up.program.pid());
+    let listening = Run::of(command("ss", ["-Hltnp"])).ok();
+    let ours: Vec<&str> =
+        listening.lines().filter(|line| pids.iter().any(|pid| line.contains(&format!("pid={pid},")))).collect();
+    assert!(ours.len() >= 2, "the coordinator's port and the workspace's direct one: {ours:?}\n{listening}");
+    for line in ours {
+        let address = line.split_whitespace().nth(3).expect("an address");
+        assert!(address.starts_with("127.0.0.1:"), "{line}");
+    }
+}
