@@ -2,7 +2,7 @@
 //!
 //! Bytes under way beyond rate × round trip wait in some queue where nothing can overtake them. So the window is that
 //! product and a little more: enough to notice when the path can do more, little enough that a tool call behind a bulk
-//! transfer waits a few milliseconds and not for a full buffer. Pure: times come in, a window comes out.
+//! transfer waits for milliseconds, or tens of them on a long path, and not for a full buffer. Pure: times come in, a window comes out.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
