@@ -47,6 +47,20 @@ pub fn run(programs: &Programs, report: &Report) -> Result<()> {
             show(report, &format!("tool.list{name}, {what}"), &took);
         }
     }
+    beside(programs, report, target)
+}
+
+/// The same of a second tunnel that has nothing else to do, while the first one is saturated: what of the time is for
+/// the processors that both share, and not for the bytes in front.
+fn beside(programs: &Programs, report: &Report, target: u16) -> Result<()> {
+    let mut saturated = Tunnel::start(programs, Way::Relay)?;
+    let aside = Tunnel::start(programs, Way::Relay)?;
+    let (port, socket) = (saturated.forward(target)?, aside.stub_socket());
+    calls(&socket, WARM_UP)?;
+    for (what, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
+        let took = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
+        show(report, &format!("tool.list of another tunnel, one stream saturates its neighbour {what}"), &took);
+    }
     Ok(())
 }
 

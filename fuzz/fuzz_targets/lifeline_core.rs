@@ -135,7 +135,7 @@ impl World {
                     self.hand(link, side, message);
                 }
             }
-            27 => drop(self.cores[side].takes_bulk()),
+            27 => drop(self.cores[side].takes_bulk(self.now)),
             28..=30 if there && self.foul => {
                 let message = forged(bytes)?;
                 self.hand(link, side, message);

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use arbitrary::Unstructured;
 use nexus_proxy::lifeline::Paced;
+use nexus_proxy::lifeline::paced::MOST_BULK;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Edits of one input: more make it unlike anything genuine.
@@ -130,9 +131,11 @@ impl AsyncWrite for Pipe {
 }
 
 impl Paced for Pipe {
-    fn poll_paced(&mut self, _: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
+    fn poll_paced(&mut self, _: &mut Context<'_>) -> Poll<usize> {
+        Poll::Ready(MOST_BULK)
     }
+
+    fn sparse(&mut self) {}
 }
 
 /// A runtime of one thread whose clock stands still.

@@ -387,13 +387,22 @@ impl AsyncWrite for Lifeline {
 }
 
 impl Paced for Lifeline {
-    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.core.takes_bulk() {
-            return Poll::Ready(());
+    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        if let Some(bytes) = self.core.takes_bulk(Instant::now()) {
+            return Poll::Ready(bytes);
         }
         self.core.flush();
         self.progress_and_wake(cx);
-        if self.core.takes_bulk() { Poll::Ready(()) } else { Poll::Pending }
+        if let Some(bytes) = self.core.takes_bulk(Instant::now()) {
+            return Poll::Ready(bytes);
+        }
+        // What has just arrived may have made room, and then it is only for the pace to say when.
+        self.poll_timer(cx);
+        Poll::Pending
+    }
+
+    fn sparse(&mut self) {
+        self.core.sparse(Instant::now());
     }
 }
 

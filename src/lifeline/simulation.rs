@@ -452,6 +452,6 @@ fn what_is_kept_is_bounded_while_there_is_no_carrier() {
     }
     let kept = world.written[DIALER] - world.read[LISTENER];
     assert!(kept <= super::path::FIRST_WINDOW + SLACK, "{kept}");
-    assert!(!world.cores[DIALER].takes_bulk());
+    assert_eq!(world.cores[DIALER].takes_bulk(world.now), None);
     world.settle();
 }

@@ -22,6 +22,9 @@ impl Core {
         if self.alert.is_some_and(|until| until <= now) {
             self.alert = None;
         }
+        if self.bulk_due.is_some_and(|due| due <= now) {
+            self.bulk_due = None;
+        }
         if self.active.is_none()
             && self.trouble.as_ref().is_some_and(|(since, _)| now.saturating_duration_since(*since) >= RETENTION)
         {
@@ -59,7 +62,8 @@ impl Core {
         let measure = self.marked.1.map(|at| at + MEASURE);
         let retention = self.trouble.as_ref().filter(|_| self.active.is_none()).map(|(since, _)| *since + RETENTION);
         let suspicious = if self.suspect { None } else { self.suspicious_at() };
-        let mut times = [self.ack_due, self.alert, measure, retention, suspicious].into_iter().flatten().min();
+        let mut times =
+            [self.ack_due, self.bulk_due, self.alert, measure, retention, suspicious].into_iter().flatten().min();
         if self.side == Side::Dialer {
             for member in &self.members {
                 let time = match (member.waits_since(self.active), member.pinged) {

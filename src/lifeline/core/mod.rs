@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 
 use super::key::ResumeKey;
-use super::path::Path;
+use super::path::{Bulk, Path};
 use super::replay::{PAYLOAD, Replay};
 use super::standing::{Ended, Fault, Route};
 use crate::wire::Refusal;
@@ -102,6 +102,8 @@ pub struct Core {
     sequence: u64,
     path: Path,
     marked: (u64, Option<Instant>),
+    /// When the path takes more bulk, while somebody waits for that.
+    bulk_due: Option<Instant>,
     asked: Option<Instant>,
     answered: Option<Instant>,
     alert: Option<Instant>,
@@ -135,6 +137,7 @@ impl Core {
             sequence: 0,
             path: Path::new(),
             marked: (0, None),
+            bulk_due: None,
             asked: None,
             answered: None,
             alert: None,
@@ -183,13 +186,23 @@ impl Core {
         self.seal();
     }
 
-    /// Whether bulk may be written: the path takes more, and there is one.
-    pub fn takes_bulk(&mut self) -> bool {
-        let takes = self.active.is_some() && self.replay.kept() < self.path.window();
-        if !takes {
-            self.path.limited();
+    /// Bytes of the piece of bulk that may be written, if the path takes more, and there is one.
+    pub fn takes_bulk(&mut self, now: Instant) -> Option<usize> {
+        self.bulk_due = None;
+        if self.active.is_some() {
+            match self.path.bulk(self.replay.kept(), now) {
+                Bulk::Piece(bytes) => return Some(bytes),
+                Bulk::Later(due) => self.bulk_due = Some(due),
+                Bulk::Full => {}
+            }
         }
-        takes
+        self.path.limited();
+        None
+    }
+
+    /// A stream that sends little has sent something.
+    pub fn sparse(&mut self, now: Instant) {
+        self.path.sparse(now);
     }
 
     /// The next bytes of the peer.
@@ -357,6 +370,7 @@ impl Core {
             && let Some((message, position)) = self.replay.next_message()
         {
             self.asked.get_or_insert(now);
+            self.path.sent(message.len() as u64, now);
             if message.first() == Some(&kind::DATA_ACK) {
                 self.path.marked(position, now);
                 self.marked.1 = Some(now);

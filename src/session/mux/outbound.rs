@@ -10,7 +10,6 @@ use bytes::{Buf, BytesMut};
 
 use super::header::Header;
 use super::hub::{Hub, Stream, Urgent};
-use super::schedule::BULK_FRAME;
 use super::table::Table;
 use crate::lifeline::paced::Paced;
 use crate::transport::Io;
@@ -60,6 +59,9 @@ impl Outbound {
             } else {
                 if self.urgent.is_empty() {
                     self.urgent.fill_urgent(table, hub)?;
+                    if self.urgent.is_sparse() {
+                        io.sparse();
+                    }
                 }
                 if !self.urgent.is_empty() {
                     &mut self.urgent
@@ -68,10 +70,8 @@ impl Outbound {
                         if !hub.has_bulk() {
                             return Ok(Wrote::All);
                         }
-                        if io.poll_paced(cx).is_pending() {
-                            return Ok(Wrote::AllButBulk);
-                        }
-                        self.bulk.fill_bulk(table, hub)?;
+                        let Poll::Ready(most) = io.poll_paced(cx) else { return Ok(Wrote::AllButBulk) };
+                        self.bulk.fill_bulk(table, hub, most)?;
                         if self.bulk.is_empty() {
                             continue;
                         }
@@ -137,6 +137,11 @@ impl Batch {
         self.begun && !self.is_empty()
     }
 
+    /// Whether streams sent something in it, and none of them much.
+    fn is_sparse(&self) -> bool {
+        !self.streams.is_empty() && self.body.is_empty()
+    }
+
     fn has_room(&self) -> bool {
         self.head.len() < GATHER && self.body.is_empty()
     }
@@ -149,7 +154,7 @@ impl Batch {
             }
             match hub.next_urgent() {
                 None => break,
-                Some(Urgent::Recent(stream)) => self.add_frame(stream, table, hub, true)?,
+                Some(Urgent::Recent(stream)) => self.add_frame(stream, table, hub, None)?,
                 Some(Urgent::Control(stream)) => {
                     let mut state = stream.lock();
                     if state.needs_control() && !state.is_over() {
@@ -165,22 +170,23 @@ impl Batch {
         Ok(())
     }
 
-    fn fill_bulk(&mut self, table: &mut Table, hub: &Hub) -> io::Result<()> {
+    fn fill_bulk(&mut self, table: &mut Table, hub: &Hub, most: usize) -> io::Result<()> {
         while self.has_room() {
             match hub.next_bulk() {
-                Some(stream) => self.add_frame(stream, table, hub, false)?,
+                Some(stream) => self.add_frame(stream, table, hub, Some(most as u32))?,
                 None => break,
             }
         }
         Ok(())
     }
 
-    fn add_frame(&mut self, stream: Arc<Stream>, table: &mut Table, hub: &Hub, urgent: bool) -> io::Result<()> {
+    /// One frame of at most that many bytes, or of what the stream may send before bulk.
+    fn add_frame(&mut self, stream: Arc<Stream>, table: &mut Table, hub: &Hub, bulk: Option<u32>) -> io::Result<()> {
         let mut state = stream.lock();
         if state.can_send() {
             table.number(&stream, &mut state)?;
         }
-        let most = if urgent { state.turn.allowance() } else { BULK_FRAME };
+        let most = bulk.unwrap_or_else(|| state.turn.allowance());
         let Some((header, payload)) = state.next_frame(most) else {
             hub.sent(&stream, &mut state);
             return Ok(());

@@ -9,9 +9,6 @@ use std::collections::VecDeque;
 /// Bytes that a stream may send before the others each time it has been idle: a call with its answer, a screenful.
 pub const QUANTUM: u32 = 16 * 1024;
 
-/// Bytes of one frame of bulk. It is what a stream that becomes active may have to wait for.
-pub const BULK_FRAME: u32 = 64 * 1024;
-
 /// Where a stream is in the schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Place {
@@ -128,6 +125,8 @@ impl<K> Schedule<K> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const BULK_FRAME: u32 = 64 * 1024;
 
     /// Streams by number, each with what it has queued; what a driver does, without the bytes.
     struct Model {

@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::session::mux::header::Kind;
-use crate::session::mux::schedule::BULK_FRAME;
 use crate::session::mux::window::POOL;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+
+const BULK_FRAME: u32 = crate::lifeline::paced::MOST_BULK as u32;
 
 /// One end of a stream, and the frames on their way to it.
 struct Side {

@@ -1,9 +1,10 @@
 //! Tests of one end of a session against bytes: a peer that is played here, frame by frame, and keeps to nothing.
 
 use super::header::{Flags, HEADER, Header, Kind};
-use super::schedule::{BULK_FRAME, QUANTUM};
+use super::schedule::QUANTUM;
 use super::window::{FIRST_WINDOW, POOL};
 use super::*;
+use crate::lifeline::paced::MOST_BULK;
 use crate::session::opener::Opener;
 use crate::wire::{FrameHeader, FrameKind, Refusal, RefusalCode};
 use proptest::prelude::*;
@@ -295,14 +296,16 @@ struct Gate {
 }
 
 impl Paced for Gate {
-    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         let mut gate = self.gate.lock().unwrap();
         if gate.0 {
-            return Poll::Ready(());
+            return Poll::Ready(MOST_BULK);
         }
         gate.1 = Some(cx.waker().clone());
         Poll::Pending
     }
+
+    fn sparse(&mut self) {}
 }
 
 impl AsyncRead for Gate {
@@ -353,7 +356,7 @@ async fn bulk_waits_for_its_pace_and_a_little_does_not() {
     let mut rest = QUANTUM;
     while rest < 100_000 {
         let (header, _) = raw.frame().await;
-        assert!(header.stream == 1 && header.length <= BULK_FRAME);
+        assert!(header.stream == 1 && header.length as usize <= MOST_BULK);
         rest += header.length;
     }
 }
@@ -384,7 +387,7 @@ async fn a_call_passes_bulk_that_is_merely_queued() {
             before += payload.len();
         };
         // What the pipe had taken, the frame of which a part is in it, and what was to be said before.
-        assert!(before <= PIPE + 2 * BULK_FRAME as usize, "{before}");
+        assert!(before <= PIPE + 2 * MOST_BULK, "{before}");
         for id in (1..=15).step_by(2) {
             raw.send(Header::window_update(id, Flags::NONE, 100_000), &[]).await;
         }

@@ -1,0 +1,681 @@
+//! What the path can hold: its round trip, its rate, and from both how many bytes may be under way, and when bulk leaves.
+//!
+//! Bytes under way beyond rate × round trip wait in some queue where nothing can overtake them. On a short path the window
+//! is that product and a little more: enough to notice when the path can do more, little enough that a tool call behind
+//! a bulk transfer waits for milliseconds and not for a full buffer. On a long one the window is only a bound, and bulk
+//! keeps to a [`pace`]. Pure: times come in; a window and a time come out.
+
+mod pace;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use self::pace::Pace;
+use super::paced::MOST_BULK;
+
+/// Bytes that may always be under way: two full messages and a little. Less would stop the path between two
+/// acknowledgements.
+pub const LEAST_WINDOW: u64 = 160 * 1024;
+
+/// Bytes that may ever be under way, and so the most that a lifeline keeps for replay: 1 Gbit/s over half a second.
+pub const MOST_WINDOW: u64 = 64 * 1024 * 1024;
+
+/// Bytes under way on a path of which nothing is known, and the least that says anything about one: on a slow path
+/// they are a queue of a moment, on a long one they save a round trip.
+pub const FIRST_WINDOW: u64 = 512 * 1024;
+
+/// The window of a new path is this many times what arrived within the last round trip. TCP beneath doubles what it
+/// sends in a round trip; this one must not be what holds it up.
+const START_GROWTH: u64 = 8;
+
+/// A round in which the rate grew less than by a quarter found the end of the path's capacity; this many in a row
+/// end the start.
+const START_PATIENCE: u32 = 2;
+
+/// A round trip that is longer than the shortest by three eighths of it, but at least and at most this, shows a queue:
+/// the path is full.
+const LEAST_SIGN: Duration = Duration::from_millis(1);
+const MOST_SIGN: Duration = Duration::from_millis(20);
+
+/// Round trips that are remembered: about as many as are measured in one.
+const RECENT: usize = 16;
+
+/// Of how many of them, sorted, the difference is jitter: a standing queue makes all of them longer and none of that,
+/// a busy machine some.
+const JITTER: usize = 13;
+
+/// Round trips that must all be longer for that: one that is long shows a busy machine.
+const SIGNS: usize = 4;
+
+/// Time that bytes may wait in queues of a short path: an eighth of the round trip, and at least this. It is also by
+/// how much a faster path shows itself.
+const LEAST_QUEUE: Duration = Duration::from_micros(300);
+
+/// Jitter of a short path that the window makes up for at most. Where something small would wait for it, bulk keeps
+/// short.
+const MOST_JITTER: Duration = Duration::from_millis(2);
+
+/// Round trips from which on a path is long: clocks tell one part of them from another.
+const LONG: Duration = Duration::from_millis(1);
+
+/// Time beyond the round trip for which the window of a long path has room: half of it, at least and at most this. It
+/// stands in no queue, as long as the pace is right; it keeps the path busy while a busy machine answers late.
+const LEAST_ROOM: Duration = Duration::from_millis(20);
+const MOST_ROOM: Duration = Duration::from_millis(60);
+
+/// For how long after something small left bulk keeps short: a person types, a program calls again.
+const COMPANY: Duration = Duration::from_millis(100);
+
+/// Bytes of bulk under way on a short path meanwhile, and of one piece of it. It costs bulk a part of its speed.
+const COMPANY_WINDOW: u64 = 64 * 1024;
+const COMPANY_BULK: usize = 16 * 1024;
+
+/// Bytes of a burst of which the arrival tells a rate.
+const TRAIN: u64 = 192 * 1024;
+
+/// A round is one round trip, but no less than this: shorter ones measure the scheduler.
+const LEAST_ROUND: Duration = Duration::from_millis(5);
+
+/// The same on a long path, and how many round trips it must have measured: of fewer the shortest says little.
+const LEAST_LONG_ROUND: Duration = Duration::from_millis(40);
+const LONG_ROUND_MARKS: u32 = 4;
+
+/// Rounds whose best rate counts.
+const RATE_ROUNDS: usize = 10;
+
+/// For how long a shortest round trip counts. Then a path that is kept full is emptied for a moment to look again.
+const ROUND_TRIP_AGE: Duration = Duration::from_secs(30);
+
+/// The share of the path's product that is under way while it is looked at, in quarters.
+const LOOK_QUARTERS: u64 = 3;
+
+/// Bytes between two marks: a sixteenth of the window, but no less than this while the window holds four of it. An
+/// acknowledgement costs a message at every hop.
+const LEAST_MARK: u64 = 128 * 1024;
+
+/// Marks that may be on their way.
+const MAX_MARKS: usize = 64;
+
+/// What may become of bulk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bulk {
+    /// A piece of it may leave, of so many bytes.
+    Piece(usize),
+    /// Not before then.
+    Later(Instant),
+    /// Not before something was acknowledged.
+    Full,
+}
+
+/// One carrier's path, as far as it is known.
+#[derive(Debug)]
+pub struct Path {
+    window: u64,
+    start: Option<Start>,
+    pace: Option<Pace>,
+    marks: VecDeque<Mark>,
+    latest: Option<Duration>,
+    smooth: Option<Duration>,
+    shortest: Option<(Duration, Instant)>,
+    rates: VecDeque<f64>,
+    round: Option<Round>,
+    look: Option<Look>,
+    /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
+    rising: Option<u64>,
+    /// The last round trips.
+    recent: VecDeque<Duration>,
+    /// The first of marks that left in one burst.
+    train: Option<Train>,
+    /// Whether the path, and not the sender, was the limit since the round began.
+    limited: bool,
+    /// Until when bulk keeps short.
+    company: Option<Instant>,
+    acked: u64,
+}
+
+/// A position whose acknowledgement will be timed.
+#[derive(Debug)]
+struct Mark {
+    position: u64,
+    sent: Instant,
+    /// What had been acknowledged then: what is since then arrived within one round trip.
+    acked: u64,
+}
+
+#[derive(Debug)]
+struct Train {
+    position: u64,
+    sent: Instant,
+    arrived: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Start {
+    best: f64,
+    without_growth: u32,
+}
+
+/// Since this mark was acknowledged the round goes on.
+#[derive(Debug)]
+struct Round {
+    position: u64,
+    sent: Instant,
+    arrived: Instant,
+    /// Of its round trips.
+    shortest: Duration,
+    marks: u32,
+}
+
+#[derive(Debug)]
+struct Look {
+    until: Instant,
+    shortest: Option<Duration>,
+}
+
+impl Default for Path {
+    fn default() -> Path {
+        Path::new()
+    }
+}
+
+impl Path {
+    /// A path of which nothing is known.
+    pub fn new() -> Path {
+        Path {
+            window: FIRST_WINDOW,
+            start: Some(Start::default()),
+            pace: None,
+            marks: VecDeque::new(),
+            latest: None,
+            smooth: None,
+            shortest: None,
+            rates: VecDeque::new(),
+            round: None,
+            look: None,
+            rising: None,
+            recent: VecDeque::new(),
+            train: None,
+            limited: false,
+            company: None,
+            acked: 0,
+        }
+    }
+
+    /// The same, of a stream of which everything up to `acked` has arrived by another path: that says nothing of this one.
+    pub fn beginning_at(acked: u64) -> Path {
+        Path { acked, ..Path::new() }
+    }
+
+    /// Bytes that may be under way.
+    pub fn window(&self) -> u64 {
+        let window = match (&self.look, self.product()) {
+            (Some(_), Some(product)) => (product / 4).saturating_mul(LOOK_QUARTERS).clamp(LEAST_WINDOW, MOST_WINDOW),
+            _ => self.rising.map_or(self.window, |rising| rising.min(self.window)),
+        };
+        if self.has_company() { window.min(COMPANY_WINDOW) } else { window }
+    }
+
+    /// What may become of bulk, while that many bytes are under way.
+    pub fn bulk(&mut self, under_way: u64, now: Instant) -> Bulk {
+        self.company.take_if(|until| *until <= now);
+        if under_way >= self.window() {
+            return Bulk::Full;
+        }
+        match &mut self.pace {
+            Some(pace) => pace.due(now).map_or(Bulk::Piece(pace.bulk()), Bulk::Later),
+            None => Bulk::Piece(if self.has_company() { COMPANY_BULK } else { MOST_BULK }),
+        }
+    }
+
+    /// Something small left, which others like it will follow: bulk keeps short for a while. On a long path it does so
+    /// all the time, since its queue would be long.
+    pub fn sparse(&mut self, now: Instant) {
+        self.company = Some(now + COMPANY);
+    }
+
+    fn has_company(&self) -> bool {
+        self.company.is_some() && self.shortest.is_some_and(|(shortest, _)| shortest < LONG)
+    }
+
+    /// Bytes after which an acknowledgement is asked for.
+    pub fn mark_after(&self) -> u64 {
+        between_marks(self.window())
+    }
+
+    /// The round trip as it is, smoothed.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.smooth
+    }
+
+    /// That many bytes left.
+    pub fn sent(&mut self, bytes: u64, now: Instant) {
+        if let Some(pace) = &mut self.pace {
+            pace.sent(bytes, now);
+        }
+    }
+
+    /// Bytes up to `position` left; their acknowledgement was asked for.
+    pub fn marked(&mut self, position: u64, now: Instant) {
+        if self.marks.len() < MAX_MARKS {
+            self.marks.push_back(Mark { position, sent: now, acked: self.acked });
+        }
+    }
+
+    /// As much is under way as may be: the next round measures the path and not the sender.
+    pub fn limited(&mut self) {
+        self.limited = true;
+    }
+
+    /// Everything up to `acked` has arrived.
+    pub fn acked(&mut self, acked: u64, now: Instant) {
+        let mut passed = None;
+        let news = acked.saturating_sub(self.acked);
+        self.acked = self.acked.max(acked);
+        self.rising = self.rising.map(|rising| rising + news).filter(|rising| *rising < self.window);
+        while let Some(mark) = self.marks.front()
+            && mark.position <= acked
+        {
+            passed = self.marks.pop_front();
+        }
+        let Some(mark) = passed else { return };
+        let round_trip = now.saturating_duration_since(mark.sent);
+        self.timed(round_trip, now);
+        let burst = self.rate_of_burst(&mark, now);
+        self.delivered(acked.saturating_sub(mark.acked), burst, now);
+        let Some(round) = &mut self.round else {
+            let Mark { position, sent, .. } = mark;
+            self.round = Some(Round { position, sent, arrived: now, shortest: round_trip, marks: 0 });
+            return;
+        };
+        round.shortest = round.shortest.min(round_trip);
+        round.marks += 1;
+        let took = now.saturating_duration_since(round.arrived);
+        let (least, marks) = if self.pace.is_some() { (LEAST_LONG_ROUND, LONG_ROUND_MARKS) } else { (LEAST_ROUND, 1) };
+        if took >= self.smooth.unwrap_or_default().max(least) && round.marks >= marks {
+            self.round_ended(&mark, now);
+        }
+    }
+
+    /// A round trip was measured.
+    pub fn timed(&mut self, round_trip: Duration, now: Instant) {
+        self.latest = Some(round_trip);
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(round_trip);
+        self.smooth = Some(self.smooth.map_or(round_trip, |smooth| (smooth * 7 + round_trip) / 8));
+        if let Some(look) = &mut self.look {
+            look.shortest = Some(look.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
+        }
+        match self.shortest {
+            Some((shortest, _)) if round_trip > shortest => {}
+            _ => self.shortest = Some((round_trip, now)),
+        }
+    }
+
+    fn round_ended(&mut self, mark: &Mark, now: Instant) {
+        let next = Round { position: mark.position, sent: mark.sent, arrived: now, shortest: Duration::MAX, marks: 0 };
+        let Some(round) = self.round.replace(next) else { return };
+        let limited = std::mem::take(&mut self.limited);
+        let bytes = mark.position.saturating_sub(round.position) as f64;
+        let per = |from: Instant, to: Instant| bytes / to.saturating_duration_since(from).as_secs_f64().max(1e-6);
+        let rate = per(round.arrived, now);
+        // A sender that had little to send says nothing about the path, unless it was more than ever before.
+        if limited || rate > self.best() {
+            self.rated(rate);
+        }
+        if let (Some(pace), Some((shortest, _))) = (&mut self.pace, self.shortest) {
+            let queue = round.shortest.saturating_sub(shortest);
+            let (sent, took) = (per(round.sent, mark.sent), now.saturating_duration_since(round.arrived));
+            pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited }, now);
+        }
+        self.look_again(limited, now);
+        if limited && let Some(start) = &mut self.start {
+            if rate > start.best * 1.25 {
+                (start.best, start.without_growth) = (rate, 0);
+            } else {
+                start.without_growth += 1;
+                if start.without_growth >= START_PATIENCE {
+                    self.start = None;
+                }
+            }
+        }
+        self.steady(now);
+    }
+
+    /// So much arrived within one round trip: a new path may hold several times that, unless a burst shows what it holds.
+    fn delivered(&mut self, bytes: u64, burst: Option<f64>, now: Instant) {
+        if self.start.is_none() {
+            return;
+        }
+        if let Some(rate) = burst.filter(|_| self.is_long()) {
+            self.start = None;
+            self.pace = Some(Pace::new(rate, true, now));
+            self.steady(now);
+        } else if self.is_queued() {
+            // The path is full: what arrived within a round trip is what it delivers in one.
+            let round_trip = self.latest.unwrap_or_default().as_secs_f64().max(1e-6);
+            let rate = burst.unwrap_or(bytes as f64 / round_trip);
+            self.start = None;
+            self.rated(rate);
+            self.pace = self.is_long().then(|| Pace::new(rate, true, now));
+            self.steady(now);
+        } else if bytes >= FIRST_WINDOW / 2 {
+            self.window = self.window.max(bytes * START_GROWTH).min(MOST_WINDOW);
+        }
+    }
+
+    /// What left in one burst arrives as fast as the path lets it: so many bytes in a second.
+    fn rate_of_burst(&mut self, mark: &Mark, now: Instant) -> Option<f64> {
+        self.start.as_ref()?;
+        let next = Train { position: mark.position, sent: mark.sent, arrived: now };
+        let train = self.train.get_or_insert(next);
+        let (sent, arrived) = (mark.sent.saturating_duration_since(train.sent), now - train.arrived);
+        if arrived < sent * 2 {
+            *train = Train { position: mark.position, sent: mark.sent, arrived: now };
+            return None;
+        }
+        let bytes = mark.position - train.position;
+        (arrived >= LEAST_SIGN && bytes >= TRAIN).then(|| bytes as f64 / arrived.as_secs_f64())
+    }
+
+    fn rated(&mut self, rate: f64) {
+        if self.rates.len() == RATE_ROUNDS {
+            self.rates.pop_front();
+        }
+        self.rates.push_back(rate);
+    }
+
+    /// The most that arrived in a second of the last rounds.
+    fn best(&self) -> f64 {
+        self.rates.iter().copied().fold(0.0, f64::max)
+    }
+
+    fn is_long(&self) -> bool {
+        self.shortest.is_some_and(|(shortest, _)| shortest >= LONG)
+    }
+
+    /// By how much round trips differ without a reason that a window could have.
+    fn jitter(&self) -> Duration {
+        let mut sorted: [Duration; RECENT] = [Duration::ZERO; RECENT];
+        let n = self.recent.len();
+        for (slot, recent) in sorted.iter_mut().zip(&self.recent) {
+            *slot = *recent;
+        }
+        sorted[..n].sort_unstable();
+        if n == RECENT { sorted[JITTER] - sorted[0] } else { Duration::ZERO }
+    }
+
+    fn is_queued(&self) -> bool {
+        let Some((shortest, _)) = self.shortest else { return false };
+        let longer = shortest + (shortest * 3 / 8).clamp(LEAST_SIGN, MOST_SIGN);
+        self.recent.len() >= SIGNS && self.recent.iter().rev().take(SIGNS).all(|recent| *recent > longer)
+    }
+
+    /// The window of a path that is known.
+    fn steady(&mut self, now: Instant) {
+        let (None, Some((shortest, _))) = (&self.start, self.shortest) else { return };
+        if !self.is_long() {
+            self.pace = None;
+        } else if self.pace.is_none() && self.best() > 0.0 {
+            self.pace = Some(Pace::new(self.best(), false, now));
+        }
+        let rate = self.rate();
+        if rate == 0.0 {
+            return;
+        }
+        let room = match &self.pace {
+            Some(_) => {
+                let late = self.smooth.unwrap_or_default().saturating_sub(shortest);
+                (shortest / 2).clamp(LEAST_ROOM, MOST_ROOM) + late.min(MOST_ROOM)
+            }
+            None => {
+                let queue = (shortest / 8).max(LEAST_QUEUE);
+                queue + self.jitter().min(MOST_JITTER)
+            }
+        };
+        let window = (rate * (shortest + room).as_secs_f64()) as u64;
+        // What arrived since the last mark is not known to have arrived.
+        self.window = (window + between_marks(window)).clamp(LEAST_WINDOW, MOST_WINDOW);
+    }
+
+    /// The shortest round trip is forgotten after a while, so that a path which became longer is not starved. A path
+    /// that was full all the time is emptied for one round trip first: else its queue would pass for its length.
+    fn look_again(&mut self, limited: bool, now: Instant) {
+        match &self.look {
+            Some(look) if now >= look.until => {
+                if let Some(shortest) = look.shortest {
+                    self.shortest = Some((shortest, now));
+                }
+                self.rising = Some(self.window());
+                self.look = None;
+                if let Some(pace) = &mut self.pace {
+                    pace.looked();
+                }
+            }
+            Some(_) => {}
+            None => {
+                let Some((shortest, since)) = self.shortest else { return };
+                if now.saturating_duration_since(since) < ROUND_TRIP_AGE {
+                    return;
+                }
+                let latest = self.latest.unwrap_or(shortest);
+                if limited {
+                    self.look = Some(Look { until: now + (latest * 2).max(LEAST_ROUND), shortest: None });
+                } else {
+                    self.shortest = Some((latest, now));
+                }
+            }
+        }
+    }
+
+    /// Bytes per second that it delivers, as far as that is known.
+    fn rate(&self) -> f64 {
+        self.pace.as_ref().map_or_else(
+            || self.best(),
+            |pace| match pace.is_fresh() {
+                true => pace.rate() * 2.0,
+                false => pace.rate(),
+            },
+        )
+    }
+
+    /// Rate × shortest round trip, in bytes.
+    fn product(&self) -> Option<u64> {
+        let (shortest, _) = self.shortest?;
+        let rate = self.rate();
+        (rate > 0.0).then_some((rate * shortest.as_secs_f64()) as u64)
+    }
+}
+
+fn between_marks(window: u64) -> u64 {
+    (window / 16).max(LEAST_MARK).min(window / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path with a rate, a length and a queue without end.
+    struct Wire {
+        rate: f64,
+        length: Duration,
+        /// How late the acknowledgement of the n-th message is.
+        late: fn(u64) -> Duration,
+    }
+
+    /// What became of a transfer.
+    struct Sent {
+        /// Bytes delivered within each whole second.
+        delivered: Vec<u64>,
+        /// Waits in the queue after the first two seconds, sorted.
+        waits: Vec<Duration>,
+    }
+
+    impl Sent {
+        fn steady(&self) -> f64 {
+            self.delivered[2..].iter().sum::<u64>() as f64 / (self.delivered.len() - 2) as f64
+        }
+
+        fn wait(&self, percent: usize) -> Duration {
+            self.waits.get(self.waits.len() * percent / 100).copied().unwrap_or_default()
+        }
+    }
+
+    /// A sender that always has more to send.
+    fn run(wire: &Wire, seconds: u64) -> Sent {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        let (mut sent, mut acked, mut since_mark, mut n) = (0u64, 0u64, 0u64, 0u64);
+        let mut acks: VecDeque<(Instant, u64)> = VecDeque::new();
+        let (mut free, mut now) = (begin, begin);
+        let mut delivered = vec![0; seconds as usize];
+        let mut waits = Vec::new();
+        // What began the session has told how long the path is.
+        path.timed(wire.length, begin);
+        while now < begin + Duration::from_secs(seconds) {
+            while acks.front().is_some_and(|(at, _)| *at <= now) {
+                let (_, position) = acks.pop_front().unwrap();
+                delivered[((now - begin).as_secs() as usize).min(seconds as usize - 1)] += position - acked;
+                acked = position;
+                path.acked(acked, now);
+            }
+            let due = loop {
+                let message = match path.bulk(sent - acked, now) {
+                    Bulk::Piece(bytes) => bytes as u64,
+                    Bulk::Later(due) => break Some(due),
+                    Bulk::Full => break None,
+                };
+                sent += message;
+                since_mark += message;
+                path.sent(message, now);
+                if now - begin > Duration::from_secs(2) {
+                    waits.push(free.saturating_duration_since(now));
+                }
+                free = free.max(now) + Duration::from_secs_f64(message as f64 / wire.rate);
+                if since_mark >= path.mark_after() {
+                    (since_mark, n) = (0, n + 1);
+                    path.marked(sent, now);
+                    let at = free + wire.length + (wire.late)(n);
+                    acks.push_back((at.max(acks.back().map_or(begin, |(at, _)| *at)), sent));
+                }
+            };
+            path.limited();
+            if acks.is_empty() {
+                // What nobody asked for comes late.
+                acks.push_back((free.max(now) + wire.length + Duration::from_millis(25), sent));
+            }
+            // Clocks tick in milliseconds.
+            let due = due.map(|due| due.max(now + Duration::from_millis(1)));
+            now = acks.front().map(|(at, _)| *at).into_iter().chain(due).min().unwrap_or(now).max(now);
+        }
+        waits.sort();
+        Sent { delivered, waits }
+    }
+
+    #[test]
+    fn a_long_path_is_filled_and_its_queue_stays_short() {
+        const GIGABIT: f64 = 125_000_000.0;
+        let paths =
+            [(GIGABIT, 1, 10), (GIGABIT, 20, 8), (GIGABIT, 60, 8), (GIGABIT, 150, 12), (GIGABIT / 100.0, 60, 20)];
+        for (rate, round_trip, queue) in paths {
+            let sent = run(&Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO }, 40);
+            let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);
+            assert!(sent.steady() > 0.97 * rate, "{what}: {}", sent.steady() / rate);
+            // Told one round trip after it left.
+            let first = sent.delivered[0] as f64 / rate / (1.0 - round_trip as f64 / 1000.0);
+            assert!(first > 0.6, "{what}: {first} in the first second");
+            assert!(sent.wait(99) < Duration::from_millis(queue), "{what}: a queue of {:?}", sent.wait(99));
+        }
+    }
+
+    /// A sender that never has as much to send as the window takes, and still more than the path holds.
+    #[test]
+    fn a_queue_shows_without_the_window_being_the_limit() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        let round_trip = Duration::from_millis(60);
+        for i in 1..40u64 {
+            let now = begin + round_trip * i as u32;
+            path.marked(i * 8_000_000, now - round_trip - Duration::from_millis(10 * i));
+            path.acked(i * 8_000_000, now);
+        }
+        assert!(path.window() < 24_000_000, "{}", path.window());
+    }
+
+    /// A machine that is busy answers late, now and then by tens of milliseconds: that is no queue, and no slow path.
+    #[test]
+    fn a_busy_machine_does_not_make_a_path_slow() {
+        let late = |n| Duration::from_millis([0, 3, 11, 5, 24, 2, 9, 38][(n * 7 % 8) as usize]);
+        for round_trip in [20, 60, 150] {
+            let (rate, length) = (125_000_000.0, Duration::from_millis(round_trip));
+            let sent = run(&Wire { rate, length, late }, 12);
+            assert!(sent.steady() > 0.85 * rate, "{round_trip} ms: {} of {rate}", sent.steady());
+            assert!(sent.wait(95) < Duration::from_millis(70), "{round_trip} ms: a queue of {:?}", sent.wait(95));
+        }
+    }
+
+    #[test]
+    fn bulk_keeps_short_where_something_small_shares_a_short_path() {
+        let now = Instant::now();
+        for (round_trip, shares) in [(300, true), (60_000, false)] {
+            let mut path = Path::new();
+            path.timed(Duration::from_micros(round_trip), now);
+            assert_eq!(path.bulk(COMPANY_WINDOW, now), Bulk::Piece(MOST_BULK));
+            path.sparse(now);
+            assert_eq!(path.bulk(COMPANY_WINDOW, now) == Bulk::Full, shares, "{round_trip} µs");
+            assert_eq!(path.bulk(0, now) == Bulk::Piece(COMPANY_BULK), shares, "{round_trip} µs");
+            assert_eq!(path.bulk(COMPANY_WINDOW, now + COMPANY), Bulk::Piece(MOST_BULK), "alone again");
+        }
+    }
+
+    #[test]
+    fn a_sender_with_little_to_send_learns_no_false_rate() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        for i in 0..1000u64 {
+            let now = begin + Duration::from_millis(i * 100);
+            path.marked(i * 100, now);
+            path.acked(i * 100, now + Duration::from_millis(10));
+        }
+        assert_eq!(path.window(), FIRST_WINDOW);
+        assert_eq!(path.round_trip(), Some(Duration::from_millis(10)));
+    }
+
+    #[test]
+    fn a_round_trip_that_became_longer_is_believed_in_time() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        path.timed(Duration::from_millis(1), begin);
+        for i in 0..800u64 {
+            let now = begin + Duration::from_millis(100 * i);
+            path.marked(i, now);
+            path.acked(i, now + Duration::from_millis(80));
+        }
+        assert_eq!(path.shortest.map(|(shortest, _)| shortest), Some(Duration::from_millis(80)));
+    }
+
+    #[test]
+    fn what_arrived_by_another_path_does_not_widen_a_new_one() {
+        let begin = Instant::now();
+        let (moved, message) = (1 << 40, 64 * 1024);
+        let mut path = Path::beginning_at(moved);
+        path.limited();
+        path.marked(moved + message, begin);
+        path.acked(moved + message, begin + Duration::from_millis(50));
+        assert!(path.window() <= FIRST_WINDOW + message * START_GROWTH, "{}", path.window());
+    }
+
+    #[test]
+    fn no_path_is_so_long_that_its_window_has_no_bound() {
+        let begin = Instant::now();
+        let mut path = Path::new();
+        path.timed(Duration::from_secs(60), begin);
+        path.acked(0, begin);
+        for i in 1..100 {
+            path.limited();
+            path.acked(i << 33, begin + Duration::from_secs(61) * i as u32);
+            assert!((LEAST_WINDOW..=MOST_WINDOW).contains(&path.window()), "{}", path.window());
+        }
+    }
+}

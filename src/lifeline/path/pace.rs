@@ -1,0 +1,221 @@
+//! When bulk may leave on a long path: as fast as the path takes it, and no faster. Pure.
+//!
+//! A window alone sends in bursts, and what is too much of it stands in a queue for as long as the transfer goes on. Here
+//! the rate is followed instead: a queue that grows shows what the path delivers, one that stands is drained, and
+//! where there is none a little more is tried.
+
+use std::time::{Duration, Instant};
+
+use crate::lifeline::paced::MOST_BULK;
+
+/// A piece of bulk on a slow path: what leaves there within this time, but no less than is worth a frame.
+const BULK: Duration = Duration::from_millis(4);
+const LEAST_BULK: usize = 8 * 1024;
+
+/// The queue that is aimed at: this part of the round trip, at least and at most that long. With none nobody would
+/// know whether the path can do more.
+const QUEUE_PART: u32 = 32;
+const LEAST_QUEUE: Duration = Duration::from_millis(1);
+const MOST_QUEUE: Duration = Duration::from_millis(3);
+
+/// Bounds of what is sent in proportion to what the path delivers, to fill a queue or to drain it.
+const LEAST_GAIN: f64 = 0.75;
+const MOST_GAIN: f64 = 1.05;
+
+/// The same where a path may hold much more: one of which no queue was seen yet, and one that had none for a while.
+const FIRST_GAIN: f64 = 2.0;
+const SEARCH_GAIN: f64 = 1.25;
+
+/// What arrives at most of what is sent on a fresh path that is full.
+const FULL_SHARE: f64 = 0.9;
+
+/// A fresh path of which the rate did not grow by this much, in so many rounds, is known.
+const GROWTH: f64 = 1.25;
+const FRESH_ROUNDS: u32 = 3;
+
+/// Rounds in which less than the path's rate was sent, no more than that arrived, and a queue stood all the same: it is
+/// not of our making. Others use the path, or a busy machine answers late.
+const THEIRS_AFTER: u32 = 3;
+
+/// What is sent of the path's rate while a queue is drained, at most; and how much more arrives then, at least.
+const DRAINS: f64 = 0.97;
+const DRAINED: f64 = 1.03;
+
+/// Rounds in which more than ever arrived, without a queue, after which much more is tried.
+const SEARCH_AFTER: u32 = 2;
+
+/// By how much more that is.
+const MORE: f64 = 1.01;
+
+/// What arrives of what was sent while a queue grows, at most.
+const GROWS: f64 = 0.98;
+
+/// Time of sending that may be made up for at once, when this end was late.
+const BURST: Duration = Duration::from_millis(4);
+
+/// Time for which bulk waits at least, when it has to: a clock is not finer, and each waking costs.
+const STEP: Duration = Duration::from_millis(1);
+
+/// What one round showed.
+#[derive(Debug, Clone, Copy)]
+pub struct Round {
+    /// Bytes per second that arrived.
+    pub arrived: f64,
+    /// Bytes per second at which the same bytes were sent.
+    pub sent: f64,
+    /// By how much the shortest round trip of it was longer than the shortest known.
+    pub queue: Duration,
+    /// The shortest known.
+    pub shortest: Duration,
+    /// How long the round was.
+    pub took: Duration,
+    /// Whether more could have been sent.
+    pub limited: bool,
+}
+
+/// The pace of a path.
+#[derive(Debug)]
+pub struct Pace {
+    rate: f64,
+    gain: f64,
+    credit: f64,
+    counted: Instant,
+    fresh: bool,
+    /// Rounds in which a fresh path showed nothing new, and the rate before.
+    stale: (u32, f64),
+    /// Rounds in a row in which more arrived than before.
+    faster: u32,
+    /// The queue that stays whatever is sent.
+    theirs: Duration,
+    /// Rounds in which it seemed to be longer than that.
+    standing: u32,
+    /// The queue of the round before.
+    before: Duration,
+}
+
+impl Pace {
+    /// The pace of a path that delivers about `rate` bytes per second.
+    pub fn new(rate: f64, fresh: bool, now: Instant) -> Pace {
+        let gain = if fresh { FIRST_GAIN } else { 1.0 };
+        Pace {
+            rate,
+            gain,
+            credit: 0.0,
+            counted: now,
+            fresh,
+            stale: (0, rate),
+            faster: 0,
+            theirs: Duration::ZERO,
+            standing: 0,
+            before: Duration::ZERO,
+        }
+    }
+
+    /// Bytes per second that the path delivers.
+    pub fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// Whether it may deliver much more than is known.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// When bulk may leave; `None` when it may now.
+    pub fn due(&mut self, now: Instant) -> Option<Instant> {
+        self.count(now);
+        if self.credit >= 0.0 {
+            return None;
+        }
+        let wait = Duration::from_secs_f64((-self.credit / self.speed()).clamp(0.0, 1.0));
+        Some(now + wait.max(STEP))
+    }
+
+    /// Bytes of one piece of bulk.
+    pub fn bulk(&self) -> usize {
+        ((self.rate * BULK.as_secs_f64()) as usize).clamp(LEAST_BULK, MOST_BULK)
+    }
+
+    /// That many bytes left.
+    pub fn sent(&mut self, bytes: u64, now: Instant) {
+        self.count(now);
+        self.credit -= bytes as f64;
+    }
+
+    fn count(&mut self, now: Instant) {
+        let time = now.saturating_duration_since(self.counted).as_secs_f64();
+        self.counted = now;
+        self.credit = (self.credit + self.speed() * time).min(self.speed() * BURST.as_secs_f64());
+    }
+
+    fn speed(&self) -> f64 {
+        (self.rate * self.gain).max(1.0)
+    }
+
+    /// A round is over: how fast is the next one?
+    pub fn round(&mut self, round: Round, now: Instant) {
+        self.count(now);
+        // One frame on its way is no queue.
+        let frame = Duration::from_secs_f64(self.bulk() as f64 / self.rate.max(1.0));
+        let aim = (round.shortest / QUEUE_PART).clamp(LEAST_QUEUE, MOST_QUEUE) + frame;
+        let queue = round.queue.saturating_sub(self.theirs);
+        let queued = queue > aim;
+        // Of its making, and not of an acknowledgement that came late.
+        let grows = queue > std::mem::replace(&mut self.before, queue) && round.arrived < round.sent * GROWS;
+        self.faster = if !queued && round.arrived > self.rate * MORE { self.faster + 1 } else { 0 };
+        self.tell_theirs(&round, queue, aim);
+        if self.fresh && queued && round.arrived < round.sent * FULL_SHARE {
+            // What was sent beyond the path's rate stands in its queue, so this is what it delivers.
+            self.rate = round.arrived;
+            self.fresh = false;
+        } else if self.fresh && self.is_stale(&round) {
+            self.fresh = false;
+        } else if round.arrived > self.rate {
+            self.rate += (round.arrived - self.rate) / if self.fresh { 1.0 } else { 2.0 };
+        } else if grows && queued && !self.fresh {
+            self.rate += (round.arrived - self.rate) / 2.0;
+        }
+        if !round.limited {
+            self.gain = self.gain.min(1.0);
+            return;
+        }
+        // What the queue is away from the aim is made good within a round.
+        let away = aim.as_secs_f64() - queue.as_secs_f64();
+        self.gain = if self.fresh {
+            FIRST_GAIN
+        } else if self.faster >= SEARCH_AFTER {
+            SEARCH_GAIN
+        } else {
+            (1.0 + away / round.took.as_secs_f64()).clamp(LEAST_GAIN, MOST_GAIN)
+        };
+    }
+
+    fn is_stale(&mut self, round: &Round) -> bool {
+        let (rounds, before) = self.stale;
+        self.stale = match round.arrived > before * GROWTH {
+            true => (0, round.arrived),
+            false => (rounds + u32::from(round.limited), before),
+        };
+        self.stale.0 >= FRESH_ROUNDS
+    }
+
+    /// A queue that does not drain is others'.
+    fn tell_theirs(&mut self, round: &Round, queue: Duration, aim: Duration) {
+        let drains = round.arrived > round.sent * DRAINED;
+        if queue <= aim || drains || self.fresh {
+            self.standing = 0;
+        } else if round.sent < self.rate * DRAINS {
+            self.standing += 1;
+            if self.standing >= THEIRS_AFTER {
+                self.theirs += queue - aim / 2;
+                self.standing = 0;
+            }
+        }
+    }
+
+    /// The path was looked at anew: what it had of others' queues is not known any more.
+    pub fn looked(&mut self) {
+        self.theirs = Duration::ZERO;
+        self.standing = 0;
+    }
+}
