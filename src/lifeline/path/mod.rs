@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use self::pace::Pace;
 use super::paced::MOST_BULK;
 
-/// Bytes that may always be under way: two full messages and a little. Less would stop the path between two
-/// acknowledgements.
+/// Bytes that may always be under way, where bulk is alone: two full messages and a little. Less, with as few
+/// acknowledgements, would stop the path between two of them.
 pub const LEAST_WINDOW: u64 = 160 * 1024;
 
 /// Bytes that may ever be under way, and so the most that a lifeline keeps for replay: 1 Gbit/s over half a second.
@@ -56,7 +56,7 @@ const LEAST_QUEUE: Duration = Duration::from_micros(300);
 const MOST_JITTER: Duration = Duration::from_millis(2);
 
 /// Round trips from which on a path is long: clocks tell one part of them from another.
-const LONG: Duration = Duration::from_millis(1);
+const LONG: Duration = Duration::from_millis(2);
 
 /// Time beyond the round trip for which the window of a long path has room: half of it, at least and at most this. It
 /// stands in no queue, as long as the pace is right; it keeps the path busy while a busy machine answers late.
@@ -71,7 +71,7 @@ const COMPANY_WINDOW: u64 = 64 * 1024;
 const COMPANY_BULK: usize = 16 * 1024;
 
 /// Bytes of a burst of which the arrival tells a rate.
-const TRAIN: u64 = 192 * 1024;
+const TRAIN: u64 = 128 * 1024;
 
 /// A round is one round trip, but no less than this: shorter ones measure the scheduler.
 const LEAST_ROUND: Duration = Duration::from_millis(5);
@@ -79,6 +79,10 @@ const LEAST_ROUND: Duration = Duration::from_millis(5);
 /// The same on a long path, and how many round trips it must have measured: of fewer the shortest says little.
 const LEAST_LONG_ROUND: Duration = Duration::from_millis(40);
 const LONG_ROUND_MARKS: u32 = 4;
+
+/// An answer is late on a long path when it took this much longer than another of its round, or this part of the round.
+const LATE: Duration = Duration::from_millis(3);
+const LATE_PART: u32 = 16;
 
 /// Rounds whose best rate counts.
 const RATE_ROUNDS: usize = 10;
@@ -291,7 +295,11 @@ impl Path {
         round.marks += 1;
         let took = now.saturating_duration_since(round.arrived);
         let (least, marks) = if self.pace.is_some() { (LEAST_LONG_ROUND, LONG_ROUND_MARKS) } else { (LEAST_ROUND, 1) };
-        if took >= self.smooth.unwrap_or_default().max(least) && round.marks >= marks {
+        let length = self.smooth.unwrap_or_default().max(least);
+        // A round that ended with an answer that came late would seem slow, and the next one fast.
+        let is_late = round_trip > round.shortest + LATE.max(took / LATE_PART) && took < length * 2;
+        let is_known = self.pace.as_ref().is_some_and(|pace| !pace.is_fresh());
+        if took >= length && round.marks >= marks && !(is_known && is_late) {
             self.round_ended(&mark, now);
         }
     }
@@ -324,7 +332,9 @@ impl Path {
         if limited || rate > self.best() {
             self.rated(rate);
         }
-        if let (Some(pace), Some((shortest, _))) = (&mut self.pace, self.shortest) {
+        // While the path is looked at, it is the window that holds bulk back.
+        let is_paced = self.look.is_none() && self.rising.is_none();
+        if let (Some(pace), Some((shortest, _)), true) = (&mut self.pace, self.shortest, is_paced) {
             let queue = round.shortest.saturating_sub(shortest);
             let (sent, took) = (per(round.sent, mark.sent), now.saturating_duration_since(round.arrived));
             pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited }, now);
@@ -576,8 +586,14 @@ mod tests {
     #[test]
     fn a_long_path_is_filled_and_its_queue_stays_short() {
         const GIGABIT: f64 = 125_000_000.0;
-        let paths =
-            [(GIGABIT, 1, 10), (GIGABIT, 20, 8), (GIGABIT, 60, 8), (GIGABIT, 150, 12), (GIGABIT / 100.0, 60, 20)];
+        let paths = [
+            (GIGABIT, 1, 5),
+            (GIGABIT, 3, 8),
+            (GIGABIT, 20, 8),
+            (GIGABIT, 60, 8),
+            (GIGABIT, 150, 12),
+            (GIGABIT / 100.0, 60, 20),
+        ];
         for (rate, round_trip, queue) in paths {
             let sent = run(&Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO }, 40);
             let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);

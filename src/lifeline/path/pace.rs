@@ -96,10 +96,9 @@ pub struct Pace {
 impl Pace {
     /// The pace of a path that delivers about `rate` bytes per second.
     pub fn new(rate: f64, fresh: bool, now: Instant) -> Pace {
-        let gain = if fresh { FIRST_GAIN } else { 1.0 };
         Pace {
             rate,
-            gain,
+            gain: 1.0,
             credit: 0.0,
             counted: now,
             fresh,
