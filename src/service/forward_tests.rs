@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 
 /// What the workspace does with the streams of these tests.
 async fn workspace(mut streams: UnboundedReceiver<DuplexStream>) {

@@ -15,7 +15,7 @@ async fn remote(bind: &Endpoint, target: Endpoint) -> (Endpoint, RemoteForward<D
     let workspace = tokio::spawn(async move {
         let (open, stream) = FramedStream::accept(asked.recv().await.unwrap()).await.unwrap();
         let StreamRequest::Listen { bind, listener } = open.request else { panic!("{open:?}") };
-        let _ = serve_listen(stream, &bind, listener, to_laptop, Path::new("/")).await;
+        let _ = serve_listen(stream, &bind, listener, to_laptop, Path::new("/"), std::future::pending()).await;
     });
     tokio::spawn(laptop(accepted, target));
     let (bound, forward) = RemoteForward::open(&to_workspace, bind, 7).await.unwrap();
@@ -81,7 +81,7 @@ async fn a_taken_port_is_refused_with_a_hint() {
     let bind = loopback(taken.local_addr().unwrap().port());
     let workspace = async {
         let (_, stream) = FramedStream::accept(asked.recv().await.unwrap()).await.unwrap();
-        serve_listen(stream, &bind, 1, to_laptop, Path::new("/")).await
+        serve_listen(stream, &bind, 1, to_laptop, Path::new("/"), std::future::pending()).await
     };
     let (refused, _) = tokio::join!(RemoteForward::open(&opener, &bind, 1), workspace);
     let refusal = refused.unwrap_err();

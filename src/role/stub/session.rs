@@ -78,7 +78,7 @@ pub async fn serve(
             () = end.cancelled() => break,
         }
     }
-    streams.shutdown().await;
+    session.end_streams(&mut streams).await;
     drop(session.acceptor);
     Ok(())
 }
@@ -111,7 +111,8 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
         StreamRequest::Listen { bind, listener } => match permit(&shared.listeners) {
             Some(_permit) => {
                 let dir = &shared.workspace.dir;
-                Box::pin(serve_listen(stream, &bind, listener, shared.opener.clone(), dir)).await
+                let closed = shared.opener.draining();
+                Box::pin(serve_listen(stream, &bind, listener, shared.opener.clone(), dir, closed)).await
             }
             None => return stream.refuse(&busy("listeners")).await,
         },
