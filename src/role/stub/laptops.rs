@@ -2,6 +2,7 @@
 //! drains: then it stays until what runs in it is done. Calls go to the laptop that came last, never to a session that drains.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,11 +44,17 @@ pub struct Laptops {
     connected: Mutex<Vec<Connected>>,
     replaced: Mutex<VecDeque<(LifelineId, Refusal)>>,
     count: watch::Sender<usize>,
+    draining: AtomicBool,
 }
 
 impl Default for Laptops {
     fn default() -> Laptops {
-        Laptops { connected: Mutex::default(), replaced: Mutex::default(), count: watch::Sender::new(0) }
+        Laptops {
+            connected: Mutex::default(),
+            replaced: Mutex::default(),
+            count: watch::Sender::new(0),
+            draining: AtomicBool::new(false),
+        }
     }
 }
 
@@ -70,6 +77,9 @@ impl Laptops {
             if connected.len() >= MAX_SESSIONS {
                 replaced.push((connected.remove(0), taken_over()));
             }
+            if self.draining.load(Relaxed) {
+                opener.drain();
+            }
             connected.push(Connected { id, device, opener, lifeline, end: end.clone() });
         });
         for (old, refusal) in replaced {
@@ -90,9 +100,7 @@ impl Laptops {
         if let Some((_, refusal)) = replaced.iter().find(|(replaced, _)| *replaced == id) {
             return Err(refusal.clone());
         }
-        let text =
-            "the workspace does not know this session any more. hint: its stub was restarted; a new session begins";
-        Err(Refusal::new(RefusalCode::NotFound, text))
+        Err(unknown())
     }
 
     /// Ends every session of a device, with the reason; those that drain too.
@@ -127,6 +135,37 @@ impl Laptops {
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         f(&mut connected);
         self.count.send_replace(connected.len());
+    }
+
+    /// From here on every session takes nothing new, those that are still to come too. Says how many sessions go on, and
+    /// how many streams in them.
+    pub fn drain(&self) -> (usize, usize) {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        self.draining.store(true, Relaxed);
+        let streams = connected.iter().map(|c| c.opener.streams()).sum();
+        connected.iter().for_each(|c| c.opener.drain());
+        (connected.len(), streams)
+    }
+
+    /// Ends every session, with the reason.
+    pub async fn end_all(&self, refusal: &Refusal) {
+        let mut ended = Vec::new();
+        self.change(|connected| ended.append(connected));
+        for old in ended {
+            old.lifeline.end(Ended::Refused(refusal.clone())).await;
+            old.end.cancel();
+        }
+    }
+
+    /// As [`open`](Self::open); when there is no laptop, the first that comes within `patience` is waited for.
+    pub async fn open_within(&self, patience: Duration) -> Result<MuxStream, Refusal> {
+        let mut count = self.count();
+        let opened = self.open().await;
+        if patience.is_zero() || opened.is_ok() {
+            return opened;
+        }
+        let _ = tokio::time::timeout(patience, count.wait_for(|count| *count > 0)).await;
+        self.open().await
     }
 
     /// A stream to the laptop that came last. While the only one hands over, its next session is waited for.
@@ -175,6 +214,12 @@ fn too_many() -> Refusal {
          the next; let connections end between updates"
     );
     Refusal::new(RefusalCode::Busy, text)
+}
+
+/// Why a session that nobody here has cannot go on.
+pub fn unknown() -> Refusal {
+    let text = "the workspace does not know this session any more. hint: its stub was restarted; a new session begins";
+    Refusal::new(RefusalCode::NotFound, text)
 }
 
 fn taken_over() -> Refusal {

@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 /// long before.
 const REAP: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether any are left: nothing tells.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// How long orphans have after SIGTERM.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -35,6 +38,13 @@ pub async fn reap() {
             let _ = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG));
         }
         before = ended;
+    }
+}
+
+/// Returns when nothing runs below this process.
+pub async fn gone() {
+    while below(own()).iter().any(|p| !p.ended) {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
