@@ -194,7 +194,11 @@ fn a_direct_session_goes_on_and_the_port_is_the_successors() {
     way.reset();
     talk.echo_within(RECOVERY);
     reaches_the_new_one(&world);
+    // The laptop finds the port again, for the session that stayed behind too.
+    let again = world.stub.says_after(0, RECOVERY, "route=Direct");
+    assert!(again.contains("goes on in an earlier stub"), "{again}");
     until_direct(&world);
+    talk.echo();
     assert!(old.has_ended().is_none(), "{}", old.output());
     talk.ends_well();
     is_done(old);
@@ -272,6 +276,52 @@ fn what_runs_in_the_background_of_the_workspace_lives_on() {
     assert!(kill(pid, None).is_ok() && old.has_ended().is_none(), "{}", old.output());
     kill(pid, Signal::SIGKILL).expect("it runs");
     is_done(old);
+}
+
+#[test]
+fn a_stub_is_replaced_from_inside_the_workspace() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let (log, pid) = (world.machine.workspace.path().join("stub.log"), world.machine.workspace.path().join("stub.pid"));
+    let successor_ended = Ended(pid.clone());
+    let mut successor = world.machine.command(None);
+    successor.arg("--take-over");
+    let mut words = vec!["exec".to_owned(), "box".into(), "--".into(), "setsid".into(), "-f".into()];
+    let script = format!("echo $$ >{}; exec \"$0\" \"$@\" >{} 2>&1 </dev/null", pid.display(), log.display());
+    words.extend(["sh".into(), "-c".into(), script]);
+    let own = std::iter::once(successor.get_program()).chain(successor.get_args());
+    words.extend(own.map(|word| word.to_string_lossy().into_owned()));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    world.laptop.run(&words).ok();
+    let said = |text: &str| until(text, || fs::read_to_string(&log).ok().filter(|said| said.contains(text)));
+    said("ready for laptops");
+    world.stub.says("handed over");
+    talk.echo_within(RECOVERY);
+    talk.ends_well();
+    // It ends, and leaves the successor alone that it started.
+    let ended = within(RECOVERY, || world.stub.has_ended());
+    world.stub.ended_well(ended);
+    let pid = fs::read_to_string(&pid).expect("it wrote its number");
+    until("a process of the new stub", || {
+        let run = world.laptop.exec("box", &["sh", "-c", "echo $PPID"]);
+        (run.text().trim() == pid.trim()).then_some(())
+    });
+    drop(successor_ended);
+    until("the successor to end", || (!world.machine.state().join("stub.sock").exists()).then_some(()));
+}
+
+/// Ends the process whose number is in this file, when this is dropped.
+struct Ended(PathBuf);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(&self.0).ok().and_then(|pid| pid.trim().parse().ok());
+        pid.map(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM));
+    }
 }
 
 #[test]

@@ -105,6 +105,7 @@ impl Drop for Gateway {
 }
 
 async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: &Semaphore) {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let mut local = FramedStream::new(stream);
     local.reader.limit(MAX_OPEN);
     let refusal = match tokio::time::timeout(OPEN_TIMEOUT, local.reader.expect()).await {
@@ -117,7 +118,7 @@ async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: 
                 Err(refusal) => refusal,
             },
             FrameKind::Message => match Request::parse(&frame.payload) {
-                Ok(request) => return own(local, request, bell).await,
+                Ok(request) => return own(local, pid, request, bell).await,
                 Err(refusal) => refusal,
             },
             kind => StreamError::OutOfPlace(kind).into_refusal(),
@@ -127,12 +128,12 @@ async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: 
 }
 
 /// A call to this stub itself.
-async fn own(mut local: FramedStream<UnixStream>, request: Request, bell: &Doorbell) {
+async fn own(mut local: FramedStream<UnixStream>, pid: Option<i32>, request: Request, bell: &Doorbell) {
     let outcome = match (request.method.as_str(), &bell.successors) {
         (hand_over::METHOD, Some(successors)) => {
-            let (asked, answer) = oneshot::channel();
+            let (asking, answer) = oneshot::channel();
             let gone = || Refusal::new(RefusalCode::Unavailable, "this stub is about to end. hint: try again");
-            match successors.send(asked).await {
+            match successors.send(Asked { pid, answer: asking }).await {
                 Ok(()) => answer.await.unwrap_or_else(|_| Err(gone())),
                 Err(_) => Err(gone()),
             }

@@ -36,7 +36,13 @@ pub struct HandedOver {
 }
 
 /// A successor that waits for its answer.
-pub type Asked = oneshot::Sender<Result<HandedOver, Refusal>>;
+#[derive(Debug)]
+pub struct Asked {
+    /// Its process, where the system tells.
+    pub pid: Option<i32>,
+    /// For the answer.
+    pub answer: oneshot::Sender<Result<HandedOver, Refusal>>,
+}
 
 /// Asks the stub that serves the workspace's socket to hand over; `None` when none does. When it has, everything that
 /// it listened on is free, and its files are the caller's.

@@ -152,6 +152,7 @@ pub async fn run(
         }
     });
     orphans::adopt();
+    let mut spare = None;
     let life = async {
         let (outcome, successor) = {
             let mut parked = Box::pin(stub.keep_parked(&taken, &taking, &stop));
@@ -168,6 +169,7 @@ pub async fn run(
         doors.close();
         if let Some((link, asked)) = successor {
             doors.wait().await;
+            spare = asked.pid;
             stub.outlive(link, asked, &taken, &stop).await;
         } else if stop.is_cancelled() {
             stub.sessions.earlier.end().await;
@@ -181,7 +183,7 @@ pub async fn run(
     stop.cancel();
     taken.close();
     let _ = tokio::time::timeout(STOP_TIMEOUT, async { tokio::join!(doors.wait(), taken.wait()) }).await;
-    orphans::end_all().await;
+    orphans::end_all(spare).await;
     outcome
 }
 
@@ -204,7 +206,7 @@ impl Stub {
                 Ok(link) => return (link, asked),
                 Err(refusal) => {
                     tracing::warn!(%refusal, "not handed over");
-                    let _ = asked.send(Err(refusal));
+                    let _ = asked.answer.send(Err(refusal));
                 }
             }
         }
@@ -217,7 +219,8 @@ impl Stub {
         let (sessions, streams) = laptops.drain();
         let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").into());
         let direct = self.workspace.direct.bound();
-        let _ = asked.send(Ok(HandedOver { pid, version, sessions, streams, direct }));
+        let Asked { pid: successor, answer } = asked;
+        let _ = answer.send(Ok(HandedOver { pid, version, sessions, streams, direct }));
         (self.events)(StubEvent::HandedOver(sessions, streams));
         taken.close();
         let done = CancellationToken::new();
@@ -227,7 +230,7 @@ impl Stub {
                 laptops.end_all(&Refusal::new(RefusalCode::Unavailable, text)).await;
                 let _ = tokio::time::timeout(STOP_TIMEOUT, taken.wait()).await;
             }
-            orphans::gone().await;
+            orphans::gone(successor).await;
             (self.events)(StubEvent::Done);
             done.cancel();
         };
@@ -345,10 +348,7 @@ impl Stub {
                 tracing::info!(session, "a session goes on here");
                 lifeline.arrived(carrier, Route::Relay, attach).await;
             }
-            Ok(Place::Earlier(link)) => {
-                tracing::info!(session, "a session goes on in an earlier stub");
-                self.sessions.pass(*carrier, link).await;
-            }
+            Ok(Place::Earlier(link)) => self.sessions.pass(*carrier, link).await,
             // The stub that may have it does not answer: the laptop tries again.
             Err(refusal) if matches!(refusal.code, RefusalCode::Timeout | RefusalCode::Unavailable) => {
                 tracing::warn!(session, %refusal, "a session cannot go on yet");

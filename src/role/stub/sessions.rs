@@ -41,7 +41,9 @@ impl Sessions {
         match self.laptops.lifeline(attach.id) {
             Ok(lifeline) => Ok(Place::Here(lifeline)),
             Err(refusal) if refusal.code == RefusalCode::NotFound => {
-                Ok(Place::Earlier(Box::new(self.earlier.resume(attach, route).await?)))
+                let link = self.earlier.resume(attach, route).await?;
+                tracing::info!(?route, "a session goes on in an earlier stub");
+                Ok(Place::Earlier(Box::new(link)))
             }
             Err(refusal) => Err(refusal),
         }
