@@ -190,13 +190,15 @@ async fn session(
         }
     };
     let failed = tokio::select! {
-        () = log => unreachable!("a log is looked after for ever"),
-        outcome = &mut running => return outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
-        failed = shown => failed,
+        // First, because it has something to say although all is done at the same moment.
+        biased;
         () = linger(&daemon, claim, output) => {
             let text = "a connection went on for a day after the hand-over. hint: it is ended with this process";
             Failure::new(failure::FAILED, text)
         }
+        () = log => unreachable!("a log is looked after for ever"),
+        outcome = &mut running => return outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
+        failed = shown => failed,
         how = local.broke() => {
             let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
             let text = format!("the workspace's stub ended ({how}). hint: its log is {}", places.display());
