@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use futures::FutureExt;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_util::sync::CancellationToken;
@@ -190,13 +191,17 @@ async fn session(
         }
     };
     let failed = tokio::select! {
-        () = log => unreachable!("a log is looked after for ever"),
-        outcome = &mut running => return outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
-        failed = shown => failed,
         () = linger(&daemon, claim, output) => {
             let text = "a connection went on for a day after the hand-over. hint: it is ended with this process";
             Failure::new(failure::FAILED, text)
         }
+        () = log => unreachable!("a log is looked after for ever"),
+        outcome = &mut running => {
+            // Whoever hands over and has nothing open is done before it was said.
+            linger(&daemon, claim, output).now_or_never();
+            return outcome.map_err(|error| Failure::new(failure::REFUSED, error));
+        }
+        failed = shown => failed,
         how = local.broke() => {
             let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
             let text = format!("the workspace's stub ended ({how}). hint: its log is {}", places.display());

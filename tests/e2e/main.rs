@@ -14,6 +14,7 @@ mod forwards;
 mod forwards_datagrams;
 mod forwards_faults;
 mod forwards_unix;
+mod hand_over;
 mod hostile;
 mod hostile_peers;
 mod hosts;

@@ -182,7 +182,7 @@ impl Daemon {
         };
         let outcome = Box::pin(self.tunnel.clone().run(serve, self.stop.clone())).await;
         self.tasks.close();
-        if outcome.is_ok() && self.tunnel.is_leaving() {
+        if self.tunnel.is_leaving() {
             // What was open is done: what is left is an answer, or the last words of a local connection.
             let done = async { drop(tokio::join!(self.handing.lock(), self.tasks.wait())) };
             let done = tokio::time::timeout(STOP_TIMEOUT, done);

@@ -1,6 +1,6 @@
 //! The sessions of a tunnel that drain beside the one that stands: each goes on until what is open in it is done.
 //!
-//! How one ends is never the tunnel's concern.
+//! How one ends is not the tunnel's concern, unless nothing else is left: then it is how this program ends.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -39,9 +39,15 @@ impl Earlier {
         sessions.iter().map(|(opener, _)| opener).chain(other).map(MuxOpener::streams).sum()
     }
 
-    /// Keeps the sessions that are retired, until each is over; returns when no more come and none is left.
-    pub async fn keep(&self, mut retired: mpsc::UnboundedReceiver<Retired<'_>>) {
+    /// Keeps the sessions that are retired, until each is over; returns when no more come and none is left, with the reason
+    /// when one was cut that nothing took the place of, because `leaving` is cancelled.
+    pub async fn keep(
+        &self,
+        mut retired: mpsc::UnboundedReceiver<Retired<'_>>,
+        leaving: &CancellationToken,
+    ) -> Result<(), TunnelError> {
         let mut lives = FuturesUnordered::new();
+        let mut cut = None;
         let mut more = true;
         loop {
             tokio::select! {
@@ -54,10 +60,13 @@ impl Earlier {
                 },
                 Some((opener, outcome)) = lives.next(), if !lives.is_empty() => {
                     self.sessions().retain(|(known, _)| !known.is_same(&opener));
-                    let why = outcome.map_or_else(|| "too many later ones".into(), |error| error.to_string());
+                    let why = outcome.as_ref().map_or_else(|| "too many later ones".into(), TunnelError::to_string);
                     tracing::info!(why, "an earlier session is over");
+                    if leaving.is_cancelled() && !opener.has_drained() {
+                        cut = outcome.or(cut);
+                    }
                 }
-                else => return,
+                else => return cut.map_or(Ok(()), Err),
             }
         }
     }

@@ -247,10 +247,7 @@ impl Tunnel {
         let notice = changes::notice(toward, self.changes.clone());
         let (retire, retired) = mpsc::unbounded_channel();
         let keep = async {
-            let earlier = async {
-                self.earlier.keep(retired).await;
-                Ok(())
-            };
+            let earlier = self.earlier.keep(retired, &self.leaving);
             tokio::try_join!(self.keep_up(&serve, retire), earlier).map(drop)
         };
         tokio::select! {
