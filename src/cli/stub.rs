@@ -379,7 +379,7 @@ async fn take_over(
 fn go_on(sessions: usize, streams: usize) -> String {
     let some = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let go = if sessions == 1 { "goes" } else { "go" };
-    format!("{} with {} {go} on", some(sessions, "session"), some(streams, "stream"))
+    format!("{} with {} {go} on", some(sessions, "session"), some(streams, "connection"))
 }
 
 fn state_failure(error: StateError) -> Failure {

@@ -102,10 +102,12 @@ impl Opener for TunnelOpener {
     async fn open(&self) -> Result<MuxStream, Refusal> {
         let current = self.current.borrow().clone();
         match current {
-            Some(opener) if opener.is_draining() => self.next(&opener).await?.open().await,
             Some(opener) => {
                 self.resumed().await?;
-                opener.open().await
+                match opener.open().await {
+                    Err(_) if opener.is_draining() => self.next(&opener).await?.open().await,
+                    opened => opened,
+                }
             }
             None => {
                 Err(Refusal::new(RefusalCode::Unavailable, "the tunnel is down. hint: `nexus-proxy status` says why"))
@@ -157,6 +159,14 @@ impl TunnelOpener {
         };
         self.current.wait_for(stands).await.ok().and_then(|current| current.clone())
     }
+}
+
+/// How a session stopped being the one that stands.
+enum Stood {
+    /// It is over, and why.
+    Over(TunnelError),
+    /// It drains, and is over as well if nothing was open in it.
+    Drains { done: bool },
 }
 
 /// Keeps a tunnel to one workspace.
@@ -300,11 +310,13 @@ impl Tunnel {
                         drained = 0;
                     }
                     match over {
-                        Some(error) => error,
-                        None => {
+                        Stood::Over(error) => error,
+                        Stood::Drains { done } => {
                             life.retire();
-                            // Whoever keeps them goes as this does.
-                            let _ = retire.send(Retired { opener: life.opener.clone(), life: running });
+                            if !done {
+                                // Whoever keeps them goes as this does.
+                                let _ = retire.send(Retired { opener: life.opener.clone(), life: running });
+                            }
                             if self.leaving.is_cancelled() {
                                 return Ok(());
                             }
@@ -343,17 +355,21 @@ impl Tunnel {
     }
 
     /// Until the session is over, with the reason, or until it drains.
-    async fn stand(&self, life: &Life<'_>, running: &mut BoxFuture<'_, TunnelError>) -> Option<TunnelError> {
+    async fn stand(&self, life: &Life<'_>, running: &mut BoxFuture<'_, TunnelError>) -> Stood {
         self.current.send_replace(Some(life.opener.clone()));
         if self.leaving.is_cancelled() {
             life.opener.drain();
         }
         let over = tokio::select! {
             error = running => error,
-            () = life.opener.draining() => return None,
+            () = life.opener.draining() => return Stood::Drains { done: false },
         };
+        // Nothing was open in it: it was done as soon as it drained. Who asks for a stream waits for the next.
+        if life.opener.has_drained() {
+            return Stood::Drains { done: true };
+        }
         self.current.send_replace(None);
-        Some(over)
+        Stood::Over(over)
     }
 
     /// This program hands the workspace over to another one: no session begins any more, and the one that stands drains.
