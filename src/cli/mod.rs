@@ -10,9 +10,13 @@ mod embedded;
 mod failure;
 mod fast_copies;
 mod generate;
+#[cfg(feature = "proxy")]
+mod hand_over;
 mod home;
 #[cfg(any(feature = "proxy", feature = "stub"))]
 mod json_lines;
+#[cfg(feature = "proxy")]
+mod lease;
 mod log;
 mod output;
 #[cfg(feature = "proxy")]

@@ -14,6 +14,7 @@ use super::failure::{self, Failure};
 use super::generate::{self, Generate};
 use super::home::Home;
 use super::json_lines;
+use super::lease::Lease;
 use super::log::Common;
 use super::output::Output;
 use super::status;
@@ -158,9 +159,8 @@ pub struct ForwardFlags {
 impl ForwardFlags {
     /// What is asked for.
     pub fn requests(&self) -> Vec<ForwardRequest> {
-        let of = |kind, specs: &[String]| {
-            specs.iter().map(move |spec| ForwardRequest { kind, spec: spec.clone() }).collect::<Vec<_>>()
-        };
+        let of =
+            |kind, specs: &[String]| specs.iter().map(move |spec| ForwardRequest::new(kind, spec)).collect::<Vec<_>>();
         let mut all = of(ForwardKind::Local, &self.local);
         all.extend(of(ForwardKind::Remote, &self.remote));
         all.extend(of(ForwardKind::Dynamic, &self.dynamic));
@@ -393,19 +393,12 @@ async fn forward(args: Forward, output: Output) -> Result<u8, Failure> {
     let home = Home::find()?;
     let mut leases = Vec::new();
     for request in &requests {
-        let stream = control::connect(&home.run, &args.workspace).await?;
-        let params = serde_json::to_value(request).unwrap_or_default();
-        let (status, stream): (ForwardStatus, _) = control::call(stream, "forward", params).await?;
-        show_forward(output, &status);
-        leases.push(stream);
+        leases.push(Lease::take(&home.run, &args.workspace, request, output).await?);
     }
     let stop = CancellationToken::new();
-    let lost = futures::future::select_all(leases.iter_mut().map(|lease| Box::pin(lease.reader.next())));
+    let lost = futures::future::select_all(leases.into_iter().map(|lease| Box::pin(lease.keep(output))));
     tokio::select! {
-        _ = lost => {
-            let text = format!("workspace `{}` is not up any more. hint: run `nexus-proxy up {0}` again", args.workspace);
-            Err(Failure::new(failure::UNAVAILABLE, text))
-        }
+        (failure, ..) = lost => Err(failure),
         () = stop.cancelled() => Ok(0),
         () = super::signals::ask_for_end(stop.clone()) => Ok(0),
     }

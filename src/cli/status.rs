@@ -85,6 +85,10 @@ fn show_status(output: Output, status: &Status) {
     output.line("workspace", &format!("{} (process {})", status.workspace, status.pid), &none);
     output.line("coordinator", &format!("{}, as device {}", status.coordinator, status.device), &none);
     output.line("tunnel", &state, &none);
+    if status.earlier > 0 {
+        let text = format!("{} connections go on in earlier sessions until they are done", status.earlier);
+        output.line("earlier", &text, &none);
+    }
     for forward in &status.forwards {
         let (flag, from, to) = match forward.kind {
             ForwardKind::Local => ("-L", "here", "in the workspace"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ use super::output::Output;
 use super::signals;
 use crate::role::stub::direct::{Addresses, DirectConfig};
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
+use crate::role::stub::hand_over::{self, HandedOver};
+use crate::role::stub::local;
 use crate::role::stub::run::{self, StubConfig, StubEvent};
 use crate::role::stub::session::Workspace;
 use crate::role::stub::state::{StateError, StubState};
@@ -30,6 +33,12 @@ use crate::wire::{Open, StreamRequest};
 
 /// The environment variable with the enrolment code; never passed on to processes of the workspace.
 const ENROLL_ENV: &str = "NEXUS_ENROLL";
+
+/// For how long a stub is waited for that does not listen: longer than one takes to take over from another.
+const TAKE_OVER: Duration = Duration::from_secs(1);
+
+/// How often it is tried meanwhile: nothing tells when a socket appears.
+const TAKE_OVER_POLL: Duration = Duration::from_millis(20);
 
 /// The workspace's side of nexus-proxy. `run` serves the laptop; the other commands ask the laptop: for its tools,
 /// tokens, configuration and files, as its owner has declared them.
@@ -97,6 +106,13 @@ struct RunArguments {
     /// Opens no port: everything goes through the coordinator.
     #[arg(long)]
     no_direct: bool,
+    /// Takes the place of the stub that runs here, and breaks nothing: for an update, or other options.
+    ///
+    /// That one takes nothing more from then on. The connections, processes and calls that it has go on there, also when
+    /// the network breaks; then it ends by itself. Everything that begins later is this one's. Without a stub that runs
+    /// it makes no difference.
+    #[arg(long)]
+    take_over: bool,
     /// Ends when standard input does: for a parent that must not leave it behind.
     #[arg(long)]
     exit_with_stdin: bool,
@@ -216,7 +232,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
 /// Calls the laptop; output of the call goes to standard output and standard error as it comes.
 async fn ask(json: bool, socket: Option<PathBuf>, method: &str, params: Value) -> Result<Value, Failure> {
     let socket = socket.unwrap_or_else(|| home::stub_state().join(SOCKET));
-    let stream = tokio::net::UnixStream::connect(&socket).await.map_err(|e| {
+    let stream = connect(&socket).await.map_err(|e| {
         let text =
             format!("the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?", socket.display());
         Failure::new(failure::UNAVAILABLE, text)
@@ -226,6 +242,19 @@ async fn ask(json: bool, socket: Option<PathBuf>, method: &str, params: Value) -
     let (stdout, stderr) = json_lines::sinks(json);
     // A signal ends this process; the laptop sees the stream end and ends the tool.
     Ok(client::call(stream, method, params, stdout, stderr).await?)
+}
+
+/// Connects to the stub. While one takes over from another, nobody listens for a moment.
+async fn connect(socket: &Path) -> std::io::Result<tokio::net::UnixStream> {
+    let deadline = Instant::now() + TAKE_OVER;
+    loop {
+        match tokio::net::UnixStream::connect(socket).await {
+            Err(error) if local::is_nobody(&error) && Instant::now() < deadline => {
+                tokio::time::sleep(TAKE_OVER_POLL).await;
+            }
+            connected => return connected,
+        }
+    }
 }
 
 fn tool_table(answer: &Value) -> String {
@@ -261,6 +290,10 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         }
         (Err(error), _) => return Err(state_failure(error)),
     };
+    let (state, took_over) = match run.take_over {
+        true => take_over(&dir, &socket, state, output).await?,
+        false => (state, None),
+    };
     let name = state.workspace().to_string();
     output.line(
         "workspace",
@@ -274,6 +307,8 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         workspace: Workspace { env: environment(&socket), dir: workspace, direct: Addresses::default() },
         direct: DirectConfig { listen: (!run.no_direct).then_some(run.direct_listen), advertise: run.direct_advertise },
         socket,
+        took_over,
+        hands_over: !run.exit_with_stdin,
     };
     let stop = CancellationToken::new();
     let events = move |event: StubEvent| match event {
@@ -296,6 +331,15 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         StubEvent::SessionEnded(device) => {
             output.line("session", &format!("{device} left"), &json!({"event": "session_ended", "device": device}));
         }
+        StubEvent::HandedOver(sessions, streams) => {
+            let text = format!("to a successor; {} here until done", go_on(sessions, streams));
+            let event = json!({"event": "handed_over", "sessions": sessions, "streams": streams});
+            output.line("handed over", &text, &event);
+        }
+        StubEvent::Done => {
+            let text = "everything that began here is over";
+            output.line("done", text, &json!({"event": "done"}));
+        }
     };
     let parent = {
         let stop = stop.clone();
@@ -313,6 +357,29 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         () = parent => Ok(()),
     };
     outcome.map(|()| 0).map_err(|error| Failure::new(failure::REFUSED, error))
+}
+
+/// Asks the stub that runs, if one does, to hand over. The state is read anew after that: until then it was the other's,
+/// which may have changed it.
+async fn take_over(
+    dir: &Path,
+    socket: &Path,
+    state: StubState,
+    output: Output,
+) -> Result<(StubState, Option<(HandedOver, Instant)>), Failure> {
+    let Some(earlier) = hand_over::ask(socket).await? else { return Ok((state, None)) };
+    let HandedOver { pid, version, sessions, streams, .. } = &earlier;
+    let text = format!("from process {pid}, version {version}; {} there until done", go_on(*sessions, *streams));
+    let event = json!({"event": "took_over", "pid": pid, "version": version, "sessions": sessions, "streams": streams});
+    output.line("took over", &text, &event);
+    let state = StubState::load(dir).map_err(state_failure)?;
+    Ok((state, Some((earlier, Instant::now()))))
+}
+
+fn go_on(sessions: usize, streams: usize) -> String {
+    let some = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let go = if sessions == 1 { "goes" } else { "go" };
+    format!("{} with {} {go} on", some(sessions, "session"), some(streams, "connection"))
 }
 
 fn state_failure(error: StateError) -> Failure {

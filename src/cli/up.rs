@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use futures::FutureExt;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
 use super::descriptors;
 use super::failure::{self, Failure};
+use super::hand_over::{linger, take_over};
 use super::home::Home;
 use super::log::{Common, LogFormat};
 use super::output::Output;
@@ -58,6 +60,10 @@ pub struct Up {
     /// Goes through the coordinator even where the workspace can be reached directly.
     #[arg(long)]
     pub no_direct: bool,
+    /// Takes the place of the `nexus-proxy up` that runs for this workspace, of this release or the one before: that one takes
+    /// nothing new any more and ends when its connections, processes and calls are done.
+    #[arg(long)]
+    pub take_over: bool,
     /// This process is the background one.
     #[arg(long, hide = true)]
     pub background: Option<PathBuf>,
@@ -79,14 +85,18 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let mut requests = up.forwards.requests();
     requests.extend(super::proxy::configured(&config)?);
     let refused = |e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace));
-    // Held until everything is down.
+    if up.take_over {
+        take_over(&up.workspace, up.coordinator.as_ref(), home, output).await?;
+    }
+    // Held until everything is down, or handed over.
     let claim = Claim::new(&socket_path(&home.run, &up.workspace)).await.map_err(refused)?;
     let socket = claim.bind().map_err(refused)?;
+    let mut claim = Some(claim);
     let stop = CancellationToken::new();
     let interrupted = signals::ask_for_end(stop.clone());
     let work = async {
         let mut local = Local::default();
-        let session = session(&up, home, output, began, &config, requests, socket, &mut local, &stop);
+        let session = session(&up, home, output, began, &config, requests, socket, &mut claim, &mut local, &stop);
         let outcome = Box::pin(session).await;
         local.stop().await;
         outcome
@@ -95,7 +105,8 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
         outcome = work => outcome?,
         () = interrupted => {}
     }
-    output.line("down", "everything is taken down", &json!({"event": "down"}));
+    let text = if claim.is_some() { "everything is taken down" } else { "what went on here is done" };
+    output.line("down", text, &json!({"event": "down"}));
     Ok(0)
 }
 
@@ -140,6 +151,7 @@ async fn session(
     config: &Config,
     requests: Vec<crate::role::proxy::forwards::ForwardRequest>,
     socket: ControlSocket,
+    claim: &mut Option<Claim>,
     local: &mut Local,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
@@ -179,8 +191,16 @@ async fn session(
         }
     };
     let failed = tokio::select! {
+        () = linger(&daemon, claim, output) => {
+            let text = "a connection went on for a day after the hand-over. hint: it is ended with this process";
+            Failure::new(failure::FAILED, text)
+        }
         () = log => unreachable!("a log is looked after for ever"),
-        outcome = &mut running => return outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
+        outcome = &mut running => {
+            // Whoever hands over and has nothing open is done before it was said.
+            linger(&daemon, claim, output).now_or_never();
+            return outcome.map_err(|error| Failure::new(failure::REFUSED, error));
+        }
         failed = shown => failed,
         how = local.broke() => {
             let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
@@ -349,6 +369,9 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     if up.no_direct {
         command.arg("--no-direct");
     }
+    if up.take_over {
+        command.arg("--take-over");
+    }
     command.args(up.forwards.arguments());
     // A process group of its own, so that Ctrl-C on this terminal does not reach it.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
@@ -382,6 +405,7 @@ async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
         let text = match event["event"].as_str() {
             Some("coordinator") => format!("  coordinator  {}", event["url"].as_str().unwrap_or_default()),
             Some("workspace") => format!("  workspace    {}", event["name"].as_str().unwrap_or_default()),
+            Some("took_over") => format!("  take-over    took over from process {}", event["pid"]),
             Some("forward") => {
                 let forward = &event["forward"];
                 format!(

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use crate::service::copy::{Answer, Counts, Meter, Socket, relay_metered};
 use crate::service::dial::{Place, dial};
 use crate::service::listen::Listener;
 use crate::service::stats::ForwardStats;
+use crate::service::term::Term;
 use crate::session::framed::{FramedStream, Io, StreamError};
 use crate::session::opener::Opener;
 use crate::wire::limits::MAX_STREAMS;
@@ -88,12 +88,14 @@ impl<O: Opener> LocalForward<O> {
         self.stats.clone()
     }
 
-    /// Forwards until `stop`; connections that are open then are reset.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Forwards for its term; connections that are open at its end are reset.
+    pub async fn run(self, term: impl Into<Term>) {
         let LocalForward { listener, target, opener, stats } = self;
         let request = || StreamRequest::Connect { target: target.clone() };
-        let mut tasks = JoinSet::new();
-        stop.run_until_cancelled(accept_all(&listener, &mut tasks, &opener, &stats, |_| request())).await;
+        let accept = async |listener: &Listener, tasks: &mut JoinSet<()>| {
+            accept_all(listener, tasks, &opener, &stats, |_| request()).await
+        };
+        term.into().serve(listener, accept).await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 
 /// What the workspace does with the streams of these tests.
 async fn workspace(mut streams: UnboundedReceiver<DuplexStream>) {
@@ -119,4 +120,25 @@ async fn stopping_closes_the_port_and_resets_what_is_open() {
     stop.cancel();
     assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(TcpStream::connect(("127.0.0.1", port)).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn closing_closes_the_port_and_what_is_open_goes_on() {
+    let (opener, streams) = pipes();
+    tokio::spawn(workspace(streams));
+    let forward = LocalForward::bind(opener, &loopback(0), echo_service().await).await.unwrap();
+    let port = port_of(forward.bound());
+    let term = Term::default();
+    let running = tokio::spawn(forward.run(term.clone()));
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    term.close.cancel();
+    term.closed.cancelled().await;
+    assert_eq!(TcpStream::connect(("127.0.0.1", port)).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    client.write_all(b"y").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'y');
+    client.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    running.await.unwrap();
 }

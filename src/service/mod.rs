@@ -26,6 +26,7 @@ pub mod remote;
 pub mod secret;
 pub mod socks;
 pub mod stats;
+pub mod term;
 #[cfg(feature = "proxy")]
 pub mod token;
 #[cfg(feature = "proxy")]

@@ -1,7 +1,7 @@
 //! `-R`: connections to a port of the workspace go to a target that the laptop has chosen.
 //!
 //! The workspace's end listens for as long as the control stream lives: its end, its abort or its loss closes the
-//! port at once. The workspace names a listener, never a target.
+//! port at once, as does a session that begins to drain. The workspace names a listener, never a target.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,14 +24,15 @@ use crate::wire::{Endpoint, FrameKind, Open, Refusal, RefusalCode, StreamRequest
 /// How long the workspace may take to say that a listener is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The workspace's end of a `Listen` stream. Returns when the listener is closed and, if the laptop closed it in
-/// order, the connections it had accepted are over.
+/// The workspace's end of a `Listen` stream. Closes the port when the laptop does or `closed` is ready. Returns when it is
+/// closed and, if that was in order, the connections it had accepted are over.
 pub async fn serve_listen<S: Io, O: Opener>(
     mut stream: FramedStream<S>,
     bind: &Endpoint,
     listener: u32,
     opener: O,
     base_dir: &Path,
+    closed: impl Future<Output = ()>,
 ) -> Result<(), StreamError> {
     let stats = Arc::<ForwardStats>::default();
     let mut tasks = JoinSet::new();
@@ -63,6 +64,7 @@ pub async fn serve_listen<S: Io, O: Opener>(
     tokio::select! {
         over = control_over(&mut stream.reader) => over?,
         () = work => {}
+        () = closed => {}
     }
     // The port is closed: `work` is dropped.
     stream.writer.end().await?;

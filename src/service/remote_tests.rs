@@ -3,19 +3,28 @@
 use super::*;
 use crate::service::testing::{ask, echo_service, loopback, pattern, pipes, port_of};
 use std::io::ErrorKind;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 /// A workspace that listens for a laptop which sends what arrives to `target`.
 async fn remote(bind: &Endpoint, target: Endpoint) -> (Endpoint, RemoteForward<DuplexStream>, JoinHandle<()>) {
+    remote_until(bind, target, std::future::pending()).await
+}
+
+/// As [`remote`], in a session that drains at some time.
+async fn remote_until(
+    bind: &Endpoint,
+    target: Endpoint,
+    draining: impl Future<Output = ()> + Send + 'static,
+) -> (Endpoint, RemoteForward<DuplexStream>, JoinHandle<()>) {
     let (to_workspace, mut asked) = pipes();
     let (to_laptop, accepted) = pipes();
     let workspace = tokio::spawn(async move {
         let (open, stream) = FramedStream::accept(asked.recv().await.unwrap()).await.unwrap();
         let StreamRequest::Listen { bind, listener } = open.request else { panic!("{open:?}") };
-        let _ = serve_listen(stream, &bind, listener, to_laptop, Path::new("/")).await;
+        let _ = serve_listen(stream, &bind, listener, to_laptop, Path::new("/"), draining).await;
     });
     tokio::spawn(laptop(accepted, target));
     let (bound, forward) = RemoteForward::open(&to_workspace, bind, 7).await.unwrap();
@@ -81,7 +90,7 @@ async fn a_taken_port_is_refused_with_a_hint() {
     let bind = loopback(taken.local_addr().unwrap().port());
     let workspace = async {
         let (_, stream) = FramedStream::accept(asked.recv().await.unwrap()).await.unwrap();
-        serve_listen(stream, &bind, 1, to_laptop, Path::new("/")).await
+        serve_listen(stream, &bind, 1, to_laptop, Path::new("/"), std::future::pending()).await
     };
     let (refused, _) = tokio::join!(RemoteForward::open(&opener, &bind, 1), workspace);
     let refusal = refused.unwrap_err();
@@ -108,4 +117,23 @@ async fn datagrams_in_the_workspace_reach_the_laptop() {
     let (n, from) = target.recv_from(&mut buf).await.unwrap();
     target.send_to(&buf[..n], from).await.unwrap();
     assert_eq!(client.recv(&mut buf).await.unwrap(), 4);
+}
+
+#[tokio::test]
+async fn a_session_that_drains_closes_the_port_and_what_is_open_goes_on() {
+    let (drain, drained) = tokio::sync::oneshot::channel::<()>();
+    let draining = async { drop(drained.await) };
+    let (bound, mut forward, workspace) = remote_until(&loopback(0), echo_service().await, draining).await;
+    let mut client = TcpStream::connect(("127.0.0.1", port_of(&bound))).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    drain.send(()).unwrap();
+    let lost = forward.lost().await;
+    assert!(lost.message.contains("stopped listening"), "{lost}");
+    TcpListener::bind(("127.0.0.1", port_of(&bound))).await.unwrap();
+    client.write_all(b"y").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'y');
+    client.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    workspace.await.unwrap();
 }

@@ -17,13 +17,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use crate::service::copy::{Answer, Socket, relay_metered};
 use crate::service::dial::Place;
 use crate::service::forward::open_patiently;
 use crate::service::listen::Listener;
 use crate::service::stats::ForwardStats;
+use crate::service::term::Term;
 use crate::service::udp::{next_datagram, recv};
 use crate::service::udp_address;
 use crate::session::framed::{FramedStream, Io, StreamError};
@@ -79,20 +79,22 @@ impl<O: Opener> SocksForward<O> {
         self.stats.clone()
     }
 
-    /// Serves until `stop`; connections that are open then are reset.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut tasks = JoinSet::new();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                (socket, _) = self.listener.accept(), if tasks.len() < MAX_STREAMS => {
-                    if let Socket::Tcp(client) = socket {
-                        tasks.spawn(serve(client, self.opener.clone(), self.stats.clone()));
+    /// Serves for its term; connections that are open at its end are reset.
+    pub async fn run(self, term: impl Into<Term>) {
+        let SocksForward { listener, opener, stats } = self;
+        let accept = async |listener: &Listener, tasks: &mut JoinSet<()>| {
+            loop {
+                tokio::select! {
+                    (socket, _) = listener.accept(), if tasks.len() < MAX_STREAMS => {
+                        if let Socket::Tcp(client) = socket {
+                            tasks.spawn(serve(client, opener.clone(), stats.clone()));
+                        }
                     }
+                    Some(_) = tasks.join_next() => {}
                 }
-                Some(_) = tasks.join_next() => {}
             }
-        }
+        };
+        term.into().serve(listener, accept).await;
     }
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::service::forward::serve_connect;
 use crate::service::testing::{echo_service, free_port, loopback, pipes, port_of};
 use crate::service::udp_associate::serve_udp_associate;
+use tokio_util::sync::CancellationToken;
 
 async fn socks() -> (u16, Arc<ForwardStats>) {
     let (opener, mut streams) = pipes();

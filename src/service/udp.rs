@@ -17,13 +17,13 @@ use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 use crate::service::copy::Meter;
 use crate::service::dial::{Place, resolve};
 use crate::service::forward::open_patiently;
 use crate::service::listen::bind_udp;
 use crate::service::stats::ForwardStats;
+use crate::service::term::Term;
 use crate::session::framed::{FrameReader, FramedStream, Io, StreamError};
 use crate::session::opener::Opener;
 use crate::wire::limits::{MAX_DATAGRAM, MAX_UDP_FLOWS, UDP_IDLE};
@@ -168,9 +168,11 @@ impl<O: Opener> UdpForward<O> {
         self.stats.clone()
     }
 
-    /// Forwards until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        stop.run_until_cancelled(self.forward_all()).await;
+    /// Forwards until its port is closed: all its flows share that.
+    pub async fn run(self, term: impl Into<Term>) {
+        let Term { end, close, closed } = term.into();
+        end.run_until_cancelled(close.run_until_cancelled(self.forward_all())).await;
+        closed.cancel();
     }
 
     pub(crate) async fn forward_all(self) {

@@ -4,6 +4,7 @@ use super::*;
 use crate::service::testing::{pipes, port_of};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 
 fn udp(port: u16) -> Endpoint {
     Endpoint::Udp { host: "127.0.0.1".into(), port }

@@ -40,6 +40,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the first stream may take once TLS is up.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long tasks may take that have let go of their streams.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Characters of the version that a peer says it has.
 const MAX_VERSION: usize = 64;
 
@@ -86,6 +89,16 @@ impl Session {
             Some(Ok(outcome)) => outcome,
             Some(Err(error)) => Err(io::Error::other(error)),
         }
+    }
+
+    /// Ends the tasks of the session's streams, now that it is over. In one that has drained they have let go of their
+    /// streams; they may finish what else they do.
+    pub async fn end_streams(&self, tasks: &mut JoinSet<()>) {
+        if self.opener.has_drained() {
+            let finish = async { while tasks.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(FINISH_TIMEOUT, finish).await;
+        }
+        tasks.shutdown().await;
     }
 
     fn start<T: Io + Paced>(io: T, end: End, peer: PeerCertificate, lifeline: LifelineHandle) -> Session {

@@ -145,6 +145,15 @@ impl<T: Io> Carrier<T> {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.ws.close(None)).await;
     }
 
+    /// Takes what arrived on another carrier, as it is, after `poll_ready`.
+    pub(super) fn start_send_on(&mut self, arrival: Arrival) -> io::Result<()> {
+        let message = match arrival {
+            Arrival::Bytes(bytes) => Message::Binary(bytes),
+            Arrival::Control(control) => Message::text(control.to_text()),
+        };
+        Pin::new(&mut self.ws).start_send(message).map_err(io_error)
+    }
+
     /// The WebSocket beneath, for the relay, which copies messages.
     pub fn into_websocket(self) -> WebSocketStream<T> {
         self.ws

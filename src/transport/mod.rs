@@ -11,6 +11,7 @@ pub mod direct;
 pub mod http;
 pub mod memory;
 pub mod outer;
+pub mod pass;
 pub mod read_ahead;
 
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -14,6 +14,7 @@ mod forwards;
 mod forwards_datagrams;
 mod forwards_faults;
 mod forwards_unix;
+mod hand_over;
 mod hostile;
 mod hostile_peers;
 mod hosts;
@@ -24,6 +25,7 @@ mod proxies;
 mod reliability;
 mod reliability_load;
 mod reliability_programs;
+mod stub_take_over;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
 mod window;

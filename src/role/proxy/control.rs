@@ -20,7 +20,7 @@ use crate::wire::name::WorkspaceName;
 use crate::wire::{FrameKind, Refusal, RefusalCode};
 
 /// The calls that a running `up` answers.
-pub const METHODS: [&str; 3] = ["status", "down", "forward"];
+pub const METHODS: [&str; 4] = ["status", "down", "forward", "hand_over"];
 
 /// How long an `up` that was told to end may take: its stub and its coordinator have several seconds each.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
@@ -55,7 +55,8 @@ impl Claim {
                 return Err(error);
             }
             if std::os::unix::net::UnixStream::connect(path).is_ok() || Instant::now() >= deadline {
-                let text = "it is up already. hint: `nexus-proxy status` shows it, `nexus-proxy down` ends it";
+                let text = "it is up already. hint: `nexus-proxy status` shows it, `nexus-proxy down` ends it; \
+                            `nexus-proxy up --take-over` takes its place, and what runs goes on";
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
             }
             tokio::time::sleep(END_POLL).await;

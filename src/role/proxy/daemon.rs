@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +26,11 @@ use crate::wire::{FrameKind, Open, Refusal, RefusalCode, StreamRequest};
 
 /// How long the first frame of a local command may take.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why an `up` with a workspace of its own cannot hand over.
+const INSIDE: &str = "its workspace and its coordinator live inside the running `nexus-proxy up`, and end with it. \
+    hint: `nexus-proxy down` ends them with all that runs in them; a workspace with a coordinator of its own \
+    (--coordinator) can be handed over";
 
 /// How long a stop waits for what is under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -48,10 +54,34 @@ pub struct Status {
     pub tunnel: Value,
     /// The way its bytes take.
     pub path: String,
+    /// Connections, processes and calls that still run on earlier sessions.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub earlier: usize,
     /// The forwards.
     pub forwards: Vec<ForwardStatus>,
     /// Where the log goes, when it runs in the background.
     pub log: Option<PathBuf>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// What an `up` answers that has handed over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// Its process.
+    pub pid: u32,
+    /// Connections, processes and calls that go on there until they are done.
+    pub open: usize,
+}
+
+/// The last message to a command whose forward is to be asked for again, of the `up` that took over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Moved {
+    /// What to ask for.
+    pub again: ForwardRequest,
 }
 
 /// A running `up`.
@@ -64,6 +94,14 @@ pub struct Daemon {
     began: Instant,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Why it cannot hand over.
+    bound: Option<String>,
+    /// Held while it hands over.
+    handing: Mutex<()>,
+    /// It takes nothing new any more: the next program does.
+    handed: CancellationToken,
+    /// Its control socket is closed.
+    silent: CancellationToken,
 }
 
 impl Daemon {
@@ -87,7 +125,17 @@ impl Daemon {
             began: Instant::now(),
             tasks,
             stop,
+            bound: shares_localhost.then(|| INSIDE.to_owned()),
+            handing: Mutex::default(),
+            handed: CancellationToken::new(),
+            silent: CancellationToken::new(),
         })
+    }
+
+    /// Returns when it has handed over to another program: with what goes on here until it is done.
+    pub async fn handed_over(&self) -> HandedOver {
+        self.handed.cancelled().await;
+        HandedOver { pid: std::process::id(), open: self.tunnel.earlier() }
     }
 
     /// The tunnel.
@@ -109,6 +157,10 @@ impl Daemon {
                     let stream = tokio::select! {
                         stream = socket.accept() => stream,
                         () = stop.cancelled() => return,
+                        () = daemon.handed.cancelled() => {
+                            drop(socket);
+                            return daemon.silent.cancel();
+                        }
                     };
                     let daemon = daemon.clone();
                     daemon.tasks.clone().spawn(async move {
@@ -129,8 +181,14 @@ impl Daemon {
             }
         };
         let outcome = Box::pin(self.tunnel.clone().run(serve, self.stop.clone())).await;
-        self.stop.cancel();
         self.tasks.close();
+        if self.tunnel.is_leaving() {
+            // What was open is done: what is left is an answer, or the last words of a local connection.
+            let done = async { drop(tokio::join!(self.handing.lock(), self.tasks.wait())) };
+            let done = tokio::time::timeout(STOP_TIMEOUT, done);
+            self.stop.run_until_cancelled(done).await;
+        }
+        self.stop.cancel();
         let _ = tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await;
         outcome
     }
@@ -146,6 +204,7 @@ impl Daemon {
             uptime_s: self.began.elapsed().as_secs(),
             tunnel: serde_json::to_value(&*self.tunnel.state().borrow()).unwrap_or_default(),
             path: self.tunnel.path().into(),
+            earlier: self.tunnel.earlier(),
             forwards: self.forwards.status(),
             log: self.log.clone(),
         }
@@ -192,6 +251,9 @@ impl Daemon {
 
     async fn local_call(&self, frame: Frame, mut stream: FramedStream<UnixStream>) {
         let Ok(request) = Request::parse(&frame.payload) else { return };
+        if request.method == "hand_over" {
+            return self.answer_hand_over(request, stream).await;
+        }
         let mut lease = None;
         let outcome = match request.method.as_str() {
             "status" => Ok(serde_json::to_value(self.status()).unwrap_or_default()),
@@ -211,12 +273,43 @@ impl Daemon {
         let _ = stream.writer.send_json(FrameKind::Message, &Response::new(request.id, outcome)).await;
         if let Some(id) = lease {
             // The forward lives as long as the command that asked for it.
-            let _ = stream.reader.next().await;
-            self.forwards.remove(id);
+            tokio::select! {
+                _ = stream.reader.next() => self.forwards.remove(id),
+                () = self.silent.cancelled() => if let Some(again) = self.forwards.again(id) {
+                    let _ = stream.writer.send_json(FrameKind::Message, &Moved { again }).await;
+                }
+            }
         }
         if request.method == "down" {
             self.stop.cancel();
         }
+    }
+
+    async fn answer_hand_over(&self, request: Request, mut stream: FramedStream<UnixStream>) {
+        let outcome = match self.handing.try_lock() {
+            Ok(_handing) => {
+                let outcome = self.hand_over().await;
+                let outcome = outcome.map(|handed| serde_json::to_value(handed).unwrap_or_default());
+                // Within the lock: this program may be done, and waits for it.
+                let answer = Response::new(request.id, outcome);
+                return drop(stream.writer.send_json(FrameKind::Message, &answer).await);
+            }
+            Err(_) => {
+                Err(Refusal::new(RefusalCode::Busy, "it hands over to another already. hint: try again in a moment"))
+            }
+        };
+        let _ = stream.writer.send_json(FrameKind::Message, &Response::new(request.id, outcome)).await;
+    }
+
+    /// Closes what takes anything new, and tells the workspace; what is open goes on.
+    async fn hand_over(&self) -> Result<HandedOver, Refusal> {
+        if let Some(why) = &self.bound {
+            return Err(Refusal::new(RefusalCode::InvalidArguments, why));
+        }
+        self.tunnel.hand_over(self.forwards.close()).await?;
+        self.handed.cancel();
+        self.silent.cancelled().await;
+        Ok(self.handed_over().await)
     }
 
     /// Passes a local command's stream to the workspace, as it is.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::tunnel::{Tunnel, TunnelError};
-use crate::lifeline::{LifelineHandle, Route, Standing};
+use super::life::Life;
+use super::tunnel::TunnelError;
+use crate::lifeline::{Route, Standing};
 use crate::role::backoff::Backoff;
 use crate::session::establish::hello;
-use crate::session::mux::MuxOpener;
 use crate::transport::direct;
 use crate::wire::lifeline::AttachMode;
 use crate::wire::limits::MAX_DIRECT;
@@ -22,19 +22,20 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// A way that lasts this long was a good one.
 const STEADY: Duration = Duration::from_secs(30);
 
-impl Tunnel {
+impl Life<'_> {
     /// Works for a direct way, and for the other one behind it, for as long as the session lives. Ends only with a
     /// reason why the session must end: the coordinator does not let this device in any more.
-    pub(super) async fn keep_direct(&self, lifeline: &LifelineHandle, opener: &MuxOpener) -> TunnelError {
+    pub(super) async fn keep_direct(&self) -> TunnelError {
+        let lifeline = &self.lifeline;
         let mut standing = lifeline.standing();
-        let mut changes = self.changes();
+        let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::up_to(LONGEST);
         loop {
             let now = standing.borrow_and_update().clone();
             let next = match now {
-                Standing::Attached { route: Route::Relay, .. } if self.wants_direct() => {
+                Standing::Attached { route: Route::Relay, .. } if self.tunnel.wants_direct() => {
                     let tried = tokio::select! {
-                        tried = self.try_direct(lifeline, opener) => tried,
+                        tried = self.try_direct() => tried,
                         _ = standing.wait_for(|s| !matches!(s, Standing::Attached { .. })) => continue,
                     };
                     match tried {
@@ -47,7 +48,7 @@ impl Tunnel {
                 }
                 Standing::Attached { route: Route::Direct, standby: false, .. } => {
                     let standby = async {
-                        let carrier = self.join().await?;
+                        let carrier = self.tunnel.join().await?;
                         let attached = lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Standby);
                         attached.await.map(drop).map_err(TunnelError::resume)
                     };
@@ -71,7 +72,7 @@ impl Tunnel {
             tokio::select! {
                 () = tokio::time::sleep(next) => {}
                 _ = changes.changed() => backoff.reset(),
-                changed = standing.wait_for(|s| way(s) != before) => if changed.is_err() {
+                over = async { standing.wait_for(|s| way(s) != before).await.is_err() } => if over {
                     return std::future::pending().await;
                 },
             }
@@ -79,12 +80,16 @@ impl Tunnel {
     }
 
     /// One try: the first address that answers as this session's other end.
-    async fn try_direct(&self, lifeline: &LifelineHandle, opener: &MuxOpener) -> Result<(), String> {
-        let accepted = hello(opener, self.instance()).await.map_err(|refusal| refusal.to_string())?;
-        let here = self.client().url().is_loopback();
-        let addresses = accepted.direct.unwrap_or_default();
-        let addresses: Vec<SocketAddr> =
-            addresses.into_iter().take(MAX_DIRECT).filter(|a| direct::may_dial(*a, here)).collect();
+    async fn try_direct(&self) -> Result<(), String> {
+        let (lifeline, here) = (&self.lifeline, self.tunnel.client().url().is_loopback());
+        // A session that drains cannot ask any more; the way it knows may still lead there.
+        if !self.opener.is_draining() {
+            let accepted = hello(&self.opener, self.tunnel.instance()).await.map_err(|refusal| refusal.to_string())?;
+            let addresses = accepted.direct.unwrap_or_default();
+            let may = |address: &SocketAddr| direct::may_dial(*address, here);
+            self.set_addresses(addresses.into_iter().take(MAX_DIRECT).filter(may).collect());
+        }
+        let addresses = self.addresses();
         let mut tries: FuturesUnordered<_> = addresses.iter().map(|address| direct::dial(*address)).collect();
         let mut why = "the workspace names no address that could be dialled from here".to_owned();
         while let Some(dialed) = tries.next().await {

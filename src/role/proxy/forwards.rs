@@ -16,12 +16,20 @@ use crate::service::forward_spec::{DynamicSpec, ForwardSpec};
 use crate::service::remote::RemoteForward;
 use crate::service::socks::SocksForward;
 use crate::service::stats::ForwardStats;
+use crate::service::term::Term;
 use crate::service::udp::UdpForward;
+use crate::session::mux::MuxOpener;
 use crate::wire::limits::MAX_LISTENERS;
 use crate::wire::{Endpoint, Refusal, RefusalCode};
 
 /// How long a listener in the workspace that could not be opened waits for the next attempt.
 const RETRY: Duration = Duration::from_secs(3);
+
+/// The first wait for a port there that another session still holds; it doubles up to [`RETRY`].
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+
+/// How long ports may take to close, those in the workspace among them.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a new `-R` waits for the workspace's verdict before it goes on in the background.
 const FIRST_VERDICT: Duration = Duration::from_secs(10);
@@ -45,6 +53,16 @@ pub struct ForwardRequest {
     pub kind: ForwardKind,
     /// As on the command line: `8080:127.0.0.1:3000`.
     pub spec: String,
+    /// Where it listens instead: one that is asked for again keeps the port that was picked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Endpoint>,
+}
+
+impl ForwardRequest {
+    /// A forward that begins.
+    pub fn new(kind: ForwardKind, spec: impl Into<String>) -> ForwardRequest {
+        ForwardRequest { kind, spec: spec.into(), at: None }
+    }
 }
 
 /// How a forward is doing.
@@ -74,10 +92,11 @@ pub struct ForwardStatus {
 
 #[derive(Debug)]
 struct Entry {
-    kind: ForwardKind,
+    request: ForwardRequest,
     target: Option<Endpoint>,
     stats: Arc<ForwardStats>,
     listening: watch::Receiver<Listening>,
+    term: Term,
     _end: DropGuard,
 }
 
@@ -96,11 +115,19 @@ impl Listening {
     }
 }
 
+#[derive(Debug, Default)]
+struct Entries {
+    last: u32,
+    of: BTreeMap<u32, Entry>,
+    /// No more are taken.
+    closed: bool,
+}
+
 /// The forwards of one tunnel.
 #[derive(Debug)]
 pub struct Forwards {
     opener: TunnelOpener,
-    entries: Mutex<(u32, BTreeMap<u32, Entry>)>,
+    entries: Mutex<Entries>,
     tasks: TaskTracker,
     stop: CancellationToken,
     shares_localhost: bool,
@@ -115,29 +142,31 @@ impl Forwards {
     /// Adds a forward; gives its number and where it listens.
     pub async fn add(&self, request: &ForwardRequest) -> Result<ForwardStatus, Refusal> {
         let bad = |e: &dyn std::fmt::Display| Refusal::new(RefusalCode::InvalidArguments, e.to_string());
-        let end = self.stop.child_token();
+        let term = Term::until(self.stop.child_token());
         let opener = self.opener.clone();
         let (stats, listening, target) = match request.kind {
             ForwardKind::Dynamic => {
                 let spec: DynamicSpec = request.spec.parse().map_err(|e| bad(&e))?;
-                let forward = SocksForward::bind(opener, &spec.bind).await?;
+                let bind = request.at.as_ref().unwrap_or(&spec.bind);
+                let forward = SocksForward::bind(opener, bind).await?;
                 let at = watch::Sender::new(Listening::At(forward.bound().clone())).subscribe();
                 let stats = forward.stats();
-                self.tasks.spawn(forward.run(end.clone()));
+                self.tasks.spawn(forward.run(term.clone()));
                 (stats, at, None)
             }
             ForwardKind::Local => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
                 let target = spec.target.clone();
-                let (stats, at) = if matches!(spec.bind, Endpoint::Udp { .. }) {
-                    let forward = UdpForward::bind(opener, &spec.bind, spec.target).await?;
+                let bind = request.at.as_ref().unwrap_or(&spec.bind);
+                let (stats, at) = if matches!(bind, Endpoint::Udp { .. }) {
+                    let forward = UdpForward::bind(opener, bind, spec.target).await?;
                     let (stats, at) = (forward.stats(), forward.bound().clone());
-                    self.tasks.spawn(forward.run(end.clone()));
+                    self.tasks.spawn(forward.run(term.clone()));
                     (stats, at)
                 } else {
-                    let forward = LocalForward::bind(opener, &spec.bind, spec.target).await?;
+                    let forward = LocalForward::bind(opener, bind, spec.target).await?;
                     let (stats, at) = (forward.stats(), forward.bound().clone());
-                    self.tasks.spawn(forward.run(end.clone()));
+                    self.tasks.spawn(forward.run(term.clone()));
                     (stats, at)
                 };
                 (stats, watch::Sender::new(Listening::At(at)).subscribe(), Some(target))
@@ -152,64 +181,85 @@ impl Forwards {
                     );
                     return Err(Refusal::new(RefusalCode::InvalidArguments, text));
                 }
-                let (report, listening) = watch::channel(Listening::Waiting(spec.bind.clone()));
-                let id = self.insert(
-                    ForwardKind::Remote,
-                    Some(spec.target),
-                    Arc::default(),
-                    listening.clone(),
-                    end.clone(),
-                )?;
-                let keep = keep_listening(opener, spec.bind, id, report);
-                let stop = end.clone();
+                let bind = request.at.clone().unwrap_or(spec.bind);
+                let (report, listening) = watch::channel(Listening::Waiting(bind.clone()));
+                let id = self.insert(request, Some(spec.target), Arc::default(), listening.clone(), term.clone())?;
                 self.tasks.spawn(async move {
-                    tokio::select! {
-                        () = keep => {}
-                        () = stop.cancelled() => {}
-                    }
+                    let keep = keep_listening(opener, bind, id, report, &term.close);
+                    term.end.run_until_cancelled(keep).await;
+                    term.closed.cancel();
                 });
                 return self.first_verdict(id, listening).await;
             }
         };
-        let id = self.insert(request.kind, target, stats, listening, end)?;
+        let id = self.insert(request, target, stats, listening, term)?;
         self.status_of(id).ok_or_else(|| Refusal::new(RefusalCode::Cancelled, "the forward was removed"))
     }
 
     /// Ends a forward.
     pub fn remove(&self, id: u32) {
-        self.entries().1.remove(&id);
+        self.entries().of.remove(&id);
+    }
+
+    /// Closes every port, and takes no more forwards. Connections that are open go on. Returns when the ports are closed,
+    /// or cannot be told to be.
+    pub async fn close(&self) {
+        let terms: Vec<Term> = {
+            let mut entries = self.entries();
+            entries.closed = true;
+            entries.of.values().map(|entry| entry.term.clone()).collect()
+        };
+        terms.iter().for_each(|term| term.close.cancel());
+        let all = futures::future::join_all(terms.iter().map(|term| term.closed.cancelled()));
+        if tokio::time::timeout(CLOSE_TIMEOUT, all).await.is_err() {
+            tracing::warn!("a port could not be closed in time");
+        }
+    }
+
+    /// What to ask for to have a forward again, where it is.
+    pub fn again(&self, id: u32) -> Option<ForwardRequest> {
+        let entries = self.entries();
+        let entry = entries.of.get(&id)?;
+        let at = entry.listening.borrow().endpoint().clone();
+        Some(ForwardRequest { at: Some(at), ..entry.request.clone() })
     }
 
     /// Where a connection that listener `id` accepted in the workspace leads, and where it is counted.
     pub fn target(&self, id: u32) -> Option<(Endpoint, Arc<ForwardStats>)> {
         let entries = self.entries();
-        let entry = entries.1.get(&id).filter(|e| e.kind == ForwardKind::Remote)?;
+        let entry = entries.of.get(&id).filter(|e| e.request.kind == ForwardKind::Remote)?;
         Some((entry.target.clone()?, entry.stats.clone()))
     }
 
     /// How all are doing.
     pub fn status(&self) -> Vec<ForwardStatus> {
-        let ids: Vec<u32> = self.entries().1.keys().copied().collect();
+        let ids: Vec<u32> = self.entries().of.keys().copied().collect();
         ids.into_iter().filter_map(|id| self.status_of(id)).collect()
     }
 
     fn insert(
         &self,
-        kind: ForwardKind,
+        request: &ForwardRequest,
         target: Option<Endpoint>,
         stats: Arc<ForwardStats>,
         listening: watch::Receiver<Listening>,
-        end: CancellationToken,
+        term: Term,
     ) -> Result<u32, Refusal> {
         let mut entries = self.entries();
-        if entries.1.len() >= MAX_LISTENERS {
-            end.cancel();
+        if entries.closed {
+            term.end.cancel();
+            let text = "another `nexus-proxy up` takes over this workspace. hint: try again";
+            return Err(Refusal::new(RefusalCode::Unavailable, text));
+        }
+        if entries.of.len() >= MAX_LISTENERS {
+            term.end.cancel();
             let text = format!("{MAX_LISTENERS} forwards exist already. hint: end some first");
             return Err(Refusal::new(RefusalCode::Busy, text));
         }
-        entries.0 += 1;
-        let id = entries.0;
-        entries.1.insert(id, Entry { kind, target, stats, listening, _end: end.drop_guard() });
+        entries.last += 1;
+        let id = entries.last;
+        let (request, end) = (request.clone(), term.end.clone().drop_guard());
+        entries.of.insert(id, Entry { request, target, stats, listening, term, _end: end });
         Ok(id)
     }
 
@@ -236,7 +286,7 @@ impl Forwards {
     fn status_of(&self, id: u32) -> Option<ForwardStatus> {
         let up = self.opener.is_up();
         let entries = self.entries();
-        let entry = entries.1.get(&id)?;
+        let entry = entries.of.get(&id)?;
         let listening = entry.listening.borrow().clone();
         let counts = entry.stats.bytes();
         let error = match &listening {
@@ -246,7 +296,7 @@ impl Forwards {
         };
         Some(ForwardStatus {
             id,
-            kind: entry.kind,
+            kind: entry.request.kind,
             listen: listening.endpoint().to_string(),
             target: entry.target.as_ref().map(ToString::to_string),
             ready: up && matches!(listening, Listening::At(_)),
@@ -258,30 +308,55 @@ impl Forwards {
         })
     }
 
-    fn entries(&self) -> std::sync::MutexGuard<'_, (u32, BTreeMap<u32, Entry>)> {
+    fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Opens the listener in every session. A port that was picked once is asked for again.
-async fn keep_listening(mut opener: TunnelOpener, mut bind: Endpoint, id: u32, report: watch::Sender<Listening>) {
+/// Opens the listener in every session, until the port is to be closed. A port that was picked once is asked for again.
+async fn keep_listening(
+    mut opener: TunnelOpener,
+    mut bind: Endpoint,
+    id: u32,
+    report: watch::Sender<Listening>,
+    close: &CancellationToken,
+) {
     let mut last = None;
-    while let Some(session) = opener.session_after(last.as_ref()).await {
+    let mut wait = FIRST_RETRY;
+    while let Some(session) = close.run_until_cancelled(opener.session_after(last.as_ref())).await.flatten() {
         match RemoteForward::open(&session, &bind, id).await {
             Ok((bound, mut listener)) => {
                 bind = bound;
+                wait = FIRST_RETRY;
                 report.send_replace(Listening::At(bind.clone()));
-                let why = listener.lost().await;
+                let Some(why) = close.run_until_cancelled(listener.lost()).await else {
+                    if let Err(why) = listener.close().await {
+                        tracing::warn!(%bind, %why, "a listener in the workspace may not be closed");
+                    }
+                    return;
+                };
                 tracing::debug!(%bind, %why, "a listener in the workspace is gone");
                 report.send_replace(Listening::Waiting(bind.clone()));
                 // Lost with its session: the next one is asked at once. Lost alone: not at once again.
-                let ended = tokio::time::timeout(RETRY, session.closed()).await.is_ok();
+                let ended = tokio::time::timeout(RETRY, gone(&session)).await.is_ok();
                 last = ended.then_some(session);
             }
+            Err(_) if session.is_draining() => last = Some(session),
             Err(refusal) => {
+                // The session before this one may be about to let go of it.
+                let pause = if refusal.code == RefusalCode::AddressInUse { wait } else { RETRY };
+                wait = (wait * 2).min(RETRY);
                 report.send_replace(Listening::Refused(bind.clone(), refusal));
-                tokio::time::sleep(RETRY).await;
+                close.run_until_cancelled(tokio::time::sleep(pause)).await;
             }
         }
+    }
+}
+
+/// Until nothing can be asked of a session any more.
+async fn gone(session: &MuxOpener) {
+    tokio::select! {
+        () = session.closed() => {}
+        () = session.draining() => {}
     }
 }

@@ -5,9 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::tunnel::{Tunnel, TunnelError};
-use super::tunnel_state::{Standing as Session, TunnelState, time_of};
-use crate::lifeline::{LifelineHandle, Route, Standing};
+use super::life::Life;
+use super::tunnel::TunnelError;
+use super::tunnel_state::{TunnelState, time_of};
+use crate::lifeline::{Route, Standing};
 use crate::role::backoff::Backoff;
 use crate::wire::lifeline::AttachMode;
 
@@ -21,10 +22,11 @@ const STEADY: Duration = Duration::from_secs(1);
 /// that breaks at every touch must not keep them busy.
 const BRIEF: Duration = Duration::from_secs(1);
 
-impl Tunnel {
+impl Life<'_> {
     /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when
     /// the session itself is over: whoever serves it sees that.
-    pub(super) async fn mend(&self, lifeline: &LifelineHandle, session: &Session) -> TunnelError {
+    pub(super) async fn mend(&self) -> TunnelError {
+        let (lifeline, session) = (&self.lifeline, &self.standing);
         let mut standing = lifeline.standing();
         let mut drain = lifeline.drain();
         let mut brief = Backoff::default();
@@ -63,7 +65,7 @@ impl Tunnel {
             let interrupted = Interrupted { why, since };
             tracing::info!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
             let resumed = tokio::select! {
-                outcome = self.resume(lifeline, &interrupted, wait) => outcome,
+                outcome = self.resume(&interrupted, wait) => outcome,
                 // It answers again, or the lifeline helped itself to another way.
                 _ = standing.wait_for(|s| !matches!(s, Standing::Suspect { .. } | Standing::Lost { .. })) => Ok(()),
             };
@@ -75,13 +77,8 @@ impl Tunnel {
     }
 
     /// Tries until the session has a new connection, for the first time after `wait`.
-    async fn resume(
-        &self,
-        lifeline: &LifelineHandle,
-        interrupted: &Interrupted,
-        mut wait: Duration,
-    ) -> Result<(), TunnelError> {
-        let mut changes = self.changes();
+    async fn resume(&self, interrupted: &Interrupted, mut wait: Duration) -> Result<(), TunnelError> {
+        let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::default();
         let mut last = None;
         loop {
@@ -94,7 +91,7 @@ impl Tunnel {
             self.publish(interrupted.state(backoff.failures() + 1, &last, Duration::ZERO));
             let began = Instant::now();
             let attempt = tokio::select! {
-                outcome = tokio::time::timeout(ATTEMPT, self.bring(lifeline)) => outcome,
+                outcome = tokio::time::timeout(ATTEMPT, self.bring()) => outcome,
                 // What an attempt waits for went with the old network.
                 _ = changes.changed() => {
                     backoff.reset();
@@ -116,9 +113,9 @@ impl Tunnel {
     }
 
     /// One new connection, by way of the coordinator.
-    async fn bring(&self, lifeline: &LifelineHandle) -> Result<(), TunnelError> {
-        let carrier = self.join().await?;
-        lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
+    async fn bring(&self) -> Result<(), TunnelError> {
+        let carrier = self.tunnel.join().await?;
+        self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
         Ok(())
     }
 }

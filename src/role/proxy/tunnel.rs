@@ -1,18 +1,21 @@
-//! The tunnel to one workspace: begins a session, proves it, publishes it, has it mended, and begins the next when it is over.
+//! The tunnel to one workspace: begins a session, proves it, publishes it, and begins the next when it is over or drains.
 //!
 //! Services hold a [`TunnelOpener`], which is whatever session stands at the moment; they outlive every session.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::earlier::{Earlier, Retired};
+use super::life::Life;
 use super::profile::Profile;
 use super::tunnel_state;
 pub use super::tunnel_state::TunnelState;
 use crate::identity::verify::{Expect, client_config};
-use crate::lifeline::{Ended, Route, Standing};
+use crate::lifeline::Route;
 use crate::role::backoff::Backoff;
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
@@ -30,6 +33,12 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// A session that lasts this long is a good one. A workspace that ends each at once is not asked for the next at once.
 const STEADY: Duration = Duration::from_secs(10);
+
+/// Sessions in a row that the workspace may hand over soon after they began, and the next begins at once.
+const AT_ONCE: u32 = 3;
+
+/// How long the workspace may take to say that it knows of a hand-over.
+const AGREE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A connection that asks for a stream while there is no way to the workspace is held for this long, then refused: a
 /// listener that takes connections and lets them hang is worse than none.
@@ -95,7 +104,10 @@ impl Opener for TunnelOpener {
         match current {
             Some(opener) => {
                 self.resumed().await?;
-                opener.open().await
+                match opener.open().await {
+                    Err(_) if opener.is_draining() => self.next(&opener).await?.open().await,
+                    opened => opened,
+                }
             }
             None => {
                 Err(Refusal::new(RefusalCode::Unavailable, "the tunnel is down. hint: `nexus-proxy status` says why"))
@@ -105,6 +117,16 @@ impl Opener for TunnelOpener {
 }
 
 impl TunnelOpener {
+    /// Waits a moment for the session that takes the place of `last`, which drains.
+    async fn next(&self, last: &MuxOpener) -> Result<MuxOpener, Refusal> {
+        let next = tokio::time::timeout(HOLD, self.clone().session_after(Some(last))).await;
+        next.ok().flatten().ok_or_else(|| {
+            let text =
+                "the session was handed over, and the next one has not begun. hint: `nexus-proxy status` says more";
+            Refusal::new(RefusalCode::Unavailable, text)
+        })
+    }
+
     /// Waits a moment for a session that is being resumed.
     async fn resumed(&self) -> Result<(), Refusal> {
         let since = match &*self.state.borrow() {
@@ -139,6 +161,14 @@ impl TunnelOpener {
     }
 }
 
+/// How a session stopped being the one that stands.
+enum Stood {
+    /// It is over, and why.
+    Over(TunnelError),
+    /// It drains, and is over as well if nothing was open in it.
+    Drains { done: bool },
+}
+
 /// Keeps a tunnel to one workspace.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -150,6 +180,9 @@ pub struct Tunnel {
     current: watch::Sender<Option<MuxOpener>>,
     changes: watch::Sender<Change>,
     direct: bool,
+    earlier: Earlier,
+    /// Cancelled when another program takes the workspace over.
+    leaving: CancellationToken,
 }
 
 impl Tunnel {
@@ -164,6 +197,8 @@ impl Tunnel {
             current: watch::Sender::new(None),
             changes: watch::Sender::default(),
             direct: true,
+            earlier: Earlier::default(),
+            leaving: CancellationToken::new(),
         }
     }
 
@@ -220,7 +255,11 @@ impl Tunnel {
         let renew = Box::pin(renewal::keep_fresh(&self.client, |fresh| self.profile().save_credential(fresh.clone())));
         let toward = self.client.url().literal();
         let notice = changes::notice(toward, self.changes.clone());
-        let keep = self.keep_up(serve);
+        let (retire, retired) = mpsc::unbounded_channel();
+        let keep = async {
+            let earlier = self.earlier.keep(retired, &self.leaving);
+            tokio::try_join!(self.keep_up(&serve, retire), earlier).map(drop)
+        };
         tokio::select! {
             outcome = keep => outcome,
             () = notice => Ok(()),
@@ -232,18 +271,28 @@ impl Tunnel {
         }
     }
 
-    async fn keep_up<F, S>(&self, serve: F) -> Result<(), TunnelError>
+    /// Begins one session after the other. Ends in order when this program hands over; what is open then is retired.
+    async fn keep_up<'a, F, S>(
+        &'a self,
+        serve: &'a F,
+        retire: mpsc::UnboundedSender<Retired<'a>>,
+    ) -> Result<(), TunnelError>
     where
-        F: Fn(MuxStream) -> S,
+        F: Fn(MuxStream) -> S + Send + Sync,
         S: Future<Output = ()> + Send + 'static,
     {
         let mut backoff = Backoff::default();
         let mut down_since = None;
         let mut was_up = false;
+        let mut drained = 0;
         loop {
             self.publish(TunnelState::Connecting { attempt: backoff.failures() + 1 });
             let started = Instant::now();
-            let error = match self.connect().await {
+            let connected = tokio::select! {
+                connected = self.connect() => connected,
+                () = self.leaving.cancelled() => return Ok(()),
+            };
+            let error = match connected {
                 Ok((session, greeting)) => {
                     let up = Instant::now();
                     down_since = None;
@@ -253,11 +302,33 @@ impl Tunnel {
                         since: time::OffsetDateTime::now_utc(),
                         stub_version: greeting.version,
                     };
-                    let error = Box::pin(self.live(session, &standing, &serve)).await;
+                    let life = Life::new(self, &session, standing);
+                    let mut running: BoxFuture<'a, TunnelError> = Box::pin(life.clone().run(session, serve));
+                    let over = self.stand(&life, &mut running).await;
                     if up.elapsed() >= STEADY {
                         backoff.reset();
+                        drained = 0;
                     }
-                    error
+                    match over {
+                        Stood::Over(error) => error,
+                        Stood::Drains { done } => {
+                            life.retire();
+                            if !done {
+                                // Whoever keeps them goes as this does.
+                                let _ = retire.send(Retired { opener: life.opener.clone(), life: running });
+                            }
+                            if self.leaving.is_cancelled() {
+                                return Ok(());
+                            }
+                            tracing::info!("the workspace hands this session over; the next one begins");
+                            drained += 1;
+                            if drained <= AT_ONCE {
+                                continue;
+                            }
+                            let text = "the workspace hands over one session after the other";
+                            SessionError::Refused(Refusal::new(RefusalCode::Unavailable, text)).into()
+                        }
+                    }
                 }
                 Err(error) => error,
             };
@@ -278,47 +349,81 @@ impl Tunnel {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = changes.changed() => backoff.reset(),
+                () = self.leaving.cancelled() => return Ok(()),
             }
         }
     }
 
-    /// Serves a session and has it mended until it is over; gives the reason.
-    async fn live<F, S>(&self, session: Session, standing: &tunnel_state::Standing, serve: &F) -> TunnelError
-    where
-        F: Fn(MuxStream) -> S,
-        S: Future<Output = ()> + Send + 'static,
-    {
-        let lifeline = session.lifeline.clone();
-        let opener = session.opener.clone();
-        self.publish(standing.up(Route::Relay, None, false, 0));
-        self.current.send_replace(Some(session.opener.clone()));
-        let probe = async {
-            let mut changes = self.changes();
-            while changes.changed().await.is_ok() {
-                lifeline.probe().await;
-            }
-        };
-        let served = tokio::select! {
-            why = serve_session(session, serve) => Ok(why),
-            error = self.mend(&lifeline, standing) => Err(error),
-            error = self.keep_direct(&lifeline, &opener) => Err(error),
-            () = probe => Ok("this program is ending".into()),
-        };
-        self.current.send_replace(None);
-        let ended = lifeline.standing().borrow().clone();
-        match (served, ended) {
-            (Err(error), _) => error,
-            (Ok(_), Standing::Ended(Ended::Refused(refusal))) if refusal.code == RefusalCode::TakenOver => {
-                TunnelError::TakenOver(refusal)
-            }
-            (Ok(_), Standing::Ended(Ended::Refused(refusal))) => {
-                TunnelError::Coordinator(ClientError::Refused(Refusal { code: passing(refusal.code), ..refusal }))
-            }
-            (Ok(_), Standing::Ended(ended @ (Ended::Position(_) | Ended::Expired))) => {
-                TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, ended.to_string())))
-            }
-            (Ok(why), _) => TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, why))),
+    /// Until the session is over, with the reason, or until it drains.
+    async fn stand(&self, life: &Life<'_>, running: &mut BoxFuture<'_, TunnelError>) -> Stood {
+        self.current.send_replace(Some(life.opener.clone()));
+        if self.leaving.is_cancelled() {
+            life.opener.drain();
         }
+        let over = tokio::select! {
+            error = running => error,
+            () = life.opener.draining() => return Stood::Drains { done: false },
+        };
+        // Nothing was open in it: it was done as soon as it drained. Who asks for a stream waits for the next.
+        if life.opener.has_drained() {
+            return Stood::Drains { done: true };
+        }
+        self.current.send_replace(None);
+        Stood::Over(over)
+    }
+
+    /// This program hands the workspace over to another one: no session begins any more, and the one that stands drains.
+    /// Returns when the workspace knows that. Refused before anything has changed while that cannot be; may be asked again
+    /// after any refusal.
+    pub async fn hand_over(&self, close: impl Future<Output = ()>) -> Result<(), Refusal> {
+        if !self.leaving.is_cancelled() {
+            self.can_hand_over().await?;
+        }
+        close.await;
+        self.leaving.cancel();
+        let Some(opener) = self.current.borrow().clone() else { return Ok(()) };
+        opener.drain();
+        let known = async {
+            tokio::select! {
+                () = opener.agreed() => {}
+                () = opener.closed() => {}
+            }
+        };
+        tokio::time::timeout(AGREE_TIMEOUT, known).await.map_err(|_| {
+            let text = format!(
+                "the workspace did not say within {} s that it knows of the hand-over. hint: run it again; \
+                 what is open goes on meanwhile",
+                AGREE_TIMEOUT.as_secs()
+            );
+            Refusal::new(RefusalCode::Timeout, text)
+        })
+    }
+
+    /// Whether the workspace answers, if there is a session at all.
+    async fn can_hand_over(&self) -> Result<(), Refusal> {
+        let Some(opener) = self.current.borrow().clone() else { return Ok(()) };
+        if opener.is_closed() || opener.is_draining() {
+            return Ok(());
+        }
+        match tokio::time::timeout(HOLD, establish::hello(&opener, &self.instance)).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => {
+                let text = "the connection to the workspace is interrupted, and a session that is interrupted cannot be handed \
+                            over. hint: try again when `nexus-proxy status` says that it is up";
+                Err(Refusal::new(RefusalCode::Unavailable, text))
+            }
+        }
+    }
+
+    /// Whether another program takes the workspace over.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Streams that are open in sessions that drain.
+    pub fn earlier(&self) -> usize {
+        let current = self.current.borrow().clone().filter(|opener| opener.is_draining());
+        self.earlier.streams(current.as_ref())
     }
 
     /// A connection that the coordinator has joined to one of the workspace's.
@@ -370,11 +475,6 @@ impl Tunnel {
     }
 }
 
-/// A workspace that does not know a session any more takes the next one.
-fn passing(code: RefusalCode) -> RefusalCode {
-    if code == RefusalCode::NotFound { RefusalCode::Unavailable } else { code }
-}
-
 /// Waits until the coordinator has joined the carrier to the workspace's.
 async fn joined(mut carrier: CoordinatorCarrier) -> Result<CoordinatorCarrier, TunnelError> {
     let broken = |why: String| TunnelError::Coordinator(ClientError::Dial(why));
@@ -396,31 +496,5 @@ async fn joined(mut carrier: CoordinatorCarrier) -> Result<CoordinatorCarrier, T
             Ok(None) => return Err(broken("the coordinator closed the connection".into())),
             Err(error) => return Err(broken(format!("the connection to the coordinator broke: {error}"))),
         }
-    }
-}
-
-/// Serves a session's incoming streams until it ends; gives the reason. Streams end with it.
-async fn serve_session<F, S>(mut session: Session, serve: &F) -> String
-where
-    F: Fn(MuxStream) -> S,
-    S: Future<Output = ()> + Send + 'static,
-{
-    let mut streams = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            stream = session.acceptor.accept() => match stream {
-                Some(stream) => {
-                    streams.spawn(serve(stream));
-                }
-                None => break,
-            },
-            Some(_) = streams.join_next(), if !streams.is_empty() => {}
-        }
-    }
-    streams.shutdown().await;
-    match session.ended().await {
-        Ok(()) => "the other side ended the session".into(),
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
-        Err(error) => format!("the connection broke: {error}"),
     }
 }

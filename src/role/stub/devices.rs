@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::laptops::Laptops;
+use super::sessions::Sessions;
 use super::state::{StateError, StubState};
 use crate::identity::KeyPin;
 use crate::session::framed::{FramedStream, Io};
@@ -28,7 +28,7 @@ pub async fn serve<S: Io>(
     mut stream: FramedStream<S>,
     caller: KeyPin,
     state: &Mutex<StubState>,
-    laptops: &Laptops,
+    sessions: &Sessions,
 ) -> std::io::Result<()> {
     stream.accepted(&Accepted::default()).await?;
     let Ok(Ok(frame)) = tokio::time::timeout(REQUEST_TIMEOUT, stream.reader.expect()).await else { return Ok(()) };
@@ -39,7 +39,7 @@ pub async fn serve<S: Io>(
             let outcome = dispatch(&request, caller, state, &mut removed);
             if let Some(pin) = removed {
                 let text = "this device was removed from the workspace's list, by another device on it";
-                laptops.end_device(pin, &Refusal::new(RefusalCode::Denied, text)).await;
+                sessions.end_devices(&[pin], &Refusal::new(RefusalCode::Denied, text)).await;
             }
             Response::new(request.id.clone(), outcome)
         }

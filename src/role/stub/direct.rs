@@ -9,8 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::laptops::Laptops;
+use super::sessions::{Place, Sessions};
 use crate::lifeline::{Route, first_attach};
 use crate::transport::direct;
 use crate::wire::lifeline::AttachMode;
@@ -46,9 +47,15 @@ pub struct DirectPort {
 }
 
 impl DirectPort {
-    /// Opens it. On a machine without IPv6 the default becomes every IPv4 address.
-    pub async fn open(config: DirectConfig) -> std::io::Result<Option<DirectPort>> {
+    /// Opens it. On a machine without IPv6 the default becomes every IPv4 address. Where any port will do, the one that
+    /// laptops know from an earlier stub is the best.
+    pub async fn open(config: DirectConfig, known: Option<SocketAddr>) -> std::io::Result<Option<DirectPort>> {
         let Some(listen) = config.listen else { return Ok(None) };
+        if let Some(known) = known.filter(|known| listen.port() == 0 && listen.ip() == known.ip())
+            && let Ok(listener) = TcpListener::bind(known).await
+        {
+            return Ok(Some(DirectPort { listener, advertise: config.advertise }));
+        }
         let listener = match TcpListener::bind(listen).await {
             Err(_) if listen.ip() == Ipv6Addr::UNSPECIFIED => {
                 TcpListener::bind((Ipv4Addr::UNSPECIFIED, listen.port())).await?
@@ -64,23 +71,28 @@ impl DirectPort {
         Addresses { bound, advertise: self.advertise.clone() }
     }
 
-    /// Lets laptops in until `stop`.
-    pub async fn run(self, laptops: Arc<Laptops>, stop: CancellationToken) {
+    /// Lets laptops in until `taking` is cancelled. Carriers of an earlier stub's sessions are tasks of `passing`.
+    pub async fn run(self, sessions: Arc<Sessions>, passing: TaskTracker, taking: CancellationToken) {
         let knocking = Arc::new(Semaphore::new(MAX_KNOCKING));
         let mut tasks = JoinSet::new();
         loop {
             while tasks.try_join_next().is_some() {}
-            let Ok(permit) = knocking.clone().acquire_owned().await else { return };
+            let accept = async {
+                let permit = knocking.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>((self.listener.accept().await?, permit))
+            };
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = stop.cancelled() => return,
+                accepted = accept => accepted,
+                () = taking.cancelled() => return,
             };
             match accepted {
-                Ok((tcp, peer)) => {
-                    let laptops = laptops.clone();
+                Ok(((tcp, peer), permit)) => {
+                    let (sessions, passing) = (sessions.clone(), passing.clone());
                     tasks.spawn(async move {
-                        if let Err(why) = admit(tcp, &laptops).await {
-                            tracing::debug!(%peer, why, "a direct connection was not taken");
+                        match admit(tcp, &sessions).await {
+                            Ok(Some(rest)) => drop(passing.spawn(rest)),
+                            Ok(None) => {}
+                            Err(why) => tracing::debug!(%peer, why, "a direct connection was not taken"),
                         }
                         drop(permit);
                     });
@@ -94,7 +106,8 @@ impl DirectPort {
     }
 }
 
-async fn admit(tcp: TcpStream, laptops: &Laptops) -> Result<(), String> {
+/// Gives what is left to do, when the session is an earlier stub's.
+async fn admit(tcp: TcpStream, sessions: &Sessions) -> Result<Option<impl Future<Output = ()> + use<>>, String> {
     let mut carrier = direct::accept(tcp).await.map_err(|e| e.to_string())?;
     let attach = tokio::time::timeout(FIRST_MESSAGE, first_attach(&mut carrier)).await;
     let attach = attach.ok().flatten().ok_or("no attach")?;
@@ -102,9 +115,13 @@ async fn admit(tcp: TcpStream, laptops: &Laptops) -> Result<(), String> {
     if attach.mode == AttachMode::Begin {
         return Err("a session cannot begin here".into());
     }
-    let lifeline = laptops.lifeline(attach.id).map_err(|refusal| refusal.to_string())?;
-    lifeline.arrived(Box::new(carrier), Route::Direct, attach).await;
-    Ok(())
+    match sessions.find(&attach, Route::Direct).await.map_err(|refusal| refusal.to_string())? {
+        Place::Here(lifeline) => {
+            lifeline.arrived(Box::new(carrier), Route::Direct, attach).await;
+            Ok(None)
+        }
+        Place::Earlier(link) => Ok(Some(sessions.pass(carrier, link))),
+    }
 }
 
 /// Where a laptop may find the port. Asked anew each time: interfaces come and go.
@@ -115,6 +132,11 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    /// Where the port listens, if it does.
+    pub fn bound(&self) -> Option<SocketAddr> {
+        self.bound
+    }
+
     /// At most [`MAX_DIRECT`] of them.
     pub fn now(&self) -> Vec<SocketAddr> {
         let mut all = self.advertise.clone();
@@ -145,11 +167,11 @@ mod tests {
     async fn names_its_addresses() {
         let advertise = vec!["192.0.2.7:9000".parse().unwrap()];
         let config = DirectConfig { advertise: advertise.clone(), ..DirectConfig::default() };
-        let port = DirectPort::open(config).await.unwrap().unwrap();
+        let port = DirectPort::open(config, None).await.unwrap().unwrap();
         assert_eq!(port.addresses().now(), advertise);
-        let port = DirectPort::open(DirectConfig::default()).await.unwrap().unwrap();
+        let port = DirectPort::open(DirectConfig::default(), None).await.unwrap().unwrap();
         let addresses = port.addresses().now();
         assert!(addresses.iter().any(|a| a.ip().is_loopback()) && addresses.len() <= MAX_DIRECT, "{addresses:?}");
-        assert!(DirectPort::open(DirectConfig { listen: None, advertise: Vec::new() }).await.unwrap().is_none());
+        assert!(DirectPort::open(DirectConfig { listen: None, advertise: Vec::new() }, None).await.unwrap().is_none());
     }
 }

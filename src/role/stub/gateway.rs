@@ -1,28 +1,45 @@
-//! The workspace's own socket: programs here call their laptop through it. It lets calls pass and nothing else.
+//! The workspace's own socket: programs here call their laptop through it, and a successor of this stub asks it to hand
+//! over. It lets calls pass and nothing else.
 //!
-//! A Unix socket, 0600; only the user that runs the stub, and root, may connect. The laptop decides on every call.
+//! A Unix socket, 0600; only the user that runs the stub, and root, may connect. The laptop decides on every call. A
+//! connection begins with an `Open` frame, which is passed on, or with a `Message` frame, which is for the stub itself.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::hand_over::{self, Asked};
 use super::laptops::Laptops;
+use super::local;
 use crate::service::copy::splice;
-use crate::session::framed::FramedStream;
-use crate::wire::limits::MAX_CALLS;
-use crate::wire::{FrameKind, Refusal, RefusalCode, StreamRequest};
+use crate::session::framed::{FramedStream, StreamError};
+use crate::wire::call::Request;
+use crate::wire::limits::{MAX_CALLS, MAX_OPEN, OPEN_TIMEOUT};
+use crate::wire::{FrameKind, Open, Refusal, RefusalCode, StreamRequest};
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "stub.sock";
 
 /// The environment variable that tells programs in the workspace where the socket is.
 pub const SOCKET_ENV: &str = "NEXUS_STUB_SOCKET";
+
+/// How long a call waits for a laptop after a take-over: laptops that were there come back at once.
+const EXPECTED: Duration = Duration::from_secs(5);
+
+/// Who may use the socket beside calls, and what for.
+#[derive(Debug)]
+pub struct Doorbell {
+    /// Where successors that ask are heard; without it none is.
+    pub successors: Option<mpsc::Sender<Asked>>,
+    /// When this stub took over from another, if it did.
+    pub took_over: Option<Instant>,
+}
 
 /// A bound socket; the file is removed with it.
 #[derive(Debug)]
@@ -35,43 +52,49 @@ impl Gateway {
     /// Binds the socket at `path`. A file left by a stub that is gone is replaced; a live one is refused.
     pub fn bind(path: &Path) -> io::Result<Gateway> {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            let text = format!("another nexus-stub serves {}. hint: stop it first", path.display());
+            let text = format!(
+                "another nexus-stub serves {}. hint: --take-over lets this one take its place, and breaks nothing",
+                path.display()
+            );
             return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
         }
         let _ = std::fs::remove_file(path);
-        let bind = UnixListener::bind(path);
-        let listener = bind.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Gateway { listener, path: path.to_owned() })
+        Ok(Gateway { listener: local::bind(path)?, path: path.to_owned() })
     }
 
-    /// Serves until `stop`.
-    pub async fn run(self, laptops: Arc<Laptops>, stop: CancellationToken) {
-        let tasks = TaskTracker::new();
+    /// Lets connections in until `taking` is cancelled; then the file is gone. Calls are tasks of `calls`, which go on
+    /// until `stop`.
+    pub async fn run(
+        self,
+        laptops: Arc<Laptops>,
+        bell: Doorbell,
+        calls: TaskTracker,
+        taking: CancellationToken,
+        stop: CancellationToken,
+    ) {
         let permits = Arc::new(Semaphore::new(MAX_CALLS));
+        let bell = Arc::new(bell);
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                () = stop.cancelled() => break,
+                () = taking.cancelled() => return,
             };
             let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            if !may_connect(&stream) {
+            if !local::is_own(&stream) {
                 tracing::warn!("another user tried to use the workspace's socket");
                 continue;
             }
-            let (laptops, permits, stop) = (laptops.clone(), permits.clone(), stop.clone());
-            tasks.spawn(async move {
+            let (laptops, bell, permits, stop) = (laptops.clone(), bell.clone(), permits.clone(), stop.clone());
+            calls.spawn(async move {
                 tokio::select! {
-                    () = pass(stream, &laptops, &permits) => {}
+                    () = serve(stream, &laptops, &bell, &permits) => {}
                     () = stop.cancelled() => {}
                 }
             });
         }
-        tasks.close();
-        tasks.wait().await;
     }
 }
 
@@ -81,14 +104,50 @@ impl Drop for Gateway {
     }
 }
 
-/// Whether the process at the other end is the same user's, or root's.
-fn may_connect(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: &Semaphore) {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let mut local = FramedStream::new(stream);
+    local.reader.limit(MAX_OPEN);
+    let refusal = match tokio::time::timeout(OPEN_TIMEOUT, local.reader.expect()).await {
+        Err(_) => Refusal::new(RefusalCode::Timeout, "nothing was asked in time"),
+        Ok(Err(StreamError::Io(_) | StreamError::Truncated)) => return,
+        Ok(Err(error)) => error.into_refusal(),
+        Ok(Ok(frame)) => match frame.kind {
+            FrameKind::Open => match Open::parse(&frame.payload) {
+                Ok(open) => return pass(local, &open, laptops, bell, permits).await,
+                Err(refusal) => refusal,
+            },
+            FrameKind::Message => match Request::parse(&frame.payload) {
+                Ok(request) => return own(local, pid, request, bell).await,
+                Err(refusal) => refusal,
+            },
+            kind => StreamError::OutOfPlace(kind).into_refusal(),
+        },
+    };
+    local.refuse(&refusal).await;
 }
 
-async fn pass(stream: UnixStream, laptops: &Laptops, permits: &Semaphore) {
-    let Ok((open, local)) = FramedStream::accept(stream).await else { return };
+/// A call to this stub itself.
+async fn own(mut local: FramedStream<UnixStream>, pid: Option<i32>, request: Request, bell: &Doorbell) {
+    let outcome = match (request.method.as_str(), &bell.successors) {
+        (hand_over::METHOD, Some(successors)) => {
+            let (asking, answer) = oneshot::channel();
+            let gone = || Refusal::new(RefusalCode::Unavailable, "this stub is about to end. hint: try again");
+            match successors.send(Asked { pid, answer: asking }).await {
+                Ok(()) => answer.await.unwrap_or_else(|_| Err(gone())),
+                Err(_) => Err(gone()),
+            }
+        }
+        (hand_over::METHOD, None) => Err(hand_over::belongs_to_its_parent()),
+        (method, _) => {
+            let text = format!("a stub does not know the method `{}`", crate::wire::refusal::printable(method));
+            Err(Refusal::new(RefusalCode::Unsupported, text))
+        }
+    };
+    let _ = local::answer(&mut local, request.id, hand_over::answered(outcome)).await;
+}
+
+async fn pass(local: FramedStream<UnixStream>, open: &Open, laptops: &Laptops, bell: &Doorbell, permits: &Semaphore) {
     if !matches!(open.request, StreamRequest::Call {}) {
         let text = format!("the workspace's socket takes calls, not `{}`", open.request.name());
         return local.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
@@ -97,7 +156,8 @@ async fn pass(stream: UnixStream, laptops: &Laptops, permits: &Semaphore) {
         let text = "too many calls at once. hint: wait for some to finish";
         return local.refuse(&Refusal::new(RefusalCode::Busy, text)).await;
     };
-    let remote = match laptops.open().await {
+    let patience = bell.took_over.map(|at| EXPECTED.saturating_sub(at.elapsed())).unwrap_or_default();
+    let remote = match laptops.open_within(patience).await {
         Ok(remote) => remote,
         Err(refusal) => return local.refuse(&refusal).await,
     };

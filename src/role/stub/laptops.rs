@@ -1,8 +1,10 @@
-//! The laptops that are connected now. A new session of a device takes the place of its old one at once; calls go to
-//! the laptop that came last.
+//! The laptops that are connected now. A new session of a device takes the place of its old one at once, unless that one
+//! drains: then it stays until what runs in it is done. Calls go to the laptop that came last, never to a session that drains.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,8 +16,15 @@ use crate::session::opener::Opener;
 use crate::wire::lifeline::LifelineId;
 use crate::wire::{Refusal, RefusalCode};
 
-/// Sessions at a time. Each device has one.
+/// Sessions at a time. Each device has one, and some that drain.
 pub const MAX_SESSIONS: usize = 64;
+
+/// Sessions of a device that drain, beside the one that does not: that many updates of its program one after the other,
+/// within the life of one connection.
+const MAX_DRAINING: usize = 4;
+
+/// How long a call waits for the next session of a laptop that hands over: it has one within a second or two.
+const HANDOVER: Duration = Duration::from_secs(5);
 
 /// Sessions whose place was taken that are remembered, so that their laptops are told why when they come back.
 const MAX_REMEMBERED: usize = 256;
@@ -33,33 +42,49 @@ struct Connected {
 #[derive(Debug)]
 pub struct Laptops {
     connected: Mutex<Vec<Connected>>,
-    replaced: Mutex<VecDeque<LifelineId>>,
+    replaced: Mutex<VecDeque<(LifelineId, Refusal)>>,
     count: watch::Sender<usize>,
+    draining: AtomicBool,
 }
 
 impl Default for Laptops {
     fn default() -> Laptops {
-        Laptops { connected: Mutex::default(), replaced: Mutex::default(), count: watch::Sender::new(0) }
+        Laptops {
+            connected: Mutex::default(),
+            replaced: Mutex::default(),
+            count: watch::Sender::new(0),
+            draining: AtomicBool::new(false),
+        }
     }
 }
 
 impl Laptops {
-    /// Takes a session in, and ends an older one of the same device, with the reason. The token is cancelled when
-    /// this one must end.
+    /// Takes a session in, and ends an older one of the same device, with the reason. Of those that drain only the oldest
+    /// is ended, when there are too many. The token is cancelled when this one must end.
     pub async fn enter(&self, device: KeyPin, opener: MuxOpener, lifeline: LifelineHandle) -> (u64, CancellationToken) {
         let id = rand::random();
         let end = CancellationToken::new();
         let mut replaced = Vec::new();
         self.change(|connected| {
-            replaced.extend(connected.extract_if(.., |old| old.device == device));
+            let taken = connected.extract_if(.., |old| old.device == device && !old.opener.is_draining());
+            replaced.extend(taken.map(|old| (old, taken_over())));
+            let draining = connected.iter().filter(|old| old.device == device).count();
+            if draining > MAX_DRAINING
+                && let Some(oldest) = connected.iter().position(|old| old.device == device)
+            {
+                replaced.push((connected.remove(oldest), too_many()));
+            }
             if connected.len() >= MAX_SESSIONS {
-                replaced.push(connected.remove(0));
+                replaced.push((connected.remove(0), taken_over()));
+            }
+            if self.draining.load(Relaxed) {
+                opener.drain();
             }
             connected.push(Connected { id, device, opener, lifeline, end: end.clone() });
         });
-        for old in replaced {
-            self.remember(old.lifeline.id());
-            old.lifeline.end(Ended::Refused(taken_over())).await;
+        for (old, refusal) in replaced {
+            self.remember(old.lifeline.id(), refusal.clone());
+            old.lifeline.end(Ended::Refused(refusal)).await;
             old.end.cancel();
         }
         (id, end)
@@ -71,15 +96,14 @@ impl Laptops {
         if let Some(found) = connected.iter().find(|c| c.lifeline.id() == id && !c.lifeline.is_over()) {
             return Ok(found.lifeline.clone());
         }
-        if self.replaced.lock().unwrap_or_else(PoisonError::into_inner).contains(&id) {
-            return Err(taken_over());
+        let replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, refusal)) = replaced.iter().find(|(replaced, _)| *replaced == id) {
+            return Err(refusal.clone());
         }
-        let text =
-            "the workspace does not know this session any more. hint: its stub was restarted; a new session begins";
-        Err(Refusal::new(RefusalCode::NotFound, text))
+        Err(unknown())
     }
 
-    /// Ends every session of a device, with the reason.
+    /// Ends every session of a device, with the reason; those that drain too.
     pub async fn end_device(&self, device: KeyPin, refusal: &Refusal) {
         let mut ended = Vec::new();
         self.change(|connected| ended.extend(connected.extract_if(.., |c| c.device == device)));
@@ -89,12 +113,12 @@ impl Laptops {
         }
     }
 
-    fn remember(&self, id: LifelineId) {
+    fn remember(&self, id: LifelineId, refusal: Refusal) {
         let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
         if replaced.len() == MAX_REMEMBERED {
             replaced.pop_front();
         }
-        replaced.push_back(id);
+        replaced.push_back((id, refusal));
     }
 
     /// The session is over.
@@ -113,20 +137,89 @@ impl Laptops {
         self.count.send_replace(connected.len());
     }
 
-    /// A stream to the laptop that came last.
+    /// From here on every session takes nothing new, those that are still to come too. Says how many sessions go on, and
+    /// how many streams in them.
+    pub fn drain(&self) -> (usize, usize) {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        self.draining.store(true, Relaxed);
+        let streams = connected.iter().map(|c| c.opener.streams()).sum();
+        connected.iter().for_each(|c| c.opener.drain());
+        (connected.len(), streams)
+    }
+
+    /// Ends every session, with the reason.
+    pub async fn end_all(&self, refusal: &Refusal) {
+        let mut ended = Vec::new();
+        self.change(|connected| ended.append(connected));
+        for old in ended {
+            old.lifeline.end(Ended::Refused(refusal.clone())).await;
+            old.end.cancel();
+        }
+    }
+
+    /// As [`open`](Self::open); when there is no laptop, the first that comes within `patience` is waited for.
+    pub async fn open_within(&self, patience: Duration) -> Result<MuxStream, Refusal> {
+        let mut count = self.count();
+        let opened = self.open().await;
+        if patience.is_zero() || opened.is_ok() {
+            return opened;
+        }
+        let _ = tokio::time::timeout(patience, count.wait_for(|count| *count > 0)).await;
+        self.open().await
+    }
+
+    /// A stream to the laptop that came last. While the only one hands over, its next session is waited for.
     pub async fn open(&self) -> Result<MuxStream, Refusal> {
-        let opener = {
-            let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
-            connected.iter().rev().find(|c| !c.opener.is_closed()).map(|c| c.opener.clone())
-        };
-        match opener {
-            Some(opener) => opener.open().await,
-            None => {
-                let text = "no laptop is connected to this workspace. hint: run `nexus-proxy up` on the laptop";
-                Err(Refusal::new(RefusalCode::Unavailable, text))
+        let mut count = self.count();
+        let deadline = tokio::time::Instant::now() + HANDOVER;
+        loop {
+            count.borrow_and_update();
+            match self.last() {
+                Last::Serves(opener) => match opener.open().await {
+                    Err(_) if opener.is_draining() => {}
+                    opened => return opened,
+                },
+                Last::HandsOver if tokio::time::timeout_at(deadline, count.changed()).await.is_ok() => {}
+                Last::HandsOver | Last::None => {
+                    let text = "no laptop is connected to this workspace. hint: run `nexus-proxy up` on the laptop";
+                    return Err(Refusal::new(RefusalCode::Unavailable, text));
+                }
             }
         }
     }
+
+    fn last(&self) -> Last {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = connected.iter().rev().filter(|c| !c.opener.is_closed()).peekable();
+        let hands_over = open.peek().is_some();
+        match open.find(|c| !c.opener.is_draining()) {
+            Some(found) => Last::Serves(found.opener.clone()),
+            None if hands_over => Last::HandsOver,
+            None => Last::None,
+        }
+    }
+}
+
+/// The session that calls go to.
+enum Last {
+    Serves(MuxOpener),
+    /// All that are left drain.
+    HandsOver,
+    None,
+}
+
+fn too_many() -> Refusal {
+    let text = format!(
+        "more than {MAX_DRAINING} sessions of this device were handed over and are not done. hint: the oldest was ended for \
+         the next; let connections end between updates"
+    );
+    Refusal::new(RefusalCode::Busy, text)
+}
+
+/// Why a session that nobody here has cannot go on.
+pub fn unknown() -> Refusal {
+    let text = "the workspace does not know this session any more. hint: its stub was restarted; a new session begins";
+    Refusal::new(RefusalCode::NotFound, text)
 }
 
 fn taken_over() -> Refusal {

@@ -14,6 +14,9 @@ use nix::unistd::Pid;
 /// long before.
 const REAP: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether any are left: nothing tells.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// How long orphans have after SIGTERM.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -38,21 +41,29 @@ pub async fn reap() {
     }
 }
 
-/// Ends everything below this process: politely, then not.
-pub async fn end_all() {
-    if send(Signal::SIGTERM) == 0 {
+/// Returns when nothing runs below this process, but for `spare` and what is below that: a successor that was started
+/// from the workspace, which is not ours to end.
+pub async fn gone(spare: Option<i32>) {
+    while below(own(), spare).iter().any(|p| !p.ended) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Ends everything below this process but `spare` and what is below that: politely, then not.
+pub async fn end_all(spare: Option<i32>) {
+    if send(Signal::SIGTERM, spare) == 0 {
         return;
     }
     let deadline = tokio::time::Instant::now() + GRACE;
     while tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        if below(own()).iter().all(|p| p.ended) {
+        if below(own(), spare).iter().all(|p| p.ended) {
             return;
         }
     }
     // A process that is killed can have started another just before.
     for _ in 0..3 {
-        if send(Signal::SIGKILL) == 0 {
+        if send(Signal::SIGKILL, spare) == 0 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -64,8 +75,8 @@ fn own() -> i32 {
 }
 
 /// Sends a signal to everything below this process that runs; gives how many that were.
-fn send(signal: Signal) -> usize {
-    let running: Vec<_> = below(own()).into_iter().filter(|p| !p.ended).collect();
+fn send(signal: Signal, spare: Option<i32>) -> usize {
+    let running: Vec<_> = below(own(), spare).into_iter().filter(|p| !p.ended).collect();
     for process in &running {
         let _ = kill(Pid::from_raw(process.pid), signal);
     }
@@ -99,9 +110,9 @@ fn children_of(parent: i32) -> Vec<Process> {
     all().into_iter().filter(|p| p.parent == parent).collect()
 }
 
-fn below(root: i32) -> Vec<Process> {
+fn below(root: i32, spare: Option<i32>) -> Vec<Process> {
     let mut by_parent: HashMap<i32, Vec<Process>> = HashMap::new();
-    for process in all() {
+    for process in all().into_iter().filter(|p| Some(p.pid) != spare) {
         by_parent.entry(process.parent).or_default().push(process);
     }
     let mut found = by_parent.remove(&root).unwrap_or_default();
@@ -131,9 +142,10 @@ mod tests {
     fn children_are_found() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        assert!(below(own()).iter().any(|p| p.pid == pid && !p.ended));
+        assert!(below(own(), None).iter().any(|p| p.pid == pid && !p.ended));
+        assert!(!below(own(), Some(pid)).iter().any(|p| p.pid == pid));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!below(own()).iter().any(|p| p.pid == pid));
+        assert!(!below(own(), None).iter().any(|p| p.pid == pid));
     }
 }

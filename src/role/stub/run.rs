@@ -1,22 +1,28 @@
-//! The stub's life: one connection parked at the coordinator at all times, a task for every session that comes of it.
+//! The stub's life: one connection parked at the coordinator at all times, a task for every session that comes of it. And
+//! its end: at once when it is stopped; when everything that it has is done, after it handed over to a successor.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::direct::{DirectConfig, DirectPort};
-use super::gateway::Gateway;
+use super::earlier::{Earlier, MAX_EARLIER};
+use super::gateway::{Doorbell, Gateway};
+use super::hand_over::{Asked, HandedOver};
 use super::laptops::Laptops;
+use super::link::Link;
 use super::orphans;
 use super::session::{Workspace, serve};
+use super::sessions::{Place, Sessions};
 use super::state::StubState;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
+use crate::lifeline::core::RETENTION;
 use crate::lifeline::{Route, Standing, first_attach};
 use crate::role::backoff::Backoff;
 use crate::role::changes::{self, Change};
@@ -35,6 +41,9 @@ use crate::wire::{Refusal, RefusalCode};
 /// How long a stop waits for sessions.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long sessions may go on after a hand-over: as long as a lifeline without a carrier is kept.
+const LAST: Duration = RETENTION;
+
 /// What a stub runs with.
 #[derive(Debug)]
 pub struct StubConfig {
@@ -48,6 +57,10 @@ pub struct StubConfig {
     pub socket: PathBuf,
     /// The port for laptops that reach it without the coordinator.
     pub direct: DirectConfig,
+    /// What the stub said from which this one took over, if it did, and when.
+    pub took_over: Option<(HandedOver, Instant)>,
+    /// Whether it hands over to a successor: not when it belongs to the program that started it.
+    pub hands_over: bool,
 }
 
 /// Something worth a line of output.
@@ -61,18 +74,23 @@ pub enum StubEvent {
     SessionBegan(String),
     /// And ended.
     SessionEnded(String),
+    /// A successor serves the workspace: so many sessions go on here, with so many streams.
+    HandedOver(usize, usize),
+    /// And all of it is done.
+    Done,
 }
 
 struct Stub {
     client: CoordinatorClient,
     state: Arc<Mutex<StubState>>,
     workspace: Arc<Workspace>,
-    laptops: Arc<Laptops>,
+    sessions: Arc<Sessions>,
     events: Box<dyn Fn(StubEvent) + Send + Sync>,
     changes: watch::Sender<Change>,
 }
 
-/// Runs until `stop`. Ends by itself only when trying on is pointless: revoked, or the wrong coordinator.
+/// Runs until `stop`, or until a successor took over and everything that began here is done. Ends by itself only when
+/// trying on is pointless: revoked, or the wrong coordinator.
 pub async fn run(
     config: StubConfig,
     state: StubState,
@@ -81,59 +99,156 @@ pub async fn run(
 ) -> Result<(), ClientError> {
     let gateway = Gateway::bind(&config.socket)
         .map_err(|e| ClientError::Dial(format!("the workspace's socket cannot be opened: {e}")))?;
-    let direct = DirectPort::open(config.direct).await;
+    let known = config.took_over.as_ref().and_then(|(earlier, _)| earlier.direct);
+    let direct = DirectPort::open(config.direct, known).await;
     let direct =
         direct.map_err(|e| ClientError::Dial(format!("the port for direct connections cannot be opened: {e}")))?;
     let mut workspace = config.workspace;
     workspace.direct = direct.as_ref().map(DirectPort::addresses).unwrap_or_default();
+    let earlier = Earlier::new(state.dir());
+    let count = earlier.count().await;
+    if count > 0 {
+        tracing::info!(count, "earlier stubs live on until what they have is done");
+    }
     let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone())
         .with_outer(config.outer);
+    let sessions = Sessions { laptops: Arc::new(Laptops::default()), earlier, stop: stop.clone() };
     let stub = Arc::new(Stub {
         client,
         state: Arc::new(Mutex::new(state)),
         workspace: Arc::new(workspace),
-        laptops: Arc::new(Laptops::default()),
+        sessions: Arc::new(sessions),
         events: Box::new(events),
         changes: watch::Sender::default(),
     });
-    let tasks = TaskTracker::new();
-    tasks.spawn(gateway.run(stub.laptops.clone(), stop.clone()));
+    // Cancelled when nothing more is taken: at the end, or at a hand-over.
+    let taking = stop.child_token();
+    let (successors, mut asked) = mpsc::channel(1);
+    let bell =
+        Doorbell { successors: config.hands_over.then_some(successors), took_over: config.took_over.map(|(_, at)| at) };
+    // What takes, and what was taken.
+    let (doors, taken) = (TaskTracker::new(), TaskTracker::new());
+    doors.spawn(gateway.run(stub.sessions.laptops.clone(), bell, taken.clone(), taking.clone(), stop.clone()));
     if let Some(direct) = direct {
-        tasks.spawn(direct.run(stub.laptops.clone(), stop.clone()));
+        doors.spawn(direct.run(stub.sessions.clone(), taken.clone(), taking.clone()));
     }
-    tasks.spawn({
-        let (stub, stop) = (stub.clone(), stop.clone());
+    doors.spawn({
+        let (stub, taking) = (stub.clone(), taking.clone());
         async move {
             let keep = renewal::keep_fresh(&stub.client, |fresh| stub.state().save_credential(fresh.clone()));
             tokio::select! {
                 () = keep => {}
-                () = stop.cancelled() => {}
+                () = taking.cancelled() => {}
             }
         }
     });
-    tasks.spawn({
-        let (toward, changes, stop) = (stub.client.url().literal(), stub.changes.clone(), stop.clone());
+    doors.spawn({
+        let (toward, changes, taking) = (stub.client.url().literal(), stub.changes.clone(), taking.clone());
         async move {
             tokio::select! {
                 () = changes::notice(toward, changes) => {}
-                () = stop.cancelled() => {}
+                () = taking.cancelled() => {}
             }
         }
     });
     orphans::adopt();
+    let mut spare = None;
+    let life = async {
+        let (outcome, successor) = {
+            let mut parked = Box::pin(stub.keep_parked(&taken, &taking, &stop));
+            tokio::select! {
+                outcome = &mut parked => (outcome, None),
+                successor = stub.successor(&mut asked) => {
+                    stub.state().hand_over();
+                    taking.cancel();
+                    (parked.await, Some(successor))
+                }
+            }
+        };
+        taking.cancel();
+        doors.close();
+        if let Some((link, asked)) = successor {
+            doors.wait().await;
+            spare = asked.pid;
+            stub.outlive(link, asked, &taken, &stop).await;
+        } else if stop.is_cancelled() {
+            stub.sessions.earlier.end().await;
+        }
+        outcome
+    };
     let outcome = tokio::select! {
-        outcome = stub.keep_parked(&tasks, &stop) => outcome,
+        outcome = life => outcome,
         () = orphans::reap() => Ok(()),
     };
     stop.cancel();
-    tasks.close();
-    let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
-    orphans::end_all().await;
+    taken.close();
+    let _ = tokio::time::timeout(STOP_TIMEOUT, async { tokio::join!(doors.wait(), taken.wait()) }).await;
+    orphans::end_all(spare).await;
     outcome
 }
 
 impl Stub {
-    async fn keep_parked(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), ClientError> {
+    /// Waits for a successor for which there is a place.
+    async fn successor(&self, asked: &mut mpsc::Receiver<Asked>) -> (Link, Asked) {
+        loop {
+            let Some(asked) = asked.recv().await else { return std::future::pending().await };
+            let link = match self.sessions.earlier.count().await {
+                MAX_EARLIER.. => {
+                    let text = format!(
+                        "{MAX_EARLIER} stubs of this workspace live on already, until what they have is done. hint: end \
+                         what runs through them, or end them (`pgrep nexus-stub`)"
+                    );
+                    Err(Refusal::new(RefusalCode::Busy, text))
+                }
+                _ => Link::open(self.state().dir()),
+            };
+            match link {
+                Ok(link) => return (link, asked),
+                Err(refusal) => {
+                    tracing::warn!(%refusal, "not handed over");
+                    let _ = asked.answer.send(Err(refusal));
+                }
+            }
+        }
+    }
+
+    /// Nothing is taken any more, and the successor is told so. What there is goes on until it is done, or for
+    /// [`LAST`]; what runs in the background of the workspace, for as long as it does: nobody else would end it.
+    async fn outlive(&self, link: Link, asked: Asked, taken: &TaskTracker, stop: &CancellationToken) {
+        let laptops = &self.sessions.laptops;
+        let (sessions, streams) = laptops.drain();
+        let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").into());
+        let direct = self.workspace.direct.bound();
+        let Asked { pid: successor, answer } = asked;
+        let _ = answer.send(Ok(HandedOver { pid, version, sessions, streams, direct }));
+        (self.events)(StubEvent::HandedOver(sessions, streams));
+        taken.close();
+        let done = CancellationToken::new();
+        let last = async {
+            if tokio::time::timeout(LAST, taken.wait()).await.is_err() {
+                let text = "the stub of this session was replaced, and its time is over. hint: a new session begins";
+                laptops.end_all(&Refusal::new(RefusalCode::Unavailable, text)).await;
+                let _ = tokio::time::timeout(STOP_TIMEOUT, taken.wait()).await;
+            }
+            orphans::gone(successor).await;
+            (self.events)(StubEvent::Done);
+            done.cancel();
+        };
+        let ended = async {
+            tokio::select! {
+                () = last => {}
+                () = stop.cancelled() => done.cancel(),
+            }
+        };
+        tokio::join!(link.run(laptops.clone(), done.clone(), stop.clone()), ended);
+    }
+
+    async fn keep_parked(
+        self: &Arc<Self>,
+        tasks: &TaskTracker,
+        taking: &CancellationToken,
+        stop: &CancellationToken,
+    ) -> Result<(), ClientError> {
         let mut backoff = Backoff::default();
         let mut changes = self.changes.subscribe();
         loop {
@@ -144,7 +259,7 @@ impl Stub {
                     backoff.reset();
                     continue;
                 }
-                () = stop.cancelled() => return Ok(()),
+                () = taking.cancelled() => return Ok(()),
             };
             let wait = match parked {
                 Ok(Parked::Joined { carrier, session }) => {
@@ -164,7 +279,7 @@ impl Stub {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = changes.changed() => backoff.reset(),
-                () = stop.cancelled() => return Ok(()),
+                () = taking.cancelled() => return Ok(()),
             }
         }
     }
@@ -196,9 +311,8 @@ impl Stub {
                     return Err(Refusal::new(refusal.code, refusal.message).into());
                 }
                 Ok(Some(Arrival::Control(Control::Revoked { pins }))) => {
-                    for pin in pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()) {
-                        self.laptops.end_device(pin, &revoked()).await;
-                    }
+                    let pins: Vec<_> = pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()).collect();
+                    self.sessions.end_devices(&pins, &revoked()).await;
                 }
                 Ok(Some(Arrival::Control(Control::Unknown))) => {}
                 Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
@@ -229,10 +343,15 @@ impl Stub {
         if attach.mode == AttachMode::Begin {
             return self.session(carrier, &attach, session, stop).await;
         }
-        match self.laptops.lifeline(attach.id) {
-            Ok(lifeline) => {
+        match self.sessions.find(&attach, Route::Relay).await {
+            Ok(Place::Here(lifeline)) => {
                 tracing::info!(session, "a session goes on here");
                 lifeline.arrived(carrier, Route::Relay, attach).await;
+            }
+            Ok(Place::Earlier(link)) => self.sessions.pass(*carrier, link).await,
+            // The stub that may have it does not answer: the laptop tries again.
+            Err(refusal) if matches!(refusal.code, RefusalCode::Timeout | RefusalCode::Unavailable) => {
+                tracing::warn!(session, %refusal, "a session cannot go on yet");
             }
             Err(refusal) => {
                 tracing::info!(session, %refusal, "a session cannot go on");
@@ -270,17 +389,18 @@ impl Stub {
             Err(error) => return tracing::error!(%error, "the first device could not be remembered"),
         }
         let watched = established.lifeline.standing();
-        let (id, end) = self.laptops.enter(peer.pin, established.opener.clone(), established.lifeline.clone()).await;
+        let (id, end) =
+            self.sessions.laptops.enter(peer.pin, established.opener.clone(), established.lifeline.clone()).await;
         tracing::info!(session, %device, "session");
         (self.events)(StubEvent::SessionBegan(device.to_string()));
         tokio::select! {
-            outcome = serve(established, self.workspace.clone(), self.state.clone(), self.laptops.clone(), end) => {
+            outcome = serve(established, self.workspace.clone(), self.state.clone(), self.sessions.clone(), end) => {
                 tracing::info!(session, %device, ?outcome, "session over");
             }
             () = self.doubt(watched) => {}
             () = stop.cancelled() => {}
         }
-        self.laptops.leave(id);
+        self.sessions.laptops.leave(id);
         (self.events)(StubEvent::SessionEnded(device.to_string()));
     }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::devices;
 use super::direct::Addresses;
-use super::laptops::Laptops;
+use super::sessions::Sessions;
 use super::state::StubState;
 use crate::identity::KeyPin;
 use crate::service::forward::serve_connect;
@@ -40,7 +40,7 @@ pub struct Workspace {
 struct Shared {
     workspace: Arc<Workspace>,
     state: Arc<Mutex<StubState>>,
-    laptops: Arc<Laptops>,
+    sessions: Arc<Sessions>,
     device: KeyPin,
     opener: MuxOpener,
     processes: Arc<Semaphore>,
@@ -52,13 +52,13 @@ pub async fn serve(
     mut session: Session,
     workspace: Arc<Workspace>,
     state: Arc<Mutex<StubState>>,
-    laptops: Arc<Laptops>,
+    sessions: Arc<Sessions>,
     end: CancellationToken,
 ) -> std::io::Result<()> {
     let shared = Shared {
         workspace,
         state,
-        laptops,
+        sessions,
         device: session.peer.pin,
         opener: session.opener.clone(),
         processes: Arc::new(Semaphore::new(MAX_CALLS)),
@@ -78,7 +78,7 @@ pub async fn serve(
             () = end.cancelled() => break,
         }
     }
-    streams.shutdown().await;
+    session.end_streams(&mut streams).await;
     drop(session.acceptor);
     Ok(())
 }
@@ -111,7 +111,8 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
         StreamRequest::Listen { bind, listener } => match permit(&shared.listeners) {
             Some(_permit) => {
                 let dir = &shared.workspace.dir;
-                Box::pin(serve_listen(stream, &bind, listener, shared.opener.clone(), dir)).await
+                let closed = shared.opener.draining();
+                Box::pin(serve_listen(stream, &bind, listener, shared.opener.clone(), dir, closed)).await
             }
             None => return stream.refuse(&busy("listeners")).await,
         },
@@ -124,7 +125,7 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             None => return stream.refuse(&busy("processes")).await,
         },
         StreamRequest::Call {} => {
-            devices::serve(stream, shared.device, &shared.state, &shared.laptops).await.map_err(Into::into)
+            devices::serve(stream, shared.device, &shared.state, &shared.sessions).await.map_err(Into::into)
         }
         StreamRequest::Accepted { .. } | StreamRequest::Unknown => {
             let text =

@@ -45,6 +45,9 @@ pub enum StateError {
     /// A code that is not one, or for something else.
     #[error("{0}")]
     Code(String),
+    /// Another process has it.
+    #[error("this stub has handed the workspace over. hint: try again; its successor answers")]
+    HandedOver,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +64,7 @@ struct Kept {
 pub struct StubState {
     dir: PathBuf,
     kept: Kept,
+    handed_over: bool,
     /// Whom to trust.
     pub trust: Trust,
     /// Key and certificate.
@@ -83,7 +87,7 @@ impl StubState {
         let trust = Trust::from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
         let key = PrivateKey::from_pem(&key).map_err(|e| damaged("key.pem", e.to_string()))?;
         let credential = Credential::from_pem(&chain, key).map_err(|e| damaged("chain.pem", e.to_string()))?;
-        Ok(StubState { dir: dir.to_owned(), kept, trust, credential })
+        Ok(StubState { dir: dir.to_owned(), kept, handed_over: false, trust, credential })
     }
 
     /// Makes a key here, has it certified with a one-time code, and keeps the result in `dir`.
@@ -109,13 +113,28 @@ impl StubState {
             trust_first_device: answer.trust_first_device,
             behind_balancer: url.is_behind_balancer(),
         };
-        let state = StubState { dir: dir.to_owned(), kept, trust, credential };
+        let state = StubState { dir: dir.to_owned(), kept, handed_over: false, trust, credential };
         files::write(&dir.join("key.pem"), state.credential.key.to_pem().as_bytes())?;
         files::write(&dir.join("ca.pem"), state.trust.to_pem().as_bytes())?;
         files::write(&dir.join("chain.pem"), state.credential.to_pem().as_bytes())?;
         // Last: its presence says that the rest is whole.
         state.save()?;
         Ok(state)
+    }
+
+    /// The files belong to a successor from here on: nothing is written any more, and no device is let in by what may
+    /// have changed there.
+    pub fn hand_over(&mut self) {
+        self.handed_over = true;
+    }
+
+    fn own(&self) -> Result<(), StateError> {
+        if self.handed_over { Err(StateError::HandedOver) } else { Ok(()) }
+    }
+
+    /// The directory that it is in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where the coordinator is: at `given`, and behind a load balancer if it was when this workspace enrolled.
@@ -151,6 +170,7 @@ impl StubState {
     /// Whether the device that has proved this key is served, after writing it down if it is the first. Two may have
     /// passed [`admits`](Self::admits) at the same time; one of them is the first.
     pub fn admit(&mut self, pin: KeyPin) -> Result<bool, StateError> {
+        self.own()?;
         if self.takes_first() {
             self.add_device(pin)?;
         }
@@ -159,6 +179,7 @@ impl StubState {
 
     /// Puts a device on the list.
     pub fn add_device(&mut self, pin: KeyPin) -> Result<(), StateError> {
+        self.own()?;
         if !self.kept.devices.contains(&pin) && self.kept.devices.len() >= MAX_DEVICES {
             let text = format!("{MAX_DEVICES} devices are on the list. hint: remove one first");
             return Err(StateError::File(std::io::Error::other(text)));
@@ -170,6 +191,7 @@ impl StubState {
 
     /// Takes a device off the list; tells whether it was there.
     pub fn remove_device(&mut self, pin: &KeyPin) -> Result<bool, StateError> {
+        self.own()?;
         let there = self.kept.devices.remove(pin);
         self.save()?;
         Ok(there)
@@ -177,6 +199,7 @@ impl StubState {
 
     /// Keeps a renewed certificate.
     pub fn save_credential(&mut self, credential: Credential) -> Result<(), StateError> {
+        self.own()?;
         files::write(&self.dir.join("chain.pem"), credential.to_pem().as_bytes())?;
         self.credential = credential;
         Ok(())
@@ -195,9 +218,7 @@ mod tests {
     use super::*;
     use crate::identity::{Authority, Identity, Role};
 
-    #[test]
-    fn of_two_first_devices_one_is_served() {
-        let dir = tempfile::tempdir().unwrap();
+    fn state(dir: &Path) -> StubState {
         let now = SystemTime::now();
         let authority = Authority::create("d".parse().unwrap(), now).unwrap();
         let workspace: WorkspaceName = "w".parse().unwrap();
@@ -207,11 +228,34 @@ mod tests {
         let kept = Kept { workspace, devices: HashSet::new(), trust_first_device: true, behind_balancer: false };
         let credential = Credential::new(chain, key).unwrap();
         let trust = authority.trust().clone();
-        let mut state = StubState { dir: dir.path().to_owned(), kept, trust, credential };
+        StubState { dir: dir.to_owned(), kept, handed_over: false, trust, credential }
+    }
+
+    #[test]
+    fn of_two_first_devices_one_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = state(dir.path());
         let (first, second) = (KeyPin::from_bytes([1; 32]), KeyPin::from_bytes([2; 32]));
         assert!(state.admits(&first) && state.admits(&second));
         assert!(state.admit(first).unwrap());
         assert!(!state.admit(second).unwrap());
         assert!(state.admit(first).unwrap());
+    }
+
+    #[test]
+    fn what_was_handed_over_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = state(dir.path());
+        let (first, second) = (KeyPin::from_bytes([1; 32]), KeyPin::from_bytes([2; 32]));
+        assert!(state.admit(first).unwrap());
+        let written = std::fs::read(dir.path().join("stub.json")).unwrap();
+        state.hand_over();
+        assert!(matches!(state.admit(first), Err(StateError::HandedOver)));
+        assert!(matches!(state.add_device(second), Err(StateError::HandedOver)));
+        assert!(matches!(state.remove_device(&first), Err(StateError::HandedOver)));
+        let credential = state.credential.clone();
+        assert!(matches!(state.save_credential(credential), Err(StateError::HandedOver)));
+        assert_eq!(std::fs::read(dir.path().join("stub.json")).unwrap(), written);
+        assert!(!dir.path().join("chain.pem").exists());
     }
 }

@@ -85,6 +85,10 @@ impl<T: Io + Paced> Driver<T> {
                     Poll::Ready(Got::End(reason)) => return Poll::Ready(ended(reason)),
                 }
             }
+            self.hub.tell();
+            if self.hub.has_drained() {
+                return Poll::Ready(Ok(()));
+            }
             let blocked = wrote == Wrote::Blocked;
             if wrote == Wrote::Enough {
                 continue;
@@ -128,6 +132,8 @@ impl<T: Io + Paced> Driver<T> {
         while read < PORTIONS * PORTION {
             match self.inbound.poll(cx, &mut self.io, &mut self.table) {
                 Poll::Ready(Ok(Got::Bytes(n))) => read += n,
+                // The end of the byte stream after a goodbye is an end in order.
+                Poll::Ready(Ok(Got::End(0))) if self.hub.has_heard() => return Some(Ok(())),
                 Poll::Ready(Ok(Got::End(0))) | Poll::Pending => break,
                 Poll::Ready(Ok(Got::End(reason))) => return Some(ended(reason)),
                 Poll::Ready(Err(error)) => return Some(Err(error)),
@@ -150,7 +156,9 @@ impl<T: Io + Paced> Driver<T> {
         }
         if *at == Goodbye::Reason {
             self.table.end();
-            self.outbound.say(Header::go_away(reason));
+            if reason != 0 || !self.hub.is_done() {
+                self.outbound.say(Header::go_away(reason));
+            }
             *at = Goodbye::Word;
         }
         if *at == Goodbye::Word {

@@ -10,7 +10,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::hub::{Hub, Stream};
-use super::state::State;
 use crate::session::opener::Opener;
 use crate::wire::{FrameHeader, FrameKind, Refusal, RefusalCode};
 
@@ -38,8 +37,7 @@ impl MuxStream {
     }
 
     /// Writes a refusal without waiting, since a new stream's queue is empty, and lets it go.
-    pub(super) fn refuse(self) {
-        let refusal = Refusal::new(RefusalCode::Busy, "too many streams at once. hint: close some and try again");
+    pub(super) fn refuse(self, refusal: &Refusal) {
         let payload = refusal.to_bytes();
         let mut frame = FrameHeader::new(FrameKind::Refuse, payload.len()).encode().to_vec();
         frame.extend_from_slice(&payload);
@@ -123,7 +121,7 @@ impl Opener for MuxOpener {
             let text = format!("{} streams are open in this session already", self.limit);
             Refusal::new(RefusalCode::Busy, format!("{text}. hint: close some connections and try again"))
         })?;
-        Ok(MuxStream::new(Stream::new(self.hub.clone(), State::outbound(), Some(permit))))
+        Stream::outbound(self.hub.clone(), permit).map(MuxStream::new).ok_or_else(handed_over)
     }
 }
 
@@ -131,6 +129,38 @@ impl MuxOpener {
     /// Whether both open streams on the same session.
     pub fn is_same(&self, other: &MuxOpener) -> bool {
         Arc::ptr_eq(&self.hub, &other.hub)
+    }
+
+    /// This end opens no more streams and wants none any more. Those that are open go on, as do those that the other end
+    /// opened before it heard of this; then the session ends. It may be said more than once.
+    pub fn drain(&self) {
+        self.hub.drain();
+    }
+
+    /// Whether either end wants no more streams.
+    pub fn is_draining(&self) -> bool {
+        self.hub.draining.is_cancelled()
+    }
+
+    /// Returns when either end wants no more streams.
+    pub async fn draining(&self) {
+        self.hub.draining.cancelled().await;
+    }
+
+    /// Returns when the other end has said that it opens no more streams: after [`drain`](Self::drain) it has heard of
+    /// that, and whatever it does from then on, it does knowing it.
+    pub async fn agreed(&self) {
+        self.hub.agreed.cancelled().await;
+    }
+
+    /// Whether the session came to its end because nothing was open in it any more.
+    pub fn has_drained(&self) -> bool {
+        self.hub.has_drained()
+    }
+
+    /// Streams of which anything is left at this end, whoever opened them.
+    pub fn streams(&self) -> usize {
+        self.hub.open()
     }
 
     /// Whether the session is over.
@@ -142,6 +172,14 @@ impl MuxOpener {
     pub async fn closed(&self) {
         self.over.cancelled().await;
     }
+}
+
+pub(super) fn too_many() -> Refusal {
+    Refusal::new(RefusalCode::Busy, "too many streams at once. hint: close some and try again")
+}
+
+pub(super) fn handed_over() -> Refusal {
+    Refusal::new(RefusalCode::Unavailable, "this session is being handed over to the next. hint: try again")
 }
 
 /// Streams that the other end opened, and the session's life: dropping this ends the session.

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
+use super::drain::Drain;
 use super::schedule::{Place, Schedule};
 use super::state::{Cut, State};
 use super::window::Pool;
@@ -22,9 +24,22 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream of a session.
-    pub fn new(hub: Arc<Hub>, state: State, permit: Option<OwnedSemaphorePermit>) -> Arc<Stream> {
-        Arc::new(Stream { state: Mutex::new(state), hub, _permit: permit })
+    /// A stream that the other end opened.
+    pub fn inbound(hub: Arc<Hub>, id: u32, permit: Option<OwnedSemaphorePermit>) -> Arc<Stream> {
+        hub.ready().drain.opened();
+        Arc::new(Stream { state: Mutex::new(State::inbound(id)), hub, _permit: permit })
+    }
+
+    /// A stream that this end opens; `None` in a session that drains.
+    pub fn outbound(hub: Arc<Hub>, permit: OwnedSemaphorePermit) -> Option<Arc<Stream>> {
+        {
+            let drain = &mut hub.ready().drain;
+            if drain.is_draining() {
+                return None;
+            }
+            drain.opened();
+        }
+        Some(Arc::new(Stream { state: Mutex::new(State::outbound()), hub, _permit: Some(permit) }))
     }
 
     /// Its state, for as long as a copy takes.
@@ -67,6 +82,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.state.get_mut().unwrap_or_else(PoisonError::into_inner).release(&self.hub.pool);
+        self.hub.change(Drain::closed);
     }
 }
 
@@ -84,11 +100,16 @@ pub struct Hub {
     ready: Mutex<Ready>,
     /// Of which windows are widened.
     pub pool: Pool,
+    /// Cancelled when either end wants no more streams.
+    pub draining: CancellationToken,
+    /// Cancelled when the other end has said that it opens no more.
+    pub agreed: CancellationToken,
 }
 
 #[derive(Debug)]
 struct Ready {
     schedule: Schedule<Arc<Stream>>,
+    drain: Drain,
     /// The driver's, while it sleeps.
     waker: Option<Waker>,
     over: bool,
@@ -106,8 +127,9 @@ pub enum Urgent {
 impl Hub {
     /// A session without streams.
     pub fn new(pool: u32) -> Arc<Hub> {
-        let ready = Ready { schedule: Schedule::new(), waker: None, over: false };
-        Arc::new(Hub { ready: Mutex::new(ready), pool: Pool::new(pool) })
+        let ready = Ready { schedule: Schedule::new(), drain: Drain::default(), waker: None, over: false };
+        let (draining, agreed) = (CancellationToken::new(), CancellationToken::new());
+        Arc::new(Hub { ready: Mutex::new(ready), pool: Pool::new(pool), draining, agreed })
     }
 
     /// The next stream that goes before bulk.
@@ -143,7 +165,8 @@ impl Hub {
     /// The driver wakes when a stream enters the schedule; `false` when one that it can serve is in it already.
     pub fn sleep(&self, waker: &Waker, bulk: bool) -> bool {
         let mut ready = self.ready();
-        if ready.schedule.is_urgent() || (bulk && ready.schedule.has_bulk()) {
+        let drain = &ready.drain;
+        if ready.schedule.is_urgent() || (bulk && ready.schedule.has_bulk()) || drain.is_due() || drain.is_over() {
             return false;
         }
         match &mut ready.waker {
@@ -163,6 +186,67 @@ impl Hub {
         let mut ready = self.ready();
         ready.over = true;
         ready.schedule.drain().collect()
+    }
+
+    /// This end wants no more streams.
+    pub fn drain(&self) {
+        self.change(Drain::ask);
+        self.draining.cancel();
+    }
+
+    /// The other end said `GoAway` with 0. Those who wait for that are told by [`tell`](Self::tell).
+    pub fn hear(&self) {
+        self.ready().drain.hear();
+    }
+
+    /// Tells who waits for the other end's word, once what came right after it is known: a goodbye is no hand-over.
+    pub fn tell(&self) {
+        if !self.agreed.is_cancelled() && self.ready().drain.has_heard() {
+            self.draining.cancel();
+            self.agreed.cancel();
+        }
+    }
+
+    /// Whether the other end has said `GoAway` with 0.
+    pub fn has_heard(&self) -> bool {
+        self.ready().drain.has_heard()
+    }
+
+    /// Whether streams that the other end opens are refused because the session drains.
+    pub fn refuses(&self) -> bool {
+        self.ready().drain.refuses()
+    }
+
+    /// Takes the `GoAway` that is due. The first one is asked for when nothing else is urgent, so that it comes after the
+    /// first frames of the streams that were opened before.
+    pub fn say(&self) -> bool {
+        self.ready().drain.say()
+    }
+
+    /// Whether the other end knows that nothing more comes.
+    pub fn is_done(&self) -> bool {
+        self.ready().drain.is_done()
+    }
+
+    /// Whether the session has drained.
+    pub fn has_drained(&self) -> bool {
+        self.ready().drain.is_over()
+    }
+
+    /// Streams of which anything is left.
+    pub fn open(&self) -> usize {
+        self.ready().drain.open()
+    }
+
+    /// Something happened that may be all the driver waits for.
+    fn change(&self, change: impl FnOnce(&mut Drain)) {
+        let mut ready = self.ready();
+        change(&mut ready.drain);
+        let waker = if ready.drain.is_due() || ready.drain.is_over() { ready.waker.take() } else { None };
+        drop(ready);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     fn ready(&self) -> MutexGuard<'_, Ready> {

@@ -27,7 +27,7 @@ const MAX_BUFFER: usize = 64 * 1024;
 pub enum Got {
     /// That many bytes.
     Bytes(usize),
-    /// The end of the session: of the byte stream, or with the reason that the other end gave.
+    /// The end of the session: 0 for that of the byte stream, or the reason that the other end gave.
     End(u32),
 }
 
@@ -92,7 +92,7 @@ impl Inbound {
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended in the middle of a frame"))
     }
 
-    /// The reason of the other end's goodbye, if it said one.
+    /// The reason why the other end ended the session, if it did.
     fn parse(&mut self, table: &mut Table) -> io::Result<Option<u32>> {
         loop {
             if let Some(payload) = self.current.take() {

@@ -5,6 +5,7 @@
 //! bound. It has no clock: liveness is for what is beneath. What is above carries frames with an explicit end.
 
 mod chunks;
+mod drain;
 mod driver;
 mod handle;
 mod header;
@@ -82,3 +83,7 @@ mod wire_tests;
 #[cfg(test)]
 #[path = "interop_tests.rs"]
 mod interop_tests;
+
+#[cfg(test)]
+#[path = "drain_tests.rs"]
+mod drain_tests;

@@ -153,6 +153,7 @@ impl Batch {
                 continue;
             }
             match hub.next_urgent() {
+                None if hub.say() => self.add(Header::go_away(0), BytesMut::new()),
                 None => break,
                 Some(Urgent::Recent(stream)) => self.add_frame(stream, table, hub, None)?,
                 Some(Urgent::Control(stream)) => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::handle::MuxStream;
+use super::handle::{MuxStream, handed_over, too_many};
 use super::header::{Flags, Header, Kind};
 use super::hub::{Hub, Stream, fail};
 use super::ids::Ids;
@@ -40,7 +40,7 @@ pub enum Next {
     Header,
     /// A payload first.
     Payload(Payload),
-    /// Nothing: the other end said goodbye, with its reason.
+    /// Nothing: the other end ended the session, for this reason.
     End(u32),
 }
 
@@ -84,6 +84,10 @@ impl Table {
     /// Takes a header that arrived.
     pub fn header(&mut self, header: Header) -> Result<Next, Violation> {
         match header.kind {
+            Kind::GoAway if header.length == 0 => {
+                self.hub.hear();
+                return Ok(Next::Header);
+            }
             Kind::GoAway => return Ok(Next::End(header.length)),
             Kind::Ping => {
                 if header.flags.has(Flags::SYN) {
@@ -173,7 +177,7 @@ impl Table {
         self.forget_if_over(stream, &state);
     }
 
-    /// The other end opened a stream: hands it on, or refuses it when there are too many.
+    /// The other end opened a stream: hands it on, or refuses it when there are too many, or none are wanted.
     fn begin(&mut self, id: u32) -> Result<Arc<Stream>, Violation> {
         if (id % 2 == 1) == (self.end == End::Laptop) {
             return Err(Violation::Parity(id));
@@ -181,9 +185,10 @@ impl Table {
         if !self.theirs.take((id - 1) / 2) {
             return Err(Violation::Reused(id));
         }
-        let permit = self.permits.clone().try_acquire_owned().ok();
+        let wanted = !self.hub.refuses();
+        let permit = if wanted { self.permits.clone().try_acquire_owned().ok() } else { None };
         let admitted = permit.is_some();
-        let stream = Stream::new(self.hub.clone(), State::inbound(id), permit);
+        let stream = Stream::inbound(self.hub.clone(), id, permit);
         self.streams.insert(id, stream.clone());
         let refused = match admitted {
             false => Some(MuxStream::new(stream.clone())),
@@ -197,7 +202,7 @@ impl Table {
                 return Err(Violation::Flood);
             }
             stream.lock().refused = true;
-            refused.refuse();
+            refused.refuse(&if wanted { too_many() } else { handed_over() });
         }
         Ok(stream)
     }

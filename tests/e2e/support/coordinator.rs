@@ -182,6 +182,17 @@ impl Machine {
         self.place.run(command)
     }
 
+    /// Runs a stub that takes over from the one that runs, until laptops can come.
+    #[track_caller]
+    pub fn successor(&self) -> Running {
+        let mut command = self.command(None);
+        command.arg("--take-over");
+        let mut stub = Running::start(command);
+        stub.says("took over");
+        stub.says("ready for laptops");
+        stub
+    }
+
     /// Runs the stub until laptops can come.
     #[track_caller]
     pub fn stub(&self, code: Option<&str>) -> Running {

@@ -1,0 +1,136 @@
+//! One session's life: it is served, mended and kept on the direct way until it is over.
+//!
+//! A tunnel has one session that stands, and beside it earlier ones that drain. Those live the same life; only the one that
+//! stands is what the tunnel's state tells of.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinSet;
+
+use super::tunnel::{Tunnel, TunnelError};
+use super::tunnel_state::{self, TunnelState};
+use crate::lifeline::{Ended, LifelineHandle, Route, Standing};
+use crate::session::establish::{Session, SessionError};
+use crate::session::mux::{MuxOpener, MuxStream};
+use crate::transport::client::ClientError;
+use crate::wire::{Refusal, RefusalCode};
+
+/// A session of a tunnel.
+pub struct Life<'a> {
+    /// Whose session it is.
+    pub(super) tunnel: &'a Tunnel,
+    /// Brings carriers.
+    pub(super) lifeline: LifelineHandle,
+    /// Opens streams.
+    pub(super) opener: MuxOpener,
+    /// What its state says of it.
+    pub(super) standing: tunnel_state::Standing,
+    /// Where the workspace said that it can be reached: a session that drains cannot ask again.
+    addresses: Mutex<Vec<SocketAddr>>,
+    retired: AtomicBool,
+}
+
+impl<'a> Life<'a> {
+    /// The life of a session that has begun.
+    pub fn new(tunnel: &'a Tunnel, session: &Session, standing: tunnel_state::Standing) -> Arc<Life<'a>> {
+        Arc::new(Life {
+            tunnel,
+            lifeline: session.lifeline.clone(),
+            opener: session.opener.clone(),
+            standing,
+            addresses: Mutex::default(),
+            retired: AtomicBool::new(false),
+        })
+    }
+
+    /// Serves the session and has it mended until it is over; gives the reason.
+    pub async fn run<F, S>(self: Arc<Self>, session: Session, serve: &F) -> TunnelError
+    where
+        F: Fn(MuxStream) -> S,
+        S: Future<Output = ()> + Send + 'static,
+    {
+        self.publish(self.standing.up(Route::Relay, None, false, 0));
+        let probe = async {
+            let mut changes = self.tunnel.changes();
+            while changes.changed().await.is_ok() {
+                self.lifeline.probe().await;
+            }
+        };
+        let served = tokio::select! {
+            why = serve_session(session, serve) => Ok(why),
+            error = self.mend() => Err(error),
+            error = self.keep_direct() => Err(error),
+            () = probe => Ok("this program is ending".into()),
+        };
+        let ended = self.lifeline.standing().borrow().clone();
+        match (served, ended) {
+            (Err(error), _) => error,
+            (Ok(_), Standing::Ended(Ended::Refused(refusal))) if refusal.code == RefusalCode::TakenOver => {
+                TunnelError::TakenOver(refusal)
+            }
+            (Ok(_), Standing::Ended(Ended::Refused(refusal))) => {
+                TunnelError::Coordinator(ClientError::Refused(Refusal { code: passing(refusal.code), ..refusal }))
+            }
+            (Ok(_), Standing::Ended(ended @ (Ended::Position(_) | Ended::Expired))) => {
+                TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, ended.to_string())))
+            }
+            (Ok(why), _) => TunnelError::Session(SessionError::Refused(Refusal::new(RefusalCode::Unavailable, why))),
+        }
+    }
+
+    /// The next session takes its place: what becomes of this one is no longer the tunnel's state.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Publishes how the tunnel is, if this is the session that stands.
+    pub(super) fn publish(&self, state: TunnelState) {
+        if !self.retired.load(Ordering::Relaxed) {
+            self.tunnel.publish(state);
+        }
+    }
+
+    /// Where the workspace can be reached directly, as it said last.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps what the workspace said.
+    pub(super) fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+}
+
+/// A workspace that does not know a session any more takes the next one.
+fn passing(code: RefusalCode) -> RefusalCode {
+    if code == RefusalCode::NotFound { RefusalCode::Unavailable } else { code }
+}
+
+/// Serves a session's incoming streams until it ends; gives the reason. Streams end with it.
+async fn serve_session<F, S>(mut session: Session, serve: &F) -> String
+where
+    F: Fn(MuxStream) -> S,
+    S: Future<Output = ()> + Send + 'static,
+{
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = session.acceptor.accept() => match stream {
+                Some(stream) => {
+                    streams.spawn(serve(stream));
+                }
+                None => break,
+            },
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+        }
+    }
+    session.end_streams(&mut streams).await;
+    match session.ended().await {
+        Ok(()) if session.opener.has_drained() => "all that was open in it is done".into(),
+        Ok(()) => "the other side ended the session".into(),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
+        Err(error) => format!("the connection broke: {error}"),
+    }
+}

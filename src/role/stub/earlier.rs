@@ -1,0 +1,130 @@
+//! The stubs that handed this workspace over and live on until what they have is done: carriers of their sessions are
+//! passed to them, and they hear which devices are not served any more.
+//!
+//! Each has a socket in the state directory, which goes with it: the directory is all that is known of them. So every
+//! successor finds all of them, whichever of those between is gone. Nobody but this user and root is believed.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use super::link::{self, END, END_DEVICES, RESUME};
+use super::{laptops, local};
+use crate::identity::KeyPin;
+use crate::lifeline::Route;
+use crate::session::framed::StreamError;
+use crate::transport::carrier::Carrier;
+use crate::wire::lifeline::{Attach, LifelineMessage};
+use crate::wire::{Refusal, RefusalCode};
+
+/// Stubs that may live on beside the one that serves. Each takes memory, and a new session asks none of them; more of
+/// them than this means that nobody looks.
+pub const MAX_EARLIER: usize = 8;
+
+/// How long one may take to say that it heeds what it is told. It is told as soon as it runs, in any case.
+const HEED: Duration = Duration::from_secs(2);
+
+/// How their sockets' names begin, before the process and a random number.
+const PREFIX: &str = "earlier-";
+
+/// How their sockets' names end.
+const SUFFIX: &str = ".sock";
+
+/// The socket of this process for those that come after it.
+pub fn own_socket(dir: &Path) -> PathBuf {
+    dir.join(format!("{PREFIX}{}-{:04x}{SUFFIX}", std::process::id(), rand::random::<u16>()))
+}
+
+/// The earlier stubs of a workspace, found by their sockets.
+#[derive(Debug, Clone)]
+pub struct Earlier {
+    dir: PathBuf,
+}
+
+impl Earlier {
+    /// Those that have sockets in the state directory `dir`.
+    pub fn new(dir: &Path) -> Earlier {
+        Earlier { dir: dir.to_owned() }
+    }
+
+    /// A carrier to the stub that has this attach's session, with the attach on it; or why the session cannot go on.
+    /// `Timeout` and `Unavailable` are not final: one that does not answer may have it.
+    pub async fn resume(&self, attach: &Attach, route: Route) -> Result<Carrier<UnixStream>, Refusal> {
+        let params = json!({"lifeline": link::name(attach.id), "route": route});
+        let ask = |socket: PathBuf| {
+            let params = &params;
+            async move { call(&socket, RESUME, params).await }
+        };
+        let mut asked: FuturesUnordered<_> = self.sockets().into_iter().map(ask).collect();
+        let mut refused = laptops::unknown();
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(stream) => {
+                    let mut carrier = link::carrier(stream).await;
+                    let sent = carrier.send(LifelineMessage::Attach(*attach).encode()).await;
+                    sent.map_err(|e| Refusal::new(RefusalCode::Unavailable, e.to_string()))?;
+                    return Ok(carrier);
+                }
+                Err(refusal) if refusal.code == RefusalCode::NotFound => {}
+                Err(refusal) => refused = refusal,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Ends every session of these devices there, with the reason.
+    pub async fn end_devices(&self, pins: &[KeyPin], refusal: &Refusal) {
+        let pins: Vec<String> = pins.iter().map(KeyPin::to_string).collect();
+        self.tell_all(END_DEVICES, &json!({"pins": pins, "refusal": refusal})).await;
+    }
+
+    /// Ends them: the workspace closes.
+    pub async fn end(&self) {
+        self.tell_all(END, &Value::Null).await;
+    }
+
+    /// How many live. Sockets that were left by processes which are gone are removed.
+    pub async fn count(&self) -> usize {
+        let lives = async |socket: PathBuf| {
+            let connected = local::connect(&socket).await;
+            if matches!(connected, Ok(None)) {
+                let _ = std::fs::remove_file(&socket);
+            }
+            matches!(connected, Ok(Some(_)))
+        };
+        join_all(self.sockets().into_iter().map(lives)).await.into_iter().filter(|lives| *lives).count()
+    }
+
+    async fn tell_all(&self, method: &str, params: &Value) {
+        let tell = async |socket: PathBuf| match tokio::time::timeout(HEED, call(&socket, method, params)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(refusal)) if refusal.code == RefusalCode::NotFound => {}
+            Ok(Err(refusal)) => tracing::warn!(socket = %socket.display(), %refusal, method, "an earlier stub refused"),
+            Err(_) => tracing::warn!(socket = %socket.display(), method, "an earlier stub stands still"),
+        };
+        join_all(self.sockets().into_iter().map(tell)).await;
+    }
+
+    fn sockets(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let is_one = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
+        entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one)).map(|entry| entry.path()).collect()
+    }
+}
+
+/// Calls the stub at `socket`. `NotFound` when the process is gone, or does not have what is asked for.
+async fn call(socket: &Path, method: &str, params: &Value) -> Result<UnixStream, Refusal> {
+    let stream = local::connect(socket).await?.ok_or_else(laptops::unknown)?;
+    match local::call::<IgnoredAny>(stream, method, params.clone()).await {
+        Ok((_, stream)) => Ok(stream),
+        // It ended meanwhile.
+        Err(StreamError::Io(_) | StreamError::Truncated) => Err(laptops::unknown()),
+        Err(error) => Err(error.into_refusal()),
+    }
+}

@@ -1,0 +1,118 @@
+//! Handing over to another process of the same workspace: the successor asks over the workspace's socket, and takes
+//! everything that comes from then on; what the running stub has goes on there until it is done.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::local;
+use crate::session::framed::StreamError;
+use crate::wire::refusal::printable_word;
+use crate::wire::{Refusal, RefusalCode};
+
+/// The one call to a stub itself over the workspace's socket.
+pub const METHOD: &str = "hand_over";
+
+/// Characters of a version that another stub says it has.
+const MAX_VERSION: usize = 64;
+
+/// What the running stub says when it has handed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// Its process.
+    pub pid: u32,
+    /// Its program's version.
+    pub version: String,
+    /// Sessions that go on there.
+    pub sessions: usize,
+    /// Connections, processes and calls in them.
+    pub streams: usize,
+    /// The port for direct connections that it had; laptops know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<SocketAddr>,
+}
+
+/// A successor that waits for its answer.
+#[derive(Debug)]
+pub struct Asked {
+    /// Its process, where the system tells.
+    pub pid: Option<i32>,
+    /// For the answer.
+    pub answer: oneshot::Sender<Result<HandedOver, Refusal>>,
+}
+
+/// Asks the stub that serves the workspace's socket to hand over; `None` when none does. When it has, everything that
+/// it listened on is free, and its files are the caller's.
+pub async fn ask(socket: &Path) -> Result<Option<HandedOver>, Refusal> {
+    let Some(stream) = local::connect(socket).await? else { return Ok(None) };
+    let params = json!({"version": env!("CARGO_PKG_VERSION")});
+    match local::call::<HandedOver>(stream, METHOD, params).await {
+        Ok((answer, _)) => Ok(Some(HandedOver { version: printable_word(&answer.version, MAX_VERSION), ..answer })),
+        Err(StreamError::Refused(refusal)) if refusal.code != RefusalCode::Malformed => Err(refusal),
+        // A release without this call refuses its frame as out of place.
+        Err(_) => {
+            let text = format!(
+                "the nexus-stub that serves {} did not hand over: it is of a release that cannot, or it just ended. \
+                 hint: stop it, which ends what runs through it, and start this one without --take-over",
+                socket.display()
+            );
+            Err(Refusal::new(RefusalCode::Unsupported, text))
+        }
+    }
+}
+
+/// The answer to a request on the workspace's socket, once the stub's life has given its own.
+pub fn answered(outcome: Result<HandedOver, Refusal>) -> Result<Value, Refusal> {
+    outcome
+        .and_then(|answer| serde_json::to_value(answer).map_err(|e| Refusal::new(RefusalCode::Internal, e.to_string())))
+}
+
+/// Why a stub that was started by a program which must not outlive it does not hand over.
+pub fn belongs_to_its_parent() -> Refusal {
+    let text = "this stub belongs to the program that started it, such as `nexus-proxy up`. hint: start that again";
+    Refusal::new(RefusalCode::Denied, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::session::framed::FramedStream;
+
+    #[tokio::test]
+    async fn a_release_that_cannot_is_told_from_a_refusal() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("stub.sock");
+        assert_eq!(ask(&socket).await.unwrap(), None, "nobody is there");
+        let listener = UnixListener::bind(&socket).unwrap();
+        // A release without this call reads an open frame, or refuses.
+        let old = async { drop(FramedStream::accept(listener.accept().await.unwrap().0).await) };
+        let (asked, ()) = tokio::join!(ask(&socket), old);
+        let refusal = asked.unwrap_err();
+        assert!(refusal.message.contains("a release that cannot") && refusal.message.contains("hint:"), "{refusal}");
+
+        let busy = async {
+            let mut stream = FramedStream::new(listener.accept().await.unwrap().0);
+            stream.reader.expect().await.unwrap();
+            local::answer(&mut stream, 1.into(), Err(belongs_to_its_parent())).await.unwrap();
+        };
+        let (asked, ()) = tokio::join!(ask(&socket), busy);
+        assert_eq!(asked.unwrap_err(), belongs_to_its_parent());
+
+        let answer = HandedOver { pid: 7, version: "1\n2".into(), sessions: 1, streams: 2, direct: None };
+        let good = async {
+            let mut stream = FramedStream::new(listener.accept().await.unwrap().0);
+            let request = stream.reader.expect().await.unwrap();
+            assert!(String::from_utf8_lossy(&request.payload).contains(METHOD));
+            local::answer(&mut stream, 1.into(), answered(Ok(answer.clone()))).await.unwrap();
+        };
+        let (asked, ()) = tokio::join!(ask(&socket), good);
+        assert_eq!(asked.unwrap(), Some(HandedOver { version: "12".into(), ..answer }));
+        drop(listener);
+        assert_eq!(ask(&socket).await.unwrap(), None, "a file that was left behind");
+    }
+}

@@ -1,0 +1,312 @@
+//! An update of the laptop's program: `nexus-proxy up --take-over` takes everything new, and what is open goes on in the
+//! old program until it is done.
+//!
+//! Proof is the work of programs that never try a second time: what they moved has its sum, and a conversation goes
+//! on where it was.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::support::laptop::{Up, port_in};
+use crate::support::program::free_port;
+use crate::support::transfers::{RECOVERY, digest};
+use crate::support::*;
+
+/// Bytes of a download: seconds on the wire.
+const LARGE: usize = 24 << 20;
+
+/// How long such a download may take, with all that happens meanwhile.
+const MOST: Duration = Duration::from_secs(120);
+
+/// A wire on which a download lasts for some hand-overs.
+fn narrow() -> Wire {
+    Wire::new(30_000_000, Duration::from_millis(5))
+}
+
+/// `up` with these words besides, by way of the coordinator.
+#[track_caller]
+fn up<'a>(world: &'a Linked, words: &[&str]) -> Up<'a> {
+    let near = world.near.url();
+    world.laptop.up(&[&["box", "--no-direct", "--coordinator", &near], words].concat())
+}
+
+/// A download of a large file through `port`, which is certain to be under way.
+struct Download {
+    program: Running,
+    folder: TempDir,
+    expected: String,
+}
+
+impl Download {
+    #[track_caller]
+    fn start(nginx: &Nginx, port: u16) -> Download {
+        let original = nginx.root.join("large");
+        if !original.exists() {
+            fs::write(&original, rand::random_iter::<u8>().take(LARGE).collect::<Vec<_>>()).expect("a file of ours");
+        }
+        let folder = TempDir::new().expect("a temporary folder");
+        let url = format!("http://127.0.0.1:{port}/large");
+        let file = folder.path().join("large").display().to_string();
+        let program = Running::start(curl(&["--max-time", &MOST.as_secs().to_string(), "-o", &file, &url]));
+        let download = Download { program, folder, expected: digest(&original) };
+        download.moves();
+        download
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("large")
+    }
+
+    fn size(&self) -> u64 {
+        fs::metadata(self.file()).map_or(0, |file| file.len())
+    }
+
+    /// Waits until more has arrived.
+    #[track_caller]
+    fn moves(&self) {
+        let before = self.size();
+        until("more of the download", || (self.size() > before).then_some(()));
+    }
+
+    /// Whether it is on its way still.
+    #[track_caller]
+    fn is_under_way(&mut self) -> bool {
+        self.program.has_ended().is_none()
+    }
+
+    /// Waits for its end: all of it is there.
+    #[track_caller]
+    fn completes(self) {
+        let (file, expected) = (self.file(), self.expected);
+        self.program.completes(MOST);
+        assert_eq!(digest(&file), expected, "what arrived is not what was sent");
+        drop(self.folder);
+    }
+}
+
+/// A connection to a Redis on `port` of the loopback that has been of use.
+#[track_caller]
+fn talk_to(port: u16) -> TcpStream {
+    let mut talk = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
+    talk.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    assert_eq!(ping(&mut talk), Ok(()));
+    talk
+}
+
+/// Whether the Redis at the other end answers, or how the connection ended.
+fn ping(talk: &mut TcpStream) -> Result<(), ErrorKind> {
+    let mut answer = [0; 7];
+    talk.write_all(b"PING\r\n").map_err(|error| error.kind())?;
+    talk.read_exact(&mut answer).map_err(|error| error.kind())?;
+    assert_eq!(&answer, b"+PONG\r\n");
+    Ok(())
+}
+
+/// The process that `status` speaks of.
+fn pid(laptop: &Laptop) -> u64 {
+    laptop.workspace_status()["pid"].as_u64().expect("a process id")
+}
+
+#[test]
+fn what_is_open_goes_on_across_two_updates_of_the_laptop() {
+    let (nginx, redis) = (Nginx::start(), Redis::start());
+    let world = Linked::new();
+    let [web, data, back, socks] = [(); 4].map(|()| free_port());
+    let forwards = [
+        "-L".to_owned(),
+        format!("{web}:{}", nginx.addr),
+        "-L".to_owned(),
+        format!("{data}:127.0.0.1:{}", redis.port),
+        "-R".to_owned(),
+        format!("{back}:127.0.0.1:{}", redis.port),
+        "-D".to_owned(),
+        socks.to_string(),
+    ];
+    let forwards: Vec<&str> = forwards.iter().map(String::as_str).collect();
+    let mut first = up(&world, &forwards);
+    let (line, leased) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let leased_port = port_in(&line);
+    world.near.set_wire(narrow());
+
+    // Both directions of a connection, one of the workspace's, one of a command's forward, and a process.
+    let mut talks = [data, back, leased_port].map(Dialogue::redis);
+    talks.iter_mut().for_each(Dialogue::echo);
+    let lines = "while read line; do echo \"$line\"; done";
+    let mut process = Dialogue::with(world.laptop.command(&["exec", "box", "--", "sh", "-c", lines]));
+    process.ask(PATIENCE, str::to_owned);
+    let mut download = Download::start(&nginx, web);
+    assert_eq!(pid(&world.laptop), u64::from(first.program.pid()));
+
+    let again = [&forwards[..], &["--take-over"]].concat();
+    let mut second = up(&world, &again);
+    first.program.says("handed over");
+    assert!(second.program.output().contains("took over"), "{}", second.program.output());
+    let mut third = up(&world, &again);
+    second.program.says("handed over");
+    assert_eq!(pid(&world.laptop), u64::from(third.program.pid()));
+    assert!(download.is_under_way(), "it was over before the second update:\n{}", download.program.output());
+
+    // What is open goes on, over broken connections as ever; what is new is the third's.
+    world.near.reset();
+    for talk in &mut talks {
+        talk.echo_within(RECOVERY);
+    }
+    process.ask(RECOVERY, str::to_owned);
+    download.moves();
+    for port in [data, back, leased_port] {
+        let mut talk = Dialogue::redis(port);
+        talk.echo();
+        talk.ends_well();
+    }
+    let socks = format!("socks5h://127.0.0.1:{socks}");
+    fs::write(nginx.root.join("small"), "small").expect("a file of ours");
+    let url = format!("http://{}/small", nginx.addr);
+    Run::of(curl(&["-x", &socks, &url])).ok();
+    let forwards = world.laptop.workspace_status()["forwards"].clone();
+    let mut totals: Vec<_> =
+        forwards.as_array().unwrap().iter().filter_map(|forward| forward["total"].as_u64()).collect();
+    totals.sort_unstable();
+    assert_eq!(totals, [0, 1, 1, 1, 1], "each of the new connections is the third's: {forwards}");
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    assert!(first.program.has_ended().is_none(), "{}", first.program.output());
+
+    download.completes();
+    talks.into_iter().for_each(Dialogue::ends_well);
+    process.ends_well();
+    for old in [&mut first, &mut second] {
+        assert!(old.program.ends().success(), "{}", old.program.output());
+        assert!(old.program.output().contains("is done"), "{}", old.program.output());
+    }
+    assert_eq!(third.tunnels(), 1, "{}", third.program.output());
+    assert!(third.program.has_ended().is_none() && kernel::runs(world.stub.pid()));
+    drop(leased);
+}
+
+#[test]
+fn a_take_over_in_the_background_goes_on_in_the_background() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let near = world.near.url();
+    let words = ["up", "box", "--coordinator", &near, "--detach"];
+    world.laptop.run(&words).ok();
+    let first = pid(&world.laptop);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = Dialogue::redis(port_in(&line));
+    talk.echo();
+    let said = world.laptop.run(&[&words[..], &["--take-over"]].concat()).ok();
+    assert!(said.contains(&format!("took over from process {first}")), "{said}");
+    assert_ne!(pid(&world.laptop), first);
+    talk.echo();
+    let runs = |pid: u64| kernel::runs(pid.try_into().expect("a process id"));
+    assert!(runs(first));
+    talk.ends_well();
+    until("the end of the first", || (!runs(first)).then_some(()));
+    world.laptop.run(&["down", "box"]).ok();
+}
+
+#[test]
+fn where_nothing_runs_there_is_nothing_to_take_over() {
+    let world = Linked::new();
+    let first = up(&world, &["--take-over"]);
+    let near = world.near.url();
+    let refused = world.laptop.run(&["up", "box", "--coordinator", &near]).err();
+    assert!(refused.contains("up already") && refused.contains("--take-over"), "{refused}");
+    assert_eq!(first.ctrl_c().code(), Some(0));
+}
+
+#[test]
+fn a_workspace_inside_up_is_not_handed_over() {
+    let laptop = Laptop::new();
+    let mut up = laptop.up(&[]);
+    let refused = laptop.run(&["up", "--take-over"]).err();
+    assert!(refused.contains("inside") && refused.contains("hint:"), "{refused}");
+    // Nothing was closed for that.
+    assert_eq!(laptop.exec("default", &["echo", "hi"]).ok(), "hi\n");
+    assert!(up.program.has_ended().is_none() && !up.program.output().contains("handed over"));
+}
+
+#[test]
+fn an_interrupted_session_is_not_handed_over() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut first = up(&world, &[]);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let port = port_in(&line);
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    world.near.black_hole();
+    let near = world.near.url();
+    let refused = world.laptop.run(&["up", "box", "--coordinator", &near, "--take-over"]).err();
+    assert!(refused.contains("interrupted") && refused.contains("hint:"), "{refused}");
+    world.near.heal();
+    talk.echo_within(RECOVERY);
+    let mut other = Dialogue::redis(port);
+    other.echo_within(RECOVERY);
+    assert!(first.program.has_ended().is_none(), "{}", first.program.output());
+    talk.ends_well();
+    other.ends_well();
+}
+
+#[test]
+fn ctrl_c_ends_what_goes_on_after_a_hand_over() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut first = up(&world, &[]);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = talk_to(port_in(&line));
+    let second = up(&world, &["--take-over"]);
+    first.program.says("handed over");
+    assert_eq!(ping(&mut talk), Ok(()));
+    first.program.signal(Signal::SIGINT);
+    assert_eq!(first.program.ends().code(), Some(0), "{}", first.program.output());
+    assert_eq!(ping(&mut talk), Err(ErrorKind::ConnectionReset), "what is cut must not look complete");
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    assert_eq!(second.tunnels(), 1, "{}", second.program.output());
+}
+
+#[test]
+fn of_many_updates_within_one_connection_the_oldest_session_makes_room() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut ups = Vec::new();
+    let mut talks = Vec::new();
+    // Four sessions that drain, the one that stands, and one more.
+    for _ in 0..6 {
+        ups.push(up(&world, &["--take-over"]));
+        let port = free_port();
+        let spec = format!("{port}:127.0.0.1:{}", redis.port);
+        // Its port is let go with the conversation on it, and nothing asks for it again.
+        let (_, forward) = world.laptop.forward("box", &["-L", &spec], "forward");
+        talks.push((talk_to(port), forward));
+    }
+    let first = &mut ups[0].program;
+    assert!(!first.ends().success(), "{}", first.output());
+    assert!(first.output().contains("were handed over"), "{}", first.output());
+    let outcomes: Vec<_> = talks.iter_mut().map(|(talk, _)| ping(talk)).collect();
+    assert_eq!(outcomes, [&[Err(ErrorKind::ConnectionReset)][..], &[Ok(()); 5]].concat());
+}
+
+#[test]
+fn a_revoked_device_loses_what_it_handed_over() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut first = up(&world, &[]);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = Dialogue::redis(port_in(&line));
+    talk.echo();
+    let mut second = up(&world, &["--take-over"]);
+    first.program.says("handed over");
+    talk.echo();
+    world.coordinator.run(&["device", "revoke", "anna"]).ok();
+    until("the conversation to end", || talk.program.has_ended());
+    for up in [&mut first, &mut second] {
+        assert!(!up.program.ends().success(), "{}", up.program.output());
+        assert!(up.program.output().contains("revoked"), "{}", up.program.output());
+    }
+}

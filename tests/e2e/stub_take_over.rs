@@ -1,0 +1,406 @@
+//! `nexus-stub run --take-over`: an update of the stub breaks nothing that runs through it, and leaves nobody in who was
+//! sent away.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::link::Link;
+use crate::support::linked::Frozen;
+use crate::support::transfers::{RECOVERY, Transfers};
+use crate::support::wait::within;
+use crate::support::*;
+
+/// Bytes of one transfer.
+const TRANSFER: usize = 32 << 20;
+
+/// A successor takes the place of the workspace's stub; gives the old one.
+#[track_caller]
+fn replace(machine: &Machine, stub: &mut Running) -> Running {
+    let mut old = std::mem::replace(stub, machine.successor());
+    old.says("handed over");
+    old
+}
+
+/// Waits until a program that the laptop starts in the workspace is a child of its present stub.
+#[track_caller]
+fn reaches_the_new_one(world: &Linked) {
+    let pid = world.stub.pid().to_string();
+    until("a new process to be the new stub's", || {
+        let run = world.laptop.exec("box", &["sh", "-c", "echo $PPID"]);
+        (run.text().trim() == pid).then_some(())
+    });
+}
+
+/// A conversation with a program that the laptop runs in the workspace.
+#[track_caller]
+fn in_workspace(world: &Linked, script: &str) -> Dialogue {
+    Dialogue::with(world.laptop.command(&["exec", "box", "--", "sh", "-c", script]))
+}
+
+/// Waits for the end of a stub that handed over, which must be a good one.
+#[track_caller]
+fn is_done(mut old: Running) {
+    let ended = within(RECOVERY, || old.has_ended());
+    old.ended_well(ended);
+    assert!(old.output().contains("everything that began here is over"), "{}", old.output());
+}
+
+/// Sockets of stubs that handed over.
+fn sockets_left(world: &Linked) -> Vec<PathBuf> {
+    let entries = fs::read_dir(world.machine.state()).expect("the state").map(|entry| entry.expect("an entry").path());
+    entries.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("earlier-"))).collect()
+}
+
+#[test]
+fn a_transfer_a_process_and_a_conversation_go_on_and_the_old_stub_ends_after_them() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    world.near.set_wire(Wire::new(200_000_000, std::time::Duration::from_millis(5)));
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let mut process = in_workspace(&world, "while read word; do echo \"$word\"; done");
+    process.ask(PATIENCE, str::to_owned);
+    let mut transfers = Transfers::start(&world, TRANSFER);
+    let goal = world.moved() + 1_000_000;
+    transfers.go_on_until("bytes before", || world.moved() >= goal);
+
+    let mut old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    process.ask(RECOVERY, str::to_owned);
+    reaches_the_new_one(&world);
+    let mut second = Dialogue::redis(port);
+    second.echo();
+    let goal = world.moved() + 2 * TRANSFER as u64;
+    transfers.go_on_until("transfers after", || world.moved() >= goal);
+    transfers.finish();
+    talk.echo();
+    assert!(old.has_ended().is_none(), "it has a conversation and a process:\n{}", old.output());
+    talk.ends_well();
+    process.ask(PATIENCE, str::to_owned);
+    process.ends_well();
+    is_done(old);
+    second.echo();
+    second.ends_well();
+    assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_session_that_stayed_behind_outlives_its_connections() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let mut old = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    let faults: [fn(&Linked); 4] = [
+        |world| world.near.reset(),
+        |world| world.far.reset(),
+        |world| world.near.cut_after(Direction::Up, 10),
+        |world| {
+            world.near.reset();
+            world.far.reset();
+        },
+    ];
+    for fault in faults {
+        fault(&world);
+        talk.echo_within(RECOVERY);
+    }
+    assert!(old.has_ended().is_none(), "{}", old.output());
+    assert!(world.stub.output().contains("a session goes on in an earlier stub"), "{}", world.stub.output());
+    talk.ends_well();
+    is_done(old);
+}
+
+#[test]
+fn two_take_overs_in_a_row_break_nothing() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut transfers = Transfers::start(&world, TRANSFER);
+    let mut first = Dialogue::redis(port);
+    first.echo();
+    let oldest = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    let mut second = Dialogue::redis(port);
+    second.echo();
+    let older = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    // Their sessions are found from the newest, each in its place.
+    for link in [&world.near, &world.far] {
+        link.reset();
+        first.echo_within(RECOVERY);
+        second.echo_within(RECOVERY);
+    }
+    let goal = world.moved() + TRANSFER as u64;
+    transfers.go_on_until("bytes after both", || world.moved() >= goal);
+    transfers.finish();
+    // The one between may go before the oldest.
+    second.ends_well();
+    is_done(older);
+    world.near.reset();
+    first.echo_within(RECOVERY);
+    first.ends_well();
+    is_done(oldest);
+    reaches_the_new_one(&world);
+    assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
+}
+
+/// A laptop and a workspace that it reaches directly, on a port that is always the same.
+#[track_caller]
+fn with_direct_way() -> (Linked, Link) {
+    let coordinator = Coordinator::start();
+    let (near, far) = (Link::to(coordinator.port), Link::to(coordinator.port));
+    let laptop = Laptop::new();
+    laptop.pair(&near.url(), &coordinator.invite(), "anna").ok();
+    let port = program::free_port();
+    let way = Link::to(port);
+    let machine = Machine::at(&Place::Here, &far.url())
+        .env("NEXUS_DIRECT_LISTEN", &format!("127.0.0.1:{port}"))
+        .env("NEXUS_DIRECT_ADVERTISE", way.url().trim_start_matches("https://"));
+    let stub = machine.stub(Some(&coordinator.add_workspace("box")));
+    (Linked { laptop, stub, machine, near, far, coordinator }, way)
+}
+
+#[track_caller]
+fn until_direct(world: &Linked) {
+    let goes = || {
+        let tunnel = world.laptop.workspace_status()["tunnel"].clone();
+        (tunnel["path"] == "direct" && tunnel["standby"] == true).then_some(())
+    };
+    assert!(within(RECOVERY, goes).is_some(), "not direct: {}", world.laptop.workspace_status());
+}
+
+#[test]
+fn a_direct_session_goes_on_and_the_port_is_the_successors() {
+    let redis = Redis::start();
+    let (mut world, way) = with_direct_way();
+    let _up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    until_direct(&world);
+    let mut old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    reaches_the_new_one(&world);
+    until_direct(&world);
+    way.reset();
+    talk.echo_within(RECOVERY);
+    reaches_the_new_one(&world);
+    // The laptop finds the port again, for the session that stayed behind too.
+    let again = world.stub.says_after(0, RECOVERY, "route=Direct");
+    assert!(again.contains("goes on in an earlier stub"), "{again}");
+    until_direct(&world);
+    talk.echo();
+    assert!(old.has_ended().is_none(), "{}", old.output());
+    talk.ends_well();
+    is_done(old);
+}
+
+#[test]
+fn a_revoked_device_loses_the_session_that_stayed_behind() {
+    let redis = Redis::start();
+    let (mut world, _way) = with_direct_way();
+    let up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    until_direct(&world);
+    let old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    reaches_the_new_one(&world);
+    // A laptop that does nothing any more: it is for the workspace to end what it has.
+    let frozen = Frozen::new(up.program.pid());
+    world.coordinator.run(&["device", "revoke", "anna"]).ok();
+    is_done(old);
+    world.stub.says("anna left");
+    drop(frozen);
+}
+
+#[test]
+fn a_device_that_was_removed_loses_the_session_that_stayed_behind() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let bert = Laptop::new();
+    bert.pair(&world.near.url(), &world.coordinator.invite(), "bert").ok();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let pin_of = |name: &str| {
+        let devices = world.coordinator.run(&["device", "list"]).ok();
+        let line = devices.lines().find(|line| line.contains(name)).expect("a device").to_owned();
+        line.split_whitespace().find(|word| word.starts_with("sha256:")).expect("its pin").to_owned()
+    };
+    let (anna_pin, bert_pin) = (pin_of("anna"), pin_of("bert"));
+    world.laptop.run(&["device", "add", "box", &bert_pin]).ok();
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    let _bert_up = Linked::up(&world.near, &bert);
+    bert.run(&["device", "remove", "box", &anna_pin]).ok();
+    until("the conversation to end", || talk.program.has_ended());
+    is_done(old);
+}
+
+#[test]
+fn programs_of_the_workspace_call_through_the_same_socket() {
+    let mut world = Linked::new();
+    world.laptop.configure("version: 1\nconfig: {values: {greeting: hello from the laptop}}\n");
+    let _up = Linked::up(&world.near, &world.laptop);
+    let ask = "while read word; do nexus-stub config get greeting && echo \"$word\"; done";
+    let mut process = in_workspace(&world, ask);
+    process.ask(PATIENCE, str::to_owned);
+    let old = replace(&world.machine, &mut world.stub);
+    // It was started by the old one, and asks at once.
+    process.ask(RECOVERY, str::to_owned);
+    assert_eq!(process.program.output().matches("hello from the laptop").count(), 2, "{}", process.program.output());
+    process.ends_well();
+    is_done(old);
+}
+
+#[test]
+fn what_runs_in_the_background_of_the_workspace_lives_on() {
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let pid = world.laptop.exec("box", &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & echo $!"]).ok();
+    let pid = Pid::from_raw(pid.trim().parse().expect("a process id"));
+    let mut old = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    assert!(kill(pid, None).is_ok() && old.has_ended().is_none(), "{}", old.output());
+    kill(pid, Signal::SIGKILL).expect("it runs");
+    is_done(old);
+}
+
+#[test]
+fn a_stub_is_replaced_from_inside_the_workspace() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let (log, pid) = (world.machine.workspace.path().join("stub.log"), world.machine.workspace.path().join("stub.pid"));
+    let successor_ended = Ended(pid.clone());
+    let mut successor = world.machine.command(None);
+    successor.arg("--take-over");
+    let mut words = vec!["exec".to_owned(), "box".into(), "--".into(), "setsid".into(), "-f".into()];
+    let script = format!("echo $$ >{}; exec \"$0\" \"$@\" >{} 2>&1 </dev/null", pid.display(), log.display());
+    words.extend(["sh".into(), "-c".into(), script]);
+    let own = std::iter::once(successor.get_program()).chain(successor.get_args());
+    words.extend(own.map(|word| word.to_string_lossy().into_owned()));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    world.laptop.run(&words).ok();
+    let said = |text: &str| until(text, || fs::read_to_string(&log).ok().filter(|said| said.contains(text)));
+    said("ready for laptops");
+    world.stub.says("handed over");
+    talk.echo_within(RECOVERY);
+    talk.ends_well();
+    // It ends, and leaves the successor alone that it started.
+    let ended = within(RECOVERY, || world.stub.has_ended());
+    world.stub.ended_well(ended);
+    let pid = fs::read_to_string(&pid).expect("it wrote its number");
+    until("a process of the new stub", || {
+        let run = world.laptop.exec("box", &["sh", "-c", "echo $PPID"]);
+        (run.text().trim() == pid.trim()).then_some(())
+    });
+    drop(successor_ended);
+    until("the successor to end", || (!world.machine.state().join("stub.sock").exists()).then_some(()));
+}
+
+/// Ends the process whose number is in this file, when this is dropped.
+struct Ended(PathBuf);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(&self.0).ok().and_then(|pid| pid.trim().parse().ok());
+        pid.map(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM));
+    }
+}
+
+#[test]
+fn what_stays_behind_ends_with_the_workspace() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let mut old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    assert!(world.stub.stop(Signal::SIGTERM).success());
+    assert!(old.ends().success(), "{}", old.output());
+    until("the conversation to end", || talk.program.has_ended());
+    assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_stub_that_was_killed_after_it_handed_over_leaves_nothing_in_the_way() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let mut old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    old.signal(Signal::SIGKILL);
+    old.ends();
+    assert_eq!(sockets_left(&world).len(), 1);
+    until("the conversation to end", || talk.program.has_ended());
+    world.near.reset();
+    reaches_the_new_one(&world);
+    let mut second = Dialogue::redis(port);
+    second.echo();
+    let old = replace(&world.machine, &mut world.stub);
+    second.echo_within(RECOVERY);
+    assert_eq!(sockets_left(&world).len(), 1, "of the one that lives");
+    second.ends_well();
+    is_done(old);
+}
+
+#[test]
+fn a_successor_that_crashed_is_followed_by_one_that_finds_what_stayed_behind() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let old = replace(&world.machine, &mut world.stub);
+    world.stub.signal(Signal::SIGKILL);
+    world.stub.ends();
+    world.near.reset();
+    world.stub = world.machine.stub(None);
+    talk.echo_within(RECOVERY);
+    reaches_the_new_one(&world);
+    talk.ends_well();
+    is_done(old);
+}
+
+#[test]
+fn who_does_not_ask_is_refused_and_told_how() {
+    let mut world = Linked::new();
+    let refused = Run::of(world.machine.command(None)).err();
+    assert!(refused.contains("another nexus-stub serves") && refused.contains("--take-over"), "{refused}");
+    assert!(world.stub.stop(Signal::SIGTERM).success());
+    // Nothing to take over is no fault.
+    let mut command = world.machine.command(None);
+    command.arg("--take-over");
+    let mut alone = Running::start(command);
+    alone.says("ready for laptops");
+    assert!(!alone.output().contains("took over"), "{}", alone.output());
+    let mut next = world.machine.command(None);
+    next.args(["--take-over", "--json"]);
+    let mut next = Running::start(next);
+    let took = next.says("took_over");
+    assert!(took.contains(&format!("\"pid\":{}", alone.pid())) && took.contains("\"sessions\":0"), "{took}");
+    assert!(alone.ends().success(), "{}", alone.output());
+    next.says("parked");
+}
