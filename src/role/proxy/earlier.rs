@@ -88,3 +88,63 @@ impl Earlier {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::mux::{End, multiplex};
+    use crate::session::opener::Opener;
+    use crate::wire::{Refusal, RefusalCode};
+
+    /// A session that nothing drives: streams of it can be counted for as long as its driver is held.
+    fn session() -> (MuxOpener, BoxFuture<'static, std::io::Result<()>>) {
+        let (io, _) = crate::transport::memory::pair();
+        let (opener, _, driver) = multiplex(io, End::Laptop);
+        (opener, Box::pin(driver))
+    }
+
+    fn cut(text: &str) -> TunnelError {
+        TunnelError::TakenOver(Refusal::new(RefusalCode::TakenOver, text))
+    }
+
+    #[tokio::test]
+    async fn earlier_sessions_are_counted_and_bounded_and_the_oldest_ends_first() {
+        let (retire, retired) = mpsc::unbounded_channel();
+        let (earlier, leaving) = (Earlier::default(), CancellationToken::new());
+        let (openers, _drivers): (Vec<_>, Vec<_>) = (0..=MAX_EARLIER).map(|_| session()).unzip();
+        let mut keep = Box::pin(earlier.keep(retired, &leaving));
+        let mut streams = Vec::new();
+        for opener in &openers[..MAX_EARLIER] {
+            streams.push(opener.open().await.unwrap());
+            retire.send(Retired { opener: opener.clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        }
+        assert!(futures::poll!(&mut keep).is_pending());
+        assert_eq!(earlier.streams(None), MAX_EARLIER);
+        assert_eq!(earlier.streams(Some(&openers[0])), MAX_EARLIER);
+        streams.push(openers[MAX_EARLIER].open().await.unwrap());
+        assert_eq!(earlier.streams(Some(&openers[MAX_EARLIER])), MAX_EARLIER + 1);
+        retire.send(Retired { opener: openers[MAX_EARLIER].clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        assert!(futures::poll!(&mut keep).is_pending());
+        let left: Vec<bool> =
+            openers.iter().map(|one| earlier.sessions().iter().any(|(kept, _)| kept.is_same(one))).collect();
+        assert_eq!(left, [false, true, true, true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_was_cut_is_how_a_program_that_leaves_ends_and_nothing_otherwise() {
+        for leaves in [false, true] {
+            let (retire, retired) = mpsc::unbounded_channel();
+            let (earlier, leaving) = (Earlier::default(), CancellationToken::new());
+            if leaves {
+                leaving.cancel();
+            }
+            for text in ["one", "two"] {
+                retire.send(Retired { opener: session().0, life: Box::pin(async move { cut(text) }) }).unwrap();
+            }
+            drop(retire);
+            let outcome = earlier.keep(retired, &leaving).await;
+            assert_eq!(outcome.is_err(), leaves, "{outcome:?}");
+            assert_eq!(earlier.streams(None), 0);
+        }
+    }
+}
