@@ -1,12 +1,12 @@
 //! Tests of forwards on real sockets, both ends in one process.
 
 use super::*;
-use crate::service::testing::{ask, echo_service, free_port, loopback, pattern, pipes, port_of};
+use crate::service::testing::{ask, echo_service, exchange, free_port, loopback, pattern, pipes, port_of};
 use crate::wire::FrameKind;
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering::SeqCst;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
@@ -126,19 +126,18 @@ async fn stopping_closes_the_port_and_resets_what_is_open() {
 async fn closing_closes_the_port_and_what_is_open_goes_on() {
     let (opener, streams) = pipes();
     tokio::spawn(workspace(streams));
-    let forward = LocalForward::bind(opener, &loopback(0), echo_service().await).await.unwrap();
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = loopback(service.local_addr().unwrap().port());
+    let forward = LocalForward::bind(opener, &loopback(0), target).await.unwrap();
     let port = port_of(forward.bound());
     let term = Term::default();
     let running = tokio::spawn(forward.run(term.clone()));
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    client.write_all(b"x").await.unwrap();
-    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    let (mut served, _) = service.accept().await.unwrap();
     term.close.cancel();
     term.closed.cancelled().await;
     assert_eq!(TcpStream::connect(("127.0.0.1", port)).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    client.write_all(b"y").await.unwrap();
-    assert_eq!(client.read_u8().await.unwrap(), b'y');
-    client.shutdown().await.unwrap();
-    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    exchange(&mut client, &mut served).await;
+    drop((client, served));
     running.await.unwrap();
 }

@@ -1,9 +1,9 @@
 //! Tests of listeners in the workspace and their connections back.
 
 use super::*;
-use crate::service::testing::{ask, echo_service, loopback, pattern, pipes, port_of};
+use crate::service::testing::{ask, echo_service, exchange, loopback, pattern, pipes, port_of};
 use std::io::ErrorKind;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
@@ -123,17 +123,17 @@ async fn datagrams_in_the_workspace_reach_the_laptop() {
 async fn a_session_that_drains_closes_the_port_and_what_is_open_goes_on() {
     let (drain, drained) = tokio::sync::oneshot::channel::<()>();
     let draining = async { drop(drained.await) };
-    let (bound, mut forward, workspace) = remote_until(&loopback(0), echo_service().await, draining).await;
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = loopback(service.local_addr().unwrap().port());
+    let (bound, mut forward, workspace) = remote_until(&loopback(0), target, draining).await;
     let mut client = TcpStream::connect(("127.0.0.1", port_of(&bound))).await.unwrap();
-    client.write_all(b"x").await.unwrap();
-    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    let (mut served, _) = service.accept().await.unwrap();
     drain.send(()).unwrap();
     let lost = forward.lost().await;
     assert!(lost.message.contains("stopped listening"), "{lost}");
-    TcpListener::bind(("127.0.0.1", port_of(&bound))).await.unwrap();
-    client.write_all(b"y").await.unwrap();
-    assert_eq!(client.read_u8().await.unwrap(), b'y');
-    client.shutdown().await.unwrap();
-    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    let refused = TcpStream::connect(("127.0.0.1", port_of(&bound))).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    exchange(&mut client, &mut served).await;
+    drop((client, served));
     workspace.await.unwrap();
 }

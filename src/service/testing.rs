@@ -91,6 +91,18 @@ pub(crate) async fn ask(port: u16, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(answer)
 }
 
+/// A byte each way, and then the end each way.
+pub(crate) async fn exchange(one: &mut TcpStream, other: &mut TcpStream) {
+    one.write_all(b"x").await.unwrap();
+    assert_eq!(other.read_u8().await.unwrap(), b'x');
+    other.write_all(b"y").await.unwrap();
+    assert_eq!(one.read_u8().await.unwrap(), b'y');
+    one.shutdown().await.unwrap();
+    assert_eq!(other.read(&mut [0]).await.unwrap(), 0);
+    other.shutdown().await.unwrap();
+    assert_eq!(one.read(&mut [0]).await.unwrap(), 0);
+}
+
 /// Bytes that differ from place to place.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()

@@ -90,6 +90,18 @@ fn a_transfer_a_process_and_a_conversation_go_on_and_the_old_stub_ends_after_the
 }
 
 #[test]
+fn a_session_with_nothing_open_is_followed_at_once() {
+    let mut world = Linked::new();
+    let up = Linked::up(&world.near, &world.laptop);
+    for _ in 0..2 {
+        is_done(replace(&world.machine, &mut world.stub));
+        reaches_the_new_one(&world);
+    }
+    assert_eq!(up.tunnels(), 3, "{}", up.program.output());
+    assert!(!up.program.output().contains("next attempt"), "{}", up.program.output());
+}
+
+#[test]
 fn a_session_that_stayed_behind_outlives_its_connections() {
     let redis = Redis::start();
     let mut world = Linked::new();
