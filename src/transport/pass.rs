@@ -12,6 +12,7 @@ struct Direction {
     waiting: Option<Arrival>,
     unflushed: bool,
     done: bool,
+    broke: Option<io::Error>,
 }
 
 /// Passes messages on until either carrier closes or breaks; then closes or breaks the other. Each keeps its own
@@ -45,12 +46,14 @@ fn poll_direction<A: Io, B: Io>(
             }
         }
         if !direction.done {
-            match Messages::poll_arrival(from, cx)? {
-                Poll::Ready(Some(arrival)) => {
+            match Messages::poll_arrival(from, cx) {
+                Poll::Ready(Ok(Some(arrival))) => {
                     direction.waiting = Some(arrival);
                     continue;
                 }
-                Poll::Ready(None) => direction.done = true,
+                Poll::Ready(Ok(None)) => direction.done = true,
+                // What arrived before it leaves first: it may be the last that the other side will hear.
+                Poll::Ready(Err(error)) => (direction.done, direction.broke) = (true, Some(error)),
                 Poll::Pending => {}
             }
         }
@@ -58,7 +61,11 @@ fn poll_direction<A: Io, B: Io>(
             ready!(to.poll_flush(cx))?;
             direction.unflushed = false;
         }
-        return if direction.done { Poll::Ready(Ok(())) } else { Poll::Pending };
+        return match direction.broke.take() {
+            Some(error) => Poll::Ready(Err(error)),
+            None if direction.done => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        };
     }
 }
 
@@ -106,9 +113,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_break_is_passed_on_as_a_break() {
-        let ((laptop, near), (far, mut stub)) = (ends().await, ends().await);
+        let ((mut laptop, near), (far, mut stub)) = (ends().await, ends().await);
+        // What was sent before the break arrives before it.
+        laptop.send(Bytes::from_static(b"last")).await.unwrap();
         drop(laptop);
-        assert!(pass(near, far).await.is_err());
-        assert!(stub.arrival().await.is_err());
+        let arrives = async {
+            assert!(matches!(stub.arrival().await, Ok(Some(Arrival::Bytes(got))) if got == "last"));
+            assert!(stub.arrival().await.is_err());
+        };
+        let (passed, ()) = tokio::join!(pass(near, far), arrives);
+        assert!(passed.is_err());
     }
 }

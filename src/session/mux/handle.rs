@@ -139,7 +139,7 @@ impl MuxOpener {
 
     /// Whether either end wants no more streams.
     pub fn is_draining(&self) -> bool {
-        self.hub.draining.is_cancelled()
+        self.hub.is_draining()
     }
 
     /// Returns when either end wants no more streams.

@@ -207,6 +207,11 @@ impl Hub {
         }
     }
 
+    /// Whether either end wants no more streams: none is opened from then on.
+    pub fn is_draining(&self) -> bool {
+        self.ready().drain.is_draining()
+    }
+
     /// Whether the other end has said `GoAway` with 0.
     pub fn has_heard(&self) -> bool {
         self.ready().drain.has_heard()
