@@ -116,6 +116,7 @@ fn limits_and_their_values() {
         MAX_CONTROL,
         MAX_REVOKED,
         MAX_DIRECT,
+        MAX_DRAINING,
         MAX_ONBOARDING,
         MAX_ONBOARDING_ANSWER,
         MAX_DEVICES,

@@ -77,7 +77,11 @@ fn show_status(output: Output, status: &Status) {
             };
             format!("interrupted since {}: {}{last} ({next})", second(&text("since")), text("why"))
         }
-        Some("waiting") => format!("down since {}: {}", second(&text("since")), text("why").replace("hint: ", "")),
+        Some("waiting") => {
+            let next = tunnel["retry_ms"].as_u64().unwrap_or_default() as f64 / 1000.0;
+            let why = text("why").replace("hint: ", "");
+            format!("down since {}: {why} (waits {next:.1} s for the next attempt)", second(&text("since")))
+        }
         Some("connecting") => "connecting".into(),
         _ => format!("failed: {}", text("why")),
     };

@@ -273,11 +273,13 @@ async fn show(
                 let went = if matches!(before, Told::Up { .. }) { "moved" } else { "goes on" };
                 output.line("tunnel", &format!("{went}, {path}; nothing was lost"), &json);
             }
-            TunnelState::Resuming { why, last, .. } => {
+            TunnelState::Resuming { why, last, retry_ms, .. } => {
                 let last = last.map(|last| format!("; {}", last.replace("hint: ", ""))).unwrap_or_default();
+                let next =
+                    if retry_ms > 0 { format!(", tried in {:.1} s", retry_ms as f64 / 1000.0) } else { String::new() };
                 output.line(
                     "tunnel",
-                    &format!("interrupted: {why}; everything waits for another connection{last}"),
+                    &format!("interrupted: {why}; everything waits for another connection{next}{last}"),
                     &json,
                 );
             }

@@ -5,5 +5,6 @@
 
 pub mod establish;
 pub mod framed;
+pub mod held;
 pub mod mux;
 pub mod opener;

@@ -55,9 +55,17 @@ impl ClientError {
             ClientError::Dial(_) => true,
             ClientError::Identity(_) => false,
             ClientError::Refused(refusal) => {
-                matches!(refusal.code, RefusalCode::Unavailable | RefusalCode::Busy | RefusalCode::Internal)
+                use RefusalCode::{Busy, Internal, Timeout, Unavailable};
+                matches!(refusal.code, Unavailable | Busy | Internal | Timeout)
             }
         }
+    }
+}
+
+impl ClientError {
+    /// Whether something answered in the coordinator's place, as the networks of hotels do. They are left again.
+    pub fn is_impostor(&self) -> bool {
+        matches!(self, ClientError::Identity(_))
     }
 }
 

@@ -162,7 +162,8 @@ fn refusal_of(status: StatusCode, body: &[u8]) -> Refusal {
         return Refusal::from_bytes(body);
     }
     let text = format!("it answered {status}. hint: is it a nexus-coordinator, and of the same release?");
-    // A load balancer says so while the coordinator behind it restarts.
-    let code = if status.is_server_error() { RefusalCode::Unavailable } else { RefusalCode::Other };
+    // Not the coordinator's words: a load balancer says so while the one behind it restarts, or a firewall, or a
+    // network that wants a login. None of them is its verdict.
+    let code = RefusalCode::Unavailable;
     Refusal::new(code, format!("the coordinator refused: {text}"))
 }

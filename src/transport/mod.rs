@@ -19,6 +19,3 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// Any byte stream.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
-
-/// A byte stream whose type does not matter.
-pub type BoxIo = Box<dyn Io>;

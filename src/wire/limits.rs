@@ -26,6 +26,10 @@ pub const MAX_CONTROL: usize = 16 * 1024;
 /// Addresses in the answer to a `hello`. A machine has few.
 pub const MAX_DIRECT: usize = 16;
 
+/// Sessions of a device that drain, beside the one that does not: that many updates of a program one after the other,
+/// within the life of one connection. Laptop and workspace keep the same number.
+pub const MAX_DRAINING: usize = 4;
+
 /// Pins in one `revoked` message; more go in further messages.
 pub const MAX_REVOKED: usize = 128;
 

@@ -176,6 +176,9 @@ fn a_certificate_that_ended_while_its_owner_was_off_is_renewed() {
 fn certificates_are_renewed_while_a_session_stands() {
     let world = World::new(&["--leaf-lifetime", "6s"]);
     let up = world.laptop.up(&world.words());
+    let process = ["exec", "box", "--", "sh", "-c", "while read word; do echo \"$word\"; done"];
+    let mut talk = Dialogue::with(world.laptop.command(&process));
+    talk.ask(PATIENCE, str::to_owned);
     for chain in [chain_below(world.laptop.home()), chain_below(world.machine.state())] {
         let mut seen = vec![fs::read(&chain).expect("a chain")];
         until("two renewals", || {
@@ -188,6 +191,9 @@ fn certificates_are_renewed_while_a_session_stands() {
     }
     assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
     assert_eq!(up.tunnels(), 1, "the session outlived both its certificates");
+    // And so did a stream that was open all along.
+    talk.ask(PATIENCE, str::to_owned);
+    talk.ends_well();
     let second = world.laptop.twin();
     let _again = second.up(&world.words());
 }

@@ -197,6 +197,8 @@ fn a_listener_whose_way_is_dead_says_so() {
     let world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
     let (port, _forward) = world.forward("127.0.0.1:9");
+    let (line, _remote) = world.laptop.forward("box", &["-R", "0:127.0.0.1:9"], "forward");
+    let remote = laptop::port_in(&line);
     let tunnel = || world.laptop.workspace_status()["tunnel"].clone();
     assert_eq!(tunnel()["state"], "up");
     for _ in 0..2 {
@@ -207,11 +209,13 @@ fn a_listener_whose_way_is_dead_says_so() {
             (down && tunnel["why"].as_str().is_some_and(|why| !why.is_empty())).then_some(tunnel)
         });
         println!("while nothing arrives: {said}");
-        // Nobody is left hanging on a connection that leads nowhere.
-        let mut hopeless = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the port is still ours");
-        hopeless.set_read_timeout(Some(PATIENCE)).expect("a socket");
-        let ended = std::io::Read::read(&mut hopeless, &mut [0]);
-        assert!(!matches!(&ended, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "it hangs: {ended:?}");
+        // Nobody is left hanging on a connection that leads nowhere, on either side.
+        for port in [port, remote] {
+            let mut hopeless = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the port is still ours");
+            hopeless.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            let ended = std::io::Read::read(&mut hopeless, &mut [0]);
+            assert!(!matches!(&ended, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "it hangs: {ended:?}");
+        }
         world.near.heal();
         until("the tunnel to be up again", || (tunnel()["state"] == "up").then_some(()));
     }

@@ -236,6 +236,26 @@ fn a_revoked_device_loses_the_session_that_stayed_behind() {
     drop(frozen);
 }
 
+/// With its way to the coordinator dead and its program frozen, only the workspace's side can end what stayed behind.
+#[test]
+fn a_removed_workspace_loses_the_session_that_stayed_behind() {
+    let redis = Redis::start();
+    let (mut world, _way) = with_direct_way();
+    let up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
+    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    until_direct(&world);
+    let mut old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    reaches_the_new_one(&world);
+    let frozen = Frozen::new(up.program.pid());
+    world.coordinator.run(&["workspace", "remove", "box"]).ok();
+    assert!(within(RECOVERY, || world.stub.has_ended()).is_some(), "{}", world.stub.output());
+    assert!(within(RECOVERY, || old.has_ended()).is_some(), "{}", old.output());
+    drop(frozen);
+}
+
 #[test]
 fn a_device_that_was_removed_loses_the_session_that_stayed_behind() {
     let redis = Redis::start();

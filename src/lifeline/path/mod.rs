@@ -28,8 +28,8 @@ pub const FIRST_WINDOW: u64 = 512 * 1024;
 /// sends in a round trip; this one must not be what holds it up.
 const START_GROWTH: u64 = 8;
 
-/// A round in which the rate grew less than by a quarter found the end of the path's capacity; this many in a row
-/// end the start.
+/// A round in which the rate grew by less found the end of the path's capacity; this many in a row end the start.
+const START_RATE_GROWTH: f64 = 1.25;
 const START_PATIENCE: u32 = 2;
 
 /// A round trip that is longer than the shortest by three eighths of it, but at least and at most this, shows a queue:
@@ -341,7 +341,7 @@ impl Path {
         }
         self.look_again(limited, now);
         if limited && let Some(start) = &mut self.start {
-            if rate > start.best * 1.25 {
+            if rate > start.best * START_RATE_GROWTH {
                 (start.best, start.without_growth) = (rate, 0);
             } else {
                 start.without_growth += 1;
@@ -479,15 +479,9 @@ impl Path {
         }
     }
 
-    /// Bytes per second that it delivers, as far as that is known.
+    /// Bytes per second for which the window has room: what the path delivers, and what a fresh one may.
     fn rate(&self) -> f64 {
-        self.pace.as_ref().map_or_else(
-            || self.best(),
-            |pace| match pace.is_fresh() {
-                true => pace.rate() * 2.0,
-                false => pace.rate(),
-            },
-        )
+        self.pace.as_ref().map_or_else(|| self.best(), Pace::most)
     }
 
     /// Rate × shortest round trip, in bytes.

@@ -14,9 +14,9 @@ const LEAST_BULK: usize = 8 * 1024;
 
 /// The queue that is aimed at: this part of the round trip, at least and at most that long. With none nobody would
 /// know whether the path can do more.
-const QUEUE_PART: u32 = 32;
-const LEAST_QUEUE: Duration = Duration::from_millis(1);
-const MOST_QUEUE: Duration = Duration::from_millis(3);
+const AIM_PART: u32 = 32;
+const LEAST_AIM: Duration = Duration::from_millis(1);
+const MOST_AIM: Duration = Duration::from_millis(3);
 
 /// Bounds of what is sent in proportion to what the path delivers, to fill a queue or to drain it.
 const LEAST_GAIN: f64 = 0.75;
@@ -110,9 +110,9 @@ impl Pace {
         }
     }
 
-    /// Bytes per second that the path delivers.
-    pub fn rate(&self) -> f64 {
-        self.rate
+    /// Bytes per second that it may deliver, at most.
+    pub fn most(&self) -> f64 {
+        if self.fresh { self.rate * FIRST_GAIN } else { self.rate }
     }
 
     /// Whether it may deliver much more than is known.
@@ -156,7 +156,7 @@ impl Pace {
         self.count(now);
         // One frame on its way is no queue.
         let frame = Duration::from_secs_f64(self.bulk() as f64 / self.rate.max(1.0));
-        let aim = (round.shortest / QUEUE_PART).clamp(LEAST_QUEUE, MOST_QUEUE) + frame;
+        let aim = (round.shortest / AIM_PART).clamp(LEAST_AIM, MOST_AIM) + frame;
         let queue = round.queue.saturating_sub(self.theirs);
         let queued = queue > aim;
         // Of its making, and not of an acknowledgement that came late.

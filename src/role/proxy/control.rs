@@ -19,9 +19,6 @@ use crate::wire::call::{Request, Response};
 use crate::wire::name::WorkspaceName;
 use crate::wire::{FrameKind, Refusal, RefusalCode};
 
-/// The calls that a running `up` answers.
-pub const METHODS: [&str; 4] = ["status", "down", "forward", "hand_over"];
-
 /// How long an `up` that was told to end may take: its stub and its coordinator have several seconds each.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 

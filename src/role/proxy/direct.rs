@@ -28,6 +28,7 @@ impl Life<'_> {
     pub(super) async fn keep_direct(&self) -> TunnelError {
         let lifeline = &self.lifeline;
         let mut standing = lifeline.standing();
+        let mut drain = lifeline.drain();
         let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::up_to(LONGEST);
         loop {
@@ -47,7 +48,10 @@ impl Life<'_> {
                     }
                 }
                 Standing::Attached { route: Route::Direct, standby: false, .. } => {
+                    // A coordinator that stops says when to come back, so that not all of its clients do at once.
+                    let asked = if drain.has_changed().unwrap_or(false) { *drain.borrow_and_update() } else { None };
                     let standby = async {
+                        tokio::time::sleep(asked.unwrap_or_default()).await;
                         let carrier = self.tunnel.join().await?;
                         let attached = lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Standby);
                         attached.await.map(drop).map_err(TunnelError::resume)

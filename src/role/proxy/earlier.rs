@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -13,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::tunnel::TunnelError;
 use crate::session::mux::MuxOpener;
+use crate::wire::limits::MAX_DRAINING;
 
-/// Earlier sessions at a time: as many as the workspace keeps.
-const MAX_EARLIER: usize = 4;
+/// How often it is looked whether anything is open in an earlier session, and how often nothing may be.
+const IDLE_LOOK: Duration = Duration::from_secs(10);
+const IDLE_LOOKS: u32 = 3;
 
 /// A session whose place the next one takes.
 pub struct Retired<'a> {
@@ -26,9 +29,16 @@ pub struct Retired<'a> {
 }
 
 /// The earlier sessions of a tunnel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Earlier {
     sessions: Mutex<VecDeque<(MuxOpener, CancellationToken)>>,
+    idle_look: Duration,
+}
+
+impl Default for Earlier {
+    fn default() -> Earlier {
+        Earlier { sessions: Mutex::default(), idle_look: IDLE_LOOK }
+    }
 }
 
 impl Earlier {
@@ -55,15 +65,25 @@ impl Earlier {
                     None => more = false,
                     Some(Retired { opener, life }) => {
                         let end = self.enter(opener.clone());
-                        lives.push(async move { (opener, end.run_until_cancelled_owned(life).await) });
+                        if leaving.is_cancelled() {
+                            opener.drain();
+                        }
+                        lives.push(async move {
+                            let over = tokio::select! {
+                                over = life => Ok(over),
+                                () = end.cancelled_owned() => Err("too many later ones"),
+                                () = nothing_left(&opener, self.idle_look) => Err("nothing is open in it, and the workspace does not end it"),
+                            };
+                            (opener, over)
+                        });
                     }
                 },
                 Some((opener, outcome)) = lives.next(), if !lives.is_empty() => {
                     self.sessions().retain(|(known, _)| !known.is_same(&opener));
-                    let why = outcome.as_ref().map_or_else(|| "too many later ones".into(), TunnelError::to_string);
+                    let why = outcome.as_ref().map_or_else(ToString::to_string, TunnelError::to_string);
                     tracing::info!(why, "an earlier session is over");
                     if leaving.is_cancelled() && !opener.has_drained() {
-                        cut = outcome.or(cut);
+                        cut = outcome.ok().or(cut);
                     }
                 }
                 else => return cut.map_or(Ok(()), Err),
@@ -71,11 +91,16 @@ impl Earlier {
         }
     }
 
+    /// This end takes nothing new in any of them, and opens nothing.
+    pub fn drain(&self) {
+        self.sessions().iter().for_each(|(opener, _)| opener.drain());
+    }
+
     /// Takes one in. The oldest ends when there are too many.
     fn enter(&self, opener: MuxOpener) -> CancellationToken {
         let end = CancellationToken::new();
         let mut sessions = self.sessions();
-        if sessions.len() >= MAX_EARLIER
+        if sessions.len() >= MAX_DRAINING
             && let Some((_, oldest)) = sessions.pop_front()
         {
             oldest.cancel();
@@ -86,6 +111,16 @@ impl Earlier {
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, VecDeque<(MuxOpener, CancellationToken)>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns when nothing has been open in a session for a while. A workspace in order ends it within a round trip; one that
+/// does not could keep it, and this program with it.
+async fn nothing_left(opener: &MuxOpener, look: Duration) {
+    let mut idle = 0;
+    while idle < IDLE_LOOKS {
+        tokio::time::sleep(look).await;
+        idle = if opener.streams() == 0 { idle + 1 } else { 0 };
     }
 }
 
@@ -111,23 +146,55 @@ mod tests {
     async fn earlier_sessions_are_counted_and_bounded_and_the_oldest_ends_first() {
         let (retire, retired) = mpsc::unbounded_channel();
         let (earlier, leaving) = (Earlier::default(), CancellationToken::new());
-        let (openers, _drivers): (Vec<_>, Vec<_>) = (0..=MAX_EARLIER).map(|_| session()).unzip();
+        let (openers, _drivers): (Vec<_>, Vec<_>) = (0..=MAX_DRAINING).map(|_| session()).unzip();
         let mut keep = Box::pin(earlier.keep(retired, &leaving));
         let mut streams = Vec::new();
-        for opener in &openers[..MAX_EARLIER] {
+        for opener in &openers[..MAX_DRAINING] {
             streams.push(opener.open().await.unwrap());
             retire.send(Retired { opener: opener.clone(), life: Box::pin(std::future::pending()) }).unwrap();
         }
         assert!(futures::poll!(&mut keep).is_pending());
-        assert_eq!(earlier.streams(None), MAX_EARLIER);
-        assert_eq!(earlier.streams(Some(&openers[0])), MAX_EARLIER);
-        streams.push(openers[MAX_EARLIER].open().await.unwrap());
-        assert_eq!(earlier.streams(Some(&openers[MAX_EARLIER])), MAX_EARLIER + 1);
-        retire.send(Retired { opener: openers[MAX_EARLIER].clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        assert_eq!(earlier.streams(None), MAX_DRAINING);
+        assert_eq!(earlier.streams(Some(&openers[0])), MAX_DRAINING);
+        streams.push(openers[MAX_DRAINING].open().await.unwrap());
+        assert_eq!(earlier.streams(Some(&openers[MAX_DRAINING])), MAX_DRAINING + 1);
+        retire.send(Retired { opener: openers[MAX_DRAINING].clone(), life: Box::pin(std::future::pending()) }).unwrap();
         assert!(futures::poll!(&mut keep).is_pending());
         let left: Vec<bool> =
             openers.iter().map(|one| earlier.sessions().iter().any(|(kept, _)| kept.is_same(one))).collect();
         assert_eq!(left, [false, true, true, true, true]);
+    }
+
+    /// A workspace that drained a session and never ends it cannot use it when this program hands over.
+    #[tokio::test]
+    async fn earlier_sessions_drain_with_the_program_and_end_when_nothing_is_open() {
+        let (retire, retired) = mpsc::unbounded_channel();
+        let (earlier, leaving) =
+            (Earlier { idle_look: Duration::from_millis(5), ..Earlier::default() }, CancellationToken::new());
+        let (before, after, idle) = (session(), session(), session());
+        let mut keep = Box::pin(earlier.keep(retired, &leaving));
+        let held = [before.0.open().await.unwrap(), after.0.open().await.unwrap()];
+        retire.send(Retired { opener: before.0.clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        assert!(futures::poll!(&mut keep).is_pending());
+        assert!(!before.0.is_draining());
+        leaving.cancel();
+        earlier.drain();
+        assert!(before.0.is_draining());
+        retire.send(Retired { opener: after.0.clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        retire.send(Retired { opener: idle.0, life: Box::pin(std::future::pending()) }).unwrap();
+        drop(retire);
+        let one_ends = async {
+            while earlier.sessions().len() != 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = &mut keep => unreachable!("two have something open"),
+            () = one_ends => {}
+        }
+        assert!(after.0.is_draining());
+        drop(held);
+        keep.await.unwrap();
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use crate::role::backoff::Backoff;
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
 use crate::session::establish::{self, Greeting, Session, SessionError};
+use crate::session::held::HOLD;
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
 use crate::transport::carrier::Arrival;
@@ -39,10 +40,6 @@ const AT_ONCE: u32 = 3;
 
 /// How long the workspace may take to say that it knows of a hand-over.
 const AGREE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// A connection that asks for a stream while there is no way to the workspace is held for this long, then refused: a
-/// listener that takes connections and lets them hang is worse than none.
-const HOLD: Duration = Duration::from_secs(3);
 
 /// Why the tunnel could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +78,7 @@ impl TunnelError {
 
     /// Whether something answered in the coordinator's place, as the networks of hotels do. It is left again.
     pub(super) fn is_impostor(&self) -> bool {
-        matches!(self, TunnelError::Coordinator(ClientError::Identity(_)))
+        matches!(self, TunnelError::Coordinator(error) if error.is_impostor())
     }
 
     pub(super) fn resume(why: String) -> TunnelError {
@@ -381,6 +378,8 @@ impl Tunnel {
         }
         close.await;
         self.leaving.cancel();
+        // Those that the workspace drained, too: it opens nothing in them any more, whatever it said.
+        self.earlier.drain();
         let Some(opener) = self.current.borrow().clone() else { return Ok(()) };
         opener.drain();
         let known = async {

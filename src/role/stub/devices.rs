@@ -1,7 +1,7 @@
 //! The list of devices that the workspace serves, changed by a device that is on it. The only way to change it: the
 //! coordinator has none.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub async fn serve<S: Io>(
     mut stream: FramedStream<S>,
     caller: KeyPin,
     state: &Mutex<StubState>,
-    sessions: &Sessions,
+    sessions: &Arc<Sessions>,
 ) -> std::io::Result<()> {
     stream.accepted(&Accepted::default()).await?;
     let Ok(Ok(frame)) = tokio::time::timeout(REQUEST_TIMEOUT, stream.reader.expect()).await else { return Ok(()) };

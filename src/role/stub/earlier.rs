@@ -101,6 +101,12 @@ impl Earlier {
         join_all(self.sockets().into_iter().map(lives)).await.into_iter().filter(|lives| *lives).count()
     }
 
+    /// Their processes.
+    pub async fn pids(&self) -> Vec<i32> {
+        let asked = self.sockets().into_iter().map(async |socket: PathBuf| local::pid_at(&socket).await);
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
     async fn tell_all(&self, method: &str, params: &Value) {
         let tell = async |socket: PathBuf| match tokio::time::timeout(HEED, call(&socket, method, params)).await {
             Ok(Ok(_)) => {}

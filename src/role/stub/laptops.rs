@@ -11,17 +11,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::identity::KeyPin;
 use crate::lifeline::{Ended, LifelineHandle};
+use crate::session::held::HeldOpener;
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
 use crate::wire::lifeline::LifelineId;
+use crate::wire::limits::MAX_DRAINING;
 use crate::wire::{Refusal, RefusalCode};
 
 /// Sessions at a time. Each device has one, and some that drain.
 pub const MAX_SESSIONS: usize = 64;
-
-/// Sessions of a device that drain, beside the one that does not: that many updates of its program one after the other,
-/// within the life of one connection.
-const MAX_DRAINING: usize = 4;
 
 /// How long a call waits for the next session of a laptop that hands over: it has one within a second or two.
 const HANDOVER: Duration = Duration::from_secs(5);
@@ -190,11 +188,13 @@ impl Laptops {
 
     fn last(&self) -> Last {
         let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut open = connected.iter().rev().filter(|c| !c.opener.is_closed()).peekable();
-        let hands_over = open.peek().is_some();
-        match open.find(|c| !c.opener.is_draining()) {
-            Some(found) => Last::Serves(found.opener.clone()),
-            None if hands_over => Last::HandsOver,
+        let open = || connected.iter().rev().filter(|c| !c.opener.is_closed());
+        let held = |c: &Connected| HeldOpener::new(c.opener.clone(), &c.lifeline);
+        let serving: Vec<HeldOpener> = open().filter(|c| !c.opener.is_draining()).map(held).collect();
+        // One that is heard goes before a later one that is not.
+        match serving.iter().find(|opener| opener.is_attached()).or(serving.first()) {
+            Some(found) => Last::Serves(found.clone()),
+            None if open().next().is_some() => Last::HandsOver,
             None => Last::None,
         }
     }
@@ -202,7 +202,7 @@ impl Laptops {
 
 /// The session that calls go to.
 enum Last {
-    Serves(MuxOpener),
+    Serves(HeldOpener),
     /// All that are left drain.
     HandsOver,
     None,

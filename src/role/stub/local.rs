@@ -44,6 +44,11 @@ pub async fn connect(path: &Path) -> Result<Option<UnixStream>, Refusal> {
     }
 }
 
+/// The process that listens at `path`, if one of this user's does.
+pub async fn pid_at(path: &Path) -> Option<i32> {
+    connect(path).await.ok().flatten()?.peer_cred().ok()?.pid()
+}
+
 /// Whether a connection failed because nobody listens: no file, or one that was left behind.
 pub fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)

@@ -41,16 +41,18 @@ pub async fn reap() {
     }
 }
 
-/// Returns when nothing runs below this process, but for `spare` and what is below that: a successor that was started
-/// from the workspace, which is not ours to end.
-pub async fn gone(spare: Option<i32>) {
-    while below(own(), spare).iter().any(|p| !p.ended) {
+/// Processes that are not ours to end, and what is below them: other stubs, which were started from the workspace.
+pub type Spare = HashSet<i32>;
+
+/// Returns when nothing runs below this process but what is to be spared, which is asked for anew each time.
+pub async fn gone(spare: impl AsyncFn() -> Spare) {
+    while below(own(), &spare().await).iter().any(|p| !p.ended) {
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Ends everything below this process but `spare` and what is below that: politely, then not.
-pub async fn end_all(spare: Option<i32>) {
+/// Ends everything below this process but what is to be spared: politely, then not.
+pub async fn end_all(spare: &Spare) {
     if send(Signal::SIGTERM, spare) == 0 {
         return;
     }
@@ -75,7 +77,7 @@ fn own() -> i32 {
 }
 
 /// Sends a signal to everything below this process that runs; gives how many that were.
-fn send(signal: Signal, spare: Option<i32>) -> usize {
+fn send(signal: Signal, spare: &Spare) -> usize {
     let running: Vec<_> = below(own(), spare).into_iter().filter(|p| !p.ended).collect();
     for process in &running {
         let _ = kill(Pid::from_raw(process.pid), signal);
@@ -110,9 +112,9 @@ fn children_of(parent: i32) -> Vec<Process> {
     all().into_iter().filter(|p| p.parent == parent).collect()
 }
 
-fn below(root: i32, spare: Option<i32>) -> Vec<Process> {
+fn below(root: i32, spare: &Spare) -> Vec<Process> {
     let mut by_parent: HashMap<i32, Vec<Process>> = HashMap::new();
-    for process in all().into_iter().filter(|p| Some(p.pid) != spare) {
+    for process in all().into_iter().filter(|p| !spare.contains(&p.pid)) {
         by_parent.entry(process.parent).or_default().push(process);
     }
     let mut found = by_parent.remove(&root).unwrap_or_default();
@@ -142,10 +144,10 @@ mod tests {
     fn children_are_found() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        assert!(below(own(), None).iter().any(|p| p.pid == pid && !p.ended));
-        assert!(!below(own(), Some(pid)).iter().any(|p| p.pid == pid));
+        assert!(below(own(), &Spare::new()).iter().any(|p| p.pid == pid && !p.ended));
+        assert!(!below(own(), &Spare::from([pid])).iter().any(|p| p.pid == pid));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!below(own(), None).iter().any(|p| p.pid == pid));
+        assert!(!below(own(), &Spare::new()).iter().any(|p| p.pid == pid));
     }
 }

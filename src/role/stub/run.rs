@@ -2,6 +2,7 @@
 //! its end: at once when it is stopped; when everything that it has is done, after it handed over to a successor.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,7 +16,8 @@ use super::gateway::{Doorbell, Gateway};
 use super::hand_over::{Asked, HandedOver};
 use super::laptops::Laptops;
 use super::link::Link;
-use super::orphans;
+use super::local;
+use super::orphans::{self, Spare};
 use super::session::{Workspace, serve};
 use super::sessions::{Place, Sessions};
 use super::state::StubState;
@@ -43,6 +45,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long sessions may go on after a hand-over: as long as a lifeline without a carrier is kept.
 const LAST: Duration = RETENTION;
+
+/// How often a stub that handed over looks whether anybody serves the workspace, and how often nobody may.
+const UNSERVED_LOOK: Duration = Duration::from_secs(5);
+const UNSERVED_LOOKS: u32 = 6;
 
 /// What a stub runs with.
 #[derive(Debug)]
@@ -85,6 +91,10 @@ struct Stub {
     state: Arc<Mutex<StubState>>,
     workspace: Arc<Workspace>,
     sessions: Arc<Sessions>,
+    /// The process that took over; 0 while nobody did.
+    successor: AtomicI32,
+    /// Where whoever serves the workspace listens.
+    socket: PathBuf,
     events: Box<dyn Fn(StubEvent) + Send + Sync>,
     changes: watch::Sender<Change>,
 }
@@ -112,12 +122,15 @@ pub async fn run(
     }
     let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone())
         .with_outer(config.outer);
-    let sessions = Sessions { laptops: Arc::new(Laptops::default()), earlier, stop: stop.clone() };
+    let sessions =
+        Sessions { laptops: Arc::new(Laptops::default()), earlier, stop: stop.clone(), endings: TaskTracker::new() };
     let stub = Arc::new(Stub {
         client,
         state: Arc::new(Mutex::new(state)),
         workspace: Arc::new(workspace),
         sessions: Arc::new(sessions),
+        successor: AtomicI32::new(0),
+        socket: config.socket,
         events: Box::new(events),
         changes: watch::Sender::default(),
     });
@@ -152,7 +165,6 @@ pub async fn run(
         }
     });
     orphans::adopt();
-    let mut spare = None;
     let life = async {
         let (outcome, successor) = {
             let mut parked = Box::pin(stub.keep_parked(&taken, &taking, &stop));
@@ -169,9 +181,9 @@ pub async fn run(
         doors.close();
         if let Some((link, asked)) = successor {
             doors.wait().await;
-            spare = asked.pid;
             stub.outlive(link, asked, &taken, &stop).await;
-        } else if stop.is_cancelled() {
+        } else {
+            // Whether it was asked to end, or may not serve this workspace any more.
             stub.sessions.earlier.end().await;
         }
         outcome
@@ -183,7 +195,7 @@ pub async fn run(
     stop.cancel();
     taken.close();
     let _ = tokio::time::timeout(STOP_TIMEOUT, async { tokio::join!(doors.wait(), taken.wait()) }).await;
-    orphans::end_all(spare).await;
+    orphans::end_all(&stub.others().await).await;
     outcome
 }
 
@@ -220,17 +232,25 @@ impl Stub {
         let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").into());
         let direct = self.workspace.direct.bound();
         let Asked { pid: successor, answer } = asked;
+        // Where it was started from inside the workspace, it is below this process before it serves anything.
+        self.successor.store(successor.unwrap_or_default(), Relaxed);
         let _ = answer.send(Ok(HandedOver { pid, version, sessions, streams, direct }));
         (self.events)(StubEvent::HandedOver(sessions, streams));
         taken.close();
         let done = CancellationToken::new();
         let last = async {
-            if tokio::time::timeout(LAST, taken.wait()).await.is_err() {
-                let text = "the stub of this session was replaced, and its time is over. hint: a new session begins";
+            let over = tokio::select! {
+                () = taken.wait() => None,
+                () = tokio::time::sleep(LAST) => Some("its time is over"),
+                () = self.unserved() => Some("nobody serves the workspace any more, nor hears whom it may not serve"),
+            };
+            if let Some(over) = over {
+                tracing::warn!(over, "what goes on here is ended");
+                let text = format!("the stub of this session was replaced, and {over}. hint: a new session begins");
                 laptops.end_all(&Refusal::new(RefusalCode::Unavailable, text)).await;
                 let _ = tokio::time::timeout(STOP_TIMEOUT, taken.wait()).await;
             }
-            orphans::gone(successor).await;
+            orphans::gone(async || self.others().await).await;
             (self.events)(StubEvent::Done);
             done.cancel();
         };
@@ -243,6 +263,23 @@ impl Stub {
         tokio::join!(link.run(laptops.clone(), done.clone(), stop.clone()), ended);
     }
 
+    /// Returns when nobody has served the workspace for a while: a successor that crashed, or never began. Only who serves
+    /// it hears of revocations.
+    async fn unserved(&self) {
+        let mut looks = 0;
+        while looks < UNSERVED_LOOKS {
+            tokio::time::sleep(UNSERVED_LOOK).await;
+            looks = if local::pid_at(&self.socket).await.is_some() { 0 } else { looks + 1 };
+        }
+    }
+
+    /// Other stubs of this workspace, which may have been started from inside it.
+    async fn others(&self) -> Spare {
+        let serves = local::pid_at(&self.socket).await;
+        let successor = self.successor.load(Relaxed);
+        self.sessions.earlier.pids().await.into_iter().chain(serves).chain([successor]).collect()
+    }
+
     async fn keep_parked(
         self: &Arc<Self>,
         tasks: &TaskTracker,
@@ -250,10 +287,11 @@ impl Stub {
         stop: &CancellationToken,
     ) -> Result<(), ClientError> {
         let mut backoff = Backoff::default();
+        let mut parked_once = false;
         let mut changes = self.changes.subscribe();
         loop {
             let parked = tokio::select! {
-                parked = self.park(&mut backoff) => parked,
+                parked = self.park(&mut backoff, &mut parked_once) => parked,
                 // What is parked may be dead without a word; a new connection costs little.
                 _ = changes.changed() => {
                     backoff.reset();
@@ -267,9 +305,16 @@ impl Stub {
                     tasks.spawn(async move { stub.joined(carrier, session, stop).await });
                     continue;
                 }
-                Ok(Parked::Drain(wait)) => wait,
-                Ok(Parked::Ended) => backoff.next(rand::random()),
-                Err(error) if !error.is_passing() => return Err(error),
+                Ok(Parked::Drain(wait)) => {
+                    (self.events)(StubEvent::Waiting("the coordinator is restarting".into(), wait));
+                    wait
+                }
+                Ok(Parked::Ended) => {
+                    let wait = backoff.next(rand::random());
+                    (self.events)(StubEvent::Waiting("the connection to the coordinator broke".into(), wait));
+                    wait
+                }
+                Err(error) if !(error.is_passing() || parked_once && error.is_impostor()) => return Err(error),
                 Err(error) => {
                     let wait = backoff.next(rand::random());
                     (self.events)(StubEvent::Waiting(error.to_string(), wait));
@@ -285,7 +330,7 @@ impl Stub {
     }
 
     /// Parks a connection and waits for what becomes of it.
-    async fn park(&self, backoff: &mut Backoff) -> Result<Parked, ClientError> {
+    async fn park(&self, backoff: &mut Backoff, parked_once: &mut bool) -> Result<Parked, ClientError> {
         // A stub that was off past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
         let mut carrier = self.client.park().await?;
@@ -298,6 +343,7 @@ impl Stub {
             match arrival {
                 Ok(Some(Arrival::Control(Control::Parked {}))) => {
                     confirmed = true;
+                    *parked_once = true;
                     backoff.reset();
                     (self.events)(StubEvent::Parked);
                 }

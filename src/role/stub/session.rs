@@ -13,6 +13,7 @@ use super::direct::Addresses;
 use super::sessions::Sessions;
 use super::state::StubState;
 use crate::identity::KeyPin;
+use crate::lifeline::LifelineHandle;
 use crate::service::forward::serve_connect;
 use crate::service::process::{ProcessDefaults, serve_process};
 use crate::service::remote::serve_listen;
@@ -20,6 +21,7 @@ use crate::service::udp::serve_udp;
 use crate::service::udp_associate::serve_udp_associate;
 use crate::session::establish::Session;
 use crate::session::framed::FramedStream;
+use crate::session::held::HeldOpener;
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::wire::limits::{MAX_CALLS, MAX_LISTENERS};
 use crate::wire::open::Accepted;
@@ -43,6 +45,7 @@ struct Shared {
     sessions: Arc<Sessions>,
     device: KeyPin,
     opener: MuxOpener,
+    lifeline: LifelineHandle,
     processes: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
 }
@@ -61,6 +64,7 @@ pub async fn serve(
         sessions,
         device: session.peer.pin,
         opener: session.opener.clone(),
+        lifeline: session.lifeline.clone(),
         processes: Arc::new(Semaphore::new(MAX_CALLS)),
         listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
     };
@@ -112,7 +116,8 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             Some(_permit) => {
                 let dir = &shared.workspace.dir;
                 let closed = shared.opener.draining();
-                Box::pin(serve_listen(stream, &bind, listener, shared.opener.clone(), dir, closed)).await
+                let opener = HeldOpener::new(shared.opener.clone(), &shared.lifeline);
+                Box::pin(serve_listen(stream, &bind, listener, opener, dir, closed)).await
             }
             None => return stream.refuse(&busy("listeners")).await,
         },

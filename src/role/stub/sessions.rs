@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::earlier::Earlier;
 use super::laptops::Laptops;
@@ -24,6 +25,8 @@ pub struct Sessions {
     pub earlier: Earlier,
     /// Ends what passes through here.
     pub stop: CancellationToken,
+    /// Devices that are being ended.
+    pub endings: TaskTracker,
 }
 
 /// Where a session is.
@@ -65,7 +68,13 @@ impl Sessions {
     }
 
     /// Ends every session of these devices, with the reason.
-    pub async fn end_devices(&self, pins: &[KeyPin], refusal: &Refusal) {
+    /// Whoever asks may stop waiting; they end all the same.
+    pub async fn end_devices(self: &Arc<Self>, pins: &[KeyPin], refusal: &Refusal) {
+        let (this, pins, refusal) = (self.clone(), pins.to_vec(), refusal.clone());
+        let _ = self.endings.spawn(async move { this.end_now(&pins, &refusal).await }).await;
+    }
+
+    async fn end_now(&self, pins: &[KeyPin], refusal: &Refusal) {
         for pin in pins {
             self.laptops.end_device(*pin, refusal).await;
         }
