@@ -37,7 +37,8 @@ pub async fn take_over(
         Err(refusal) if refusal.code == RefusalCode::Unavailable => return Ok(()),
         Err(refusal) => return Err(refusal.into()),
     };
-    let asked = tokio::time::timeout(TAKE_OVER_PATIENCE, control::call::<HandedOver>(stream, "hand_over", json!({})));
+    let params = json!({"coordinator": coordinator.map(CoordinatorUrl::to_string)});
+    let asked = tokio::time::timeout(TAKE_OVER_PATIENCE, control::call::<HandedOver>(stream, "hand_over", params));
     let failed =
         |why: &dyn std::fmt::Display| format!("the running `nexus-proxy up {}` does not hand over: {why}", workspace);
     match asked.await {

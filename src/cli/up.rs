@@ -198,7 +198,9 @@ async fn session(
         () = log => unreachable!("a log is looked after for ever"),
         outcome = &mut running => {
             // Whoever hands over and has nothing open is done before it was said.
-            linger(&daemon, claim, output).now_or_never();
+            if claim.is_some() {
+                linger(&daemon, claim, output).now_or_never();
+            }
             return outcome.map_err(|error| Failure::new(failure::REFUSED, error));
         }
         failed = shown => failed,

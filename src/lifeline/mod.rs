@@ -417,7 +417,8 @@ impl Drop for Lifeline {
             self.core.finish(None);
         }
         let mut cx = Context::from_waker(Waker::noop());
-        for index in 0..self.carriers.len() {
+        // Twice: the last word leaves on the carrier in use, and then on those beside it.
+        for index in (0..self.carriers.len()).chain(0..self.carriers.len()) {
             let _ = self.poll_transmit(index, &mut cx);
         }
         self.core.end(Ended::Local("the session was ended here".into()));

@@ -45,7 +45,7 @@ impl HeldOpener {
             Ok(_) => Ok(()),
             Err(_) => {
                 let text = "the connection to the laptop is interrupted, and being mended. hint: try again in a while";
-                Err(Refusal::new(RefusalCode::Unavailable, text))
+                Err(Refusal::new(RefusalCode::Timeout, text))
             }
         }
     }

@@ -288,7 +288,7 @@ impl Daemon {
     async fn answer_hand_over(&self, request: Request, mut stream: FramedStream<UnixStream>) {
         let outcome = match self.handing.try_lock() {
             Ok(_handing) => {
-                let outcome = self.hand_over().await;
+                let outcome = self.hand_over(request.params["coordinator"].as_str()).await;
                 let outcome = outcome.map(|handed| serde_json::to_value(handed).unwrap_or_default());
                 // Within the lock: this program may be done, and waits for it.
                 let answer = Response::new(request.id, outcome);
@@ -302,9 +302,18 @@ impl Daemon {
     }
 
     /// Closes what takes anything new, and tells the workspace; what is open goes on.
-    async fn hand_over(&self) -> Result<HandedOver, Refusal> {
+    /// To a program that reaches the workspace by way of that coordinator.
+    async fn hand_over(&self, coordinator: Option<&str>) -> Result<HandedOver, Refusal> {
         if let Some(why) = &self.bound {
             return Err(Refusal::new(RefusalCode::InvalidArguments, why));
+        }
+        let own = self.tunnel.client().url().to_string();
+        if coordinator != Some(&own) {
+            let text = format!(
+                "it reaches the workspace through {own}, and the new one would have another workspace of that name. hint: \
+                 say `--coordinator {own}`"
+            );
+            return Err(Refusal::new(RefusalCode::InvalidArguments, text));
         }
         self.tunnel.hand_over(self.forwards.close()).await?;
         self.handed.cancel();

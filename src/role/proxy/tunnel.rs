@@ -137,7 +137,7 @@ impl TunnelOpener {
             Ok(_) => Ok(()),
             Err(_) => {
                 let text = "the connection to the workspace is interrupted, and being mended. hint: `nexus-proxy status` says more";
-                Err(Refusal::new(RefusalCode::Unavailable, text))
+                Err(Refusal::new(RefusalCode::Timeout, text))
             }
         }
     }

@@ -113,8 +113,13 @@ fn children_of(parent: i32) -> Vec<Process> {
 }
 
 fn below(root: i32, spare: &Spare) -> Vec<Process> {
+    let all = all();
+    let parents: HashMap<i32, i32> = all.iter().map(|p| (p.pid, p.parent)).collect();
+    // What started one that is spared, such as a shell that waits for it, is spared too.
+    let started = spare.iter().flat_map(|pid| std::iter::successors(Some(*pid), |pid| parents.get(pid).copied()));
+    let spared: HashSet<i32> = started.take(all.len() + spare.len()).collect();
     let mut by_parent: HashMap<i32, Vec<Process>> = HashMap::new();
-    for process in all().into_iter().filter(|p| !spare.contains(&p.pid)) {
+    for process in all.into_iter().filter(|p| !spared.contains(&p.pid)) {
         by_parent.entry(process.parent).or_default().push(process);
     }
     let mut found = by_parent.remove(&root).unwrap_or_default();
@@ -146,6 +151,18 @@ mod tests {
         let pid = i32::try_from(child.id()).unwrap();
         assert!(below(own(), &Spare::new()).iter().any(|p| p.pid == pid && !p.ended));
         assert!(!below(own(), &Spare::from([pid])).iter().any(|p| p.pid == pid));
+        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 60; :"]).spawn().unwrap();
+        let started = i32::try_from(shell.id()).unwrap();
+        let below_it = loop {
+            if let Some(sleep) = children_of(started).first() {
+                break sleep.pid;
+            }
+            std::thread::yield_now();
+        };
+        let left = below(own(), &Spare::from([below_it]));
+        assert!(!left.iter().any(|p| [started, below_it].contains(&p.pid)), "who started it is spared, too: {left:?}");
+        kill(Pid::from_raw(below_it), Signal::SIGKILL).unwrap();
+        shell.wait().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!below(own(), &Spare::new()).iter().any(|p| p.pid == pid));
