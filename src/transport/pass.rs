@@ -11,54 +11,82 @@ use super::carrier::{Arrival, Carrier, Messages};
 struct Direction {
     waiting: Option<Arrival>,
     unflushed: bool,
-    done: bool,
+    /// How its source ended.
+    end: Option<io::Result<()>>,
+    /// Its other side takes nothing any more.
+    stuck: bool,
 }
 
-/// Passes messages on until either carrier closes or breaks; then closes or breaks the other. Each keeps its own
-/// heartbeat.
+/// Passes messages on until either carrier closes or breaks; then closes or breaks the other, after what had arrived
+/// before. Each keeps its own heartbeat.
 pub async fn pass<A: Io, B: Io>(mut a: Carrier<A>, mut b: Carrier<B>) -> io::Result<()> {
     let (mut forth, mut back) = (Direction::default(), Direction::default());
     std::future::poll_fn(|cx| {
-        let ab = poll_direction(cx, &mut a, &mut b, &mut forth)?;
-        let ba = poll_direction(cx, &mut b, &mut a, &mut back)?;
-        if ab.is_ready() || ba.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        for outcome in [forth.poll(cx, &mut a, &mut b), back.poll(cx, &mut b, &mut a)] {
+            if outcome.is_ready() {
+                return outcome;
+            }
+        }
+        // A side that takes nothing has ended, which is read behind what it said last.
+        if forth.stuck && back.stuck { Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) } else { Poll::Pending }
     })
     .await
-    // On an error both are dropped without a goodbye: a break is passed on as one.
+    // Both are dropped without a goodbye: a break is passed on as one.
     .inspect_err(|error: &io::Error| tracing::debug!(%error, "a carrier that was passed on broke"))?;
     futures::future::join(a.close(), b.close()).await;
     Ok(())
 }
 
-fn poll_direction<A: Io, B: Io>(
-    cx: &mut Context<'_>,
-    from: &mut Carrier<A>,
-    to: &mut Carrier<B>,
-    direction: &mut Direction,
-) -> Poll<io::Result<()>> {
-    loop {
-        if direction.waiting.is_some() {
-            ready!(to.poll_ready(cx))?;
-            if let Some(arrival) = direction.waiting.take() {
-                to.start_send_on(arrival)?;
-                direction.unflushed = true;
+impl Direction {
+    /// Ready when the source has ended and everything before that has left.
+    fn poll<A: Io, B: Io>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Carrier<A>,
+        to: &mut Carrier<B>,
+    ) -> Poll<io::Result<()>> {
+        if !self.stuck {
+            match self.poll_move(cx, from, to) {
+                Poll::Ready(Err(_)) => self.stuck = true,
+                Poll::Ready(Ok(())) => return Poll::Ready(self.end.take().unwrap_or(Ok(()))),
+                Poll::Pending => return Poll::Pending,
             }
         }
-        if !direction.done {
-            match Messages::poll_arrival(from, cx)? {
-                Poll::Ready(Some(arrival)) => {
-                    direction.waiting = Some(arrival);
-                    continue;
+        Poll::Pending
+    }
+
+    /// An error is the other side's.
+    fn poll_move<A: Io, B: Io>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Carrier<A>,
+        to: &mut Carrier<B>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if self.waiting.is_some() {
+                ready!(to.poll_ready(cx))?;
+                if let Some(arrival) = self.waiting.take() {
+                    to.start_send_on(arrival)?;
+                    self.unflushed = true;
                 }
-                Poll::Ready(None) => direction.done = true,
-                Poll::Pending => {}
             }
+            if self.end.is_none() {
+                match Messages::poll_arrival(from, cx) {
+                    Poll::Ready(Ok(Some(arrival))) => {
+                        self.waiting = Some(arrival);
+                        continue;
+                    }
+                    Poll::Ready(Ok(None)) => self.end = Some(Ok(())),
+                    Poll::Ready(Err(error)) => self.end = Some(Err(error)),
+                    Poll::Pending => {}
+                }
+            }
+            if self.unflushed {
+                ready!(to.poll_flush(cx))?;
+                self.unflushed = false;
+            }
+            return if self.end.is_some() { Poll::Ready(Ok(())) } else { Poll::Pending };
         }
-        if direction.unflushed {
-            ready!(to.poll_flush(cx))?;
-            direction.unflushed = false;
-        }
-        return if direction.done { Poll::Ready(Ok(())) } else { Poll::Pending };
     }
 }
 
@@ -106,9 +134,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_break_is_passed_on_as_a_break() {
-        let ((laptop, near), (far, mut stub)) = (ends().await, ends().await);
+        let ((mut laptop, near), (far, mut stub)) = (ends().await, ends().await);
+        // Its last words are for the other end all the same.
+        for word in ["two", "last", "words"] {
+            laptop.send(Bytes::from_static(word.as_bytes())).await.unwrap();
+        }
         drop(laptop);
+        // Nor does it matter that nobody reads what comes back.
+        stub.send(Bytes::from_static(b"back")).await.unwrap();
         assert!(pass(near, far).await.is_err());
+        for word in ["two", "last", "words"] {
+            assert!(matches!(stub.arrival().await, Ok(Some(Arrival::Bytes(got))) if got == word));
+        }
         assert!(stub.arrival().await.is_err());
     }
 }
