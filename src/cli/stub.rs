@@ -29,6 +29,7 @@ use crate::role::stub::state::{StateError, StubState};
 use crate::service::call::client;
 use crate::session::framed::{FramedStream, StreamError};
 use crate::transport::address::CoordinatorUrl;
+use crate::transport::client::CoordinatorClient;
 use crate::wire::{Open, StreamRequest};
 
 /// The environment variable with the enrolment code; never passed on to processes of the workspace.
@@ -275,7 +276,7 @@ fn tool_table(answer: &Value) -> String {
 
 async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Result<u8, Failure> {
     descriptors::raise(descriptors::OF_A_TUNNEL);
-    let dir = run.state.unwrap_or_else(home::stub_state);
+    let dir = run.state.clone().unwrap_or_else(home::stub_state);
     let socket = socket.unwrap_or_else(|| dir.join(SOCKET));
     let workspace = std::fs::canonicalize(&run.workspace).map_err(|e| {
         Failure::new(failure::USAGE, format!("the workspace directory {}: {e}", run.workspace.display()))
@@ -291,7 +292,11 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         (Err(error), _) => return Err(state_failure(error)),
     };
     let (state, took_over) = match run.take_over {
-        true => take_over(&dir, &socket, state, output).await?,
+        true => {
+            // What would keep this one from serving is found while the other one still does.
+            could_serve(&run, &state).await?;
+            take_over(&dir, &socket, state, output).await?
+        }
         false => (state, None),
     };
     let name = state.workspace().to_string();
@@ -357,6 +362,30 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         () = parent => Ok(()),
     };
     outcome.map(|()| 0).map_err(|error| Failure::new(failure::REFUSED, error))
+}
+
+/// Refuses what no hand-over can mend: a coordinator that is not reached, an address that this machine does not have. A
+/// port that is in use may be that of the stub which hands over.
+async fn could_serve(run: &RunArguments, state: &StubState) -> Result<(), Failure> {
+    let url = state.url(run.coordinator.clone());
+    let outer = state.outer(&url).map_err(|e| state_failure(e.into()))?;
+    let client = CoordinatorClient::new(url, state.trust.clone(), state.credential.clone()).with_outer(outer);
+    let stays = "the stub that runs goes on as before";
+    client.reach().await.map_err(|error| {
+        let code = if error.is_passing() { failure::UNAVAILABLE } else { failure::REFUSED };
+        Failure::new(code, format!("not taken over: {error}. hint: check --coordinator; {stays}"))
+    })?;
+    let direct = if run.no_direct { None } else { Some(run.direct_listen) };
+    match direct.map(std::net::TcpListener::bind) {
+        Some(Err(error)) if error.kind() != std::io::ErrorKind::AddrInUse => {
+            let text = format!(
+                "not taken over: {} cannot be opened: {error}. hint: check --direct-listen; {stays}",
+                run.direct_listen
+            );
+            Err(Failure::new(failure::FAILED, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Asks the stub that runs, if one does, to hand over. The state is read anew after that: until then it was the other's,

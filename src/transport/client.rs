@@ -171,6 +171,12 @@ impl CoordinatorClient {
         self.credential.load_full()
     }
 
+    /// Whether the coordinator is there and is the right one. Asks it for nothing.
+    pub async fn reach(&self) -> Result<(), ClientError> {
+        let credential = self.credential();
+        self.dial(Some(&credential)).await.map(drop)
+    }
+
     /// Parks a connection (stub).
     pub async fn park(&self) -> Result<CoordinatorCarrier, ClientError> {
         self.upgrade("/v1/park").await
