@@ -5,6 +5,7 @@
 //! and tells how it is. It does not dial: that is for the roles.
 
 pub mod core;
+mod first;
 pub mod key;
 #[cfg(test)]
 mod leaving_tests;
@@ -27,13 +28,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Sleep;
 
 use self::core::{CarrierId, Core, Side};
+pub use self::first::first_attach;
 use self::key::ResumeKey;
 pub use self::paced::Paced;
 pub use self::standing::{Ended, Route, Standing};
 use crate::transport::carrier::{Arrival, Messages};
 use crate::wire::Refusal;
 use crate::wire::control::Control;
-use crate::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage};
+use crate::wire::lifeline::{Attach, AttachMode, LifelineId};
 
 /// A carrier of any kind.
 pub type BoxCarrier = Box<dyn Messages>;
@@ -485,19 +487,5 @@ impl LifelineHandle {
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
         self.commands.is_closed() || matches!(*self.standing.borrow(), Standing::Ended(_))
-    }
-}
-
-/// What the laptop wants of a carrier that just came to be; `None` when it is no lifeline's, or breaks.
-pub async fn first_attach(carrier: &mut impl Messages) -> Option<Attach> {
-    loop {
-        match std::future::poll_fn(|cx| carrier.poll_arrival(cx)).await {
-            Ok(Some(Arrival::Bytes(bytes))) => match LifelineMessage::parse(bytes) {
-                Ok(LifelineMessage::Attach(attach)) => return Some(attach),
-                _ => return None,
-            },
-            Ok(Some(Arrival::Control(_))) => {}
-            Ok(None) | Err(_) => return None,
-        }
     }
 }

@@ -132,14 +132,15 @@ fn one_of_twenty_wins_a_code() {
 }
 
 #[test]
-fn another_coordinator_at_the_same_address_is_refused() {
+fn another_coordinator_at_the_same_address_is_refused_and_not_taken_for_the_end() {
     let mut world = World::new(&[]);
     drop(world.laptop.up(&world.words()));
     world.coordinator.kill();
     world.coordinator.start_anew();
     world.up_fails(REFUSED, &["another authority", "pair or enrol again"]);
-    assert_eq!(world.stub.ends().code(), Some(REFUSED), "{}", world.stub.output());
+    // What answers in the coordinator's place may be a network that wants a login: nobody is near to start a stub again.
     world.stub.says("another authority");
+    assert!(world.stub.has_ended().is_none(), "{}", world.stub.output());
 }
 
 #[test]

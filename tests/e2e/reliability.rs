@@ -209,13 +209,18 @@ fn a_listener_whose_way_is_dead_says_so() {
             (down && tunnel["why"].as_str().is_some_and(|why| !why.is_empty())).then_some(tunnel)
         });
         println!("while nothing arrives: {said}");
-        // Nobody is left hanging on a connection that leads nowhere, on either side.
-        for port in [port, remote] {
+        // Nobody is left hanging on a connection that leads nowhere.
+        let ends = |port: u16, time: std::time::Duration| {
             let mut hopeless = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the port is still ours");
-            hopeless.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            hopeless.set_read_timeout(Some(time)).expect("a socket");
             let ended = std::io::Read::read(&mut hopeless, &mut [0]);
-            assert!(!matches!(&ended, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "it hangs: {ended:?}");
-        }
+            !matches!(&ended, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        assert!(ends(port, PATIENCE), "it hangs");
+        // Nor in the workspace, as soon as that has noticed: it only listens, and the first connection tells.
+        until("a connection in the workspace to be refused", || {
+            ends(remote, std::time::Duration::from_secs(4)).then_some(())
+        });
         world.near.heal();
         until("the tunnel to be up again", || (tunnel()["state"] == "up").then_some(()));
     }

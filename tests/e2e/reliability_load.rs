@@ -7,13 +7,17 @@ use serde_json::Value;
 use crate::support::kernel::{Footprint, footprint};
 use crate::support::*;
 
+/// Seconds in which a sender fills the windows of 64 streams at once and then waits until they are empty: what it counts as
+/// sent says nothing of the way yet.
+const FILLING: usize = 3;
+
 /// Resident bytes that `up` and the stub may each have while 64 streams are saturated both ways: twice 64 times the
 /// 256 KiB that a stream may hold, the bytes that wait for their acknowledgement, and the program itself.
 const MOST_MEMORY: u64 = 256 << 20;
 
 #[test]
 fn sixty_four_streams_saturated_both_ways_never_stand_still() {
-    let seconds = if is_long() { "60" } else { "5" };
+    let seconds = if is_long() { "60" } else { "8" };
     let iperf3 = Iperf3::start();
     let world = Linked::new();
     let wire = Wire::new(200_000_000, Duration::from_millis(10));
@@ -35,11 +39,11 @@ fn sixty_four_streams_saturated_both_ways_never_stand_still() {
     let report: Value = serde_json::from_str(&running.output()).unwrap_or_else(|e| panic!("{e}: {}", running.output()));
     assert!(status.success(), "{}", report["error"]);
     let intervals = report["intervals"].as_array().expect("intervals");
-    assert!(intervals.len() >= 5, "{} intervals", intervals.len());
+    assert!(intervals.len() >= FILLING + 5, "{} intervals", intervals.len());
     for way in ["sum", "sum_bidir_reverse"] {
         let speeds: Vec<f64> = intervals.iter().map(|i| i[way]["bits_per_second"].as_f64().expect("a sum")).collect();
         println!("{way}: {:.0?} Mbit/s", speeds.iter().map(|speed| speed / 1e6).collect::<Vec<_>>());
-        assert!(speeds.iter().all(|speed| *speed > 0.0), "{way} stood still: {speeds:?}");
+        assert!(speeds[FILLING..].iter().all(|speed| *speed > 0.0), "{way} stood still: {speeds:?}");
     }
     println!("most memory of laptop and stub: {:?} MB", most.map(|bytes| bytes / 1_000_000));
     assert!(most.iter().all(|bytes| *bytes < MOST_MEMORY), "{most:?} bytes");

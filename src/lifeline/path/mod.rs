@@ -55,8 +55,11 @@ const LEAST_QUEUE: Duration = Duration::from_micros(300);
 /// short.
 const MOST_JITTER: Duration = Duration::from_millis(2);
 
-/// Round trips from which on a path is long: clocks tell one part of them from another.
-const LONG: Duration = Duration::from_millis(2);
+/// Round trips from which on a path is long: clocks tell one part of them from another, and no busy machine seems so far away.
+const LONG: Duration = Duration::from_millis(5);
+
+/// Round trips up to which a path is within one machine, or next door: what it holds is less than a call can wait for.
+const NEAR: Duration = Duration::from_millis(1);
 
 /// Time beyond the round trip for which the window of a long path has room: half of it, at least and at most this. It
 /// stands in no queue, as long as the pace is right; it keeps the path busy while a busy machine answers late.
@@ -66,7 +69,8 @@ const MOST_ROOM: Duration = Duration::from_millis(60);
 /// For how long after something small left bulk keeps short: a person types, a program calls again.
 const COMPANY: Duration = Duration::from_millis(100);
 
-/// Bytes of bulk under way on a short path meanwhile, and of one piece of it. It costs bulk a part of its speed.
+/// Bytes of bulk under way on a near path meanwhile, and of one piece of it. It costs bulk a part of its speed. On a path
+/// that is short and not near they are what it holds.
 const COMPANY_WINDOW: u64 = 64 * 1024;
 const COMPANY_BULK: usize = 16 * 1024;
 
@@ -216,7 +220,11 @@ impl Path {
             (Some(_), Some(product)) => (product / 4).saturating_mul(LOOK_QUARTERS).clamp(LEAST_WINDOW, MOST_WINDOW),
             _ => self.rising.map_or(self.window, |rising| rising.min(self.window)),
         };
-        if self.has_company() { window.min(COMPANY_WINDOW) } else { window }
+        if !self.has_company() {
+            return window;
+        }
+        let is_near = self.shortest.is_some_and(|(shortest, _)| shortest < NEAR);
+        window.min(self.product().filter(|_| !is_near).unwrap_or(0).max(COMPANY_WINDOW))
     }
 
     /// What may become of bulk, while that many bytes are under way.
