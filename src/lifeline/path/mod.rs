@@ -3,7 +3,7 @@
 //! Bytes under way beyond rate × round trip wait in some queue where nothing can overtake them. On a short path the window
 //! is that product and a little more: enough to notice when the path can do more, little enough that a tool call behind
 //! a bulk transfer waits for milliseconds and not for a full buffer. On a long one the window is only a bound, and bulk
-//! keeps to a [`pace`]. Pure: times come in; a window and a time come out.
+//! keeps to a pace. Pure: times come in; a window and a time come out.
 
 mod pace;
 
