@@ -7,6 +7,7 @@ use serde_json::json;
 use super::failure::{self, Failure};
 use super::home::Home;
 use super::output::Output;
+use crate::lifeline::core::RETENTION;
 use crate::role::proxy::control::{self, Claim};
 use crate::role::proxy::daemon::{Daemon, HandedOver};
 use crate::role::proxy::profile::{self, Profile};
@@ -16,9 +17,6 @@ use crate::wire::name::WorkspaceName;
 
 /// How long the running `up` may take to hand over: it has less for each of its steps.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long a connection may go on here after a hand-over: as long as a session is kept without a way to the workspace.
-const LINGER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Asks the `up` that runs to hand over. When none does, there is nothing to ask.
 pub async fn take_over(
@@ -74,7 +72,8 @@ pub async fn linger(daemon: &Daemon, claim: &mut Option<Claim>, output: Output) 
         format!("handed over to another `nexus-proxy up`; {} go on here until they are done", connections(handed.open));
     tracing::info!(open = handed.open, "handed over; what is open goes on here");
     output.line("take-over", &text, &json!({"event": "handed_over", "open": handed.open}));
-    tokio::time::sleep(LINGER).await;
+    // As long as a session is kept without a way to the workspace.
+    tokio::time::sleep(RETENTION).await;
 }
 
 fn connections(open: usize) -> String {

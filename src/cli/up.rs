@@ -60,8 +60,12 @@ pub struct Up {
     /// Goes through the coordinator even where the workspace can be reached directly.
     #[arg(long)]
     pub no_direct: bool,
-    /// Takes the place of the `nexus-proxy up` that runs for this workspace, of this release or the one before: that one takes
-    /// nothing new any more and ends when its connections, processes and calls are done.
+    /// Takes the place of the `nexus-proxy up` that runs for this workspace: an update breaks nothing.
+    ///
+    /// That one takes nothing new any more and ends when its connections, processes and calls are done; Ctrl-C there ends
+    /// it at once. Give the same --coordinator, and the same -L, -R and -D: they are not passed on, and their ports are
+    /// closed until this one opens them. Forwards of `nexus-proxy forward` move by themselves. One that has its workspace
+    /// inside (no --coordinator) cannot hand over.
     #[arg(long)]
     pub take_over: bool,
     /// This process is the background one.

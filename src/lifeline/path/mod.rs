@@ -6,11 +6,13 @@
 //! keeps to a pace. Pure: times come in; a window and a time come out.
 
 mod pace;
+mod recent;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use self::pace::Pace;
+use self::recent::Recent;
 use super::paced::MOST_BULK;
 
 /// Bytes that may always be under way, where bulk is alone: two full messages and a little. Less, with as few
@@ -36,16 +38,6 @@ const START_PATIENCE: u32 = 2;
 /// the path is full.
 const LEAST_SIGN: Duration = Duration::from_millis(1);
 const MOST_SIGN: Duration = Duration::from_millis(20);
-
-/// Round trips that are remembered: about as many as are measured in one.
-const RECENT: usize = 16;
-
-/// Of how many of them, sorted, the difference is jitter: a standing queue makes all of them longer and none of that,
-/// a busy machine some.
-const JITTER: usize = 13;
-
-/// Round trips that must all be longer for that: one that is long shows a busy machine.
-const SIGNS: usize = 4;
 
 /// Time that bytes may wait in queues of a short path: an eighth of the round trip, and at least this. It is also by
 /// how much a faster path shows itself.
@@ -130,8 +122,7 @@ pub struct Path {
     look: Option<Look>,
     /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
     rising: Option<u64>,
-    /// The last round trips.
-    recent: VecDeque<Duration>,
+    recent: Recent,
     /// The first of marks that left in one burst.
     train: Option<Train>,
     /// Whether the path, and not the sender, was the limit since the round began.
@@ -201,7 +192,7 @@ impl Path {
             round: None,
             look: None,
             rising: None,
-            recent: VecDeque::new(),
+            recent: Recent::default(),
             train: None,
             limited: false,
             company: None,
@@ -315,10 +306,7 @@ impl Path {
     /// A round trip was measured.
     pub fn timed(&mut self, round_trip: Duration, now: Instant) {
         self.latest = Some(round_trip);
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(round_trip);
+        self.recent.push(round_trip);
         self.smooth = Some(self.smooth.map_or(round_trip, |smooth| (smooth * 7 + round_trip) / 8));
         if let Some(look) = &mut self.look {
             look.shortest = Some(look.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
@@ -413,21 +401,10 @@ impl Path {
         self.shortest.is_some_and(|(shortest, _)| shortest >= LONG)
     }
 
-    /// By how much round trips differ without a reason that a window could have.
-    fn jitter(&self) -> Duration {
-        let mut sorted: [Duration; RECENT] = [Duration::ZERO; RECENT];
-        let n = self.recent.len();
-        for (slot, recent) in sorted.iter_mut().zip(&self.recent) {
-            *slot = *recent;
-        }
-        sorted[..n].sort_unstable();
-        if n == RECENT { sorted[JITTER] - sorted[0] } else { Duration::ZERO }
-    }
-
     fn is_queued(&self) -> bool {
         let Some((shortest, _)) = self.shortest else { return false };
         let longer = shortest + (shortest * 3 / 8).clamp(LEAST_SIGN, MOST_SIGN);
-        self.recent.len() >= SIGNS && self.recent.iter().rev().take(SIGNS).all(|recent| *recent > longer)
+        self.recent.are_longer(longer)
     }
 
     /// The window of a path that is known.
@@ -449,7 +426,7 @@ impl Path {
             }
             None => {
                 let queue = (shortest / 8).max(LEAST_QUEUE);
-                queue + self.jitter().min(MOST_JITTER)
+                queue + self.recent.jitter().min(MOST_JITTER)
             }
         };
         let window = (rate * (shortest + room).as_secs_f64()) as u64;
