@@ -67,7 +67,7 @@ const COMPANY_WINDOW: u64 = 64 * 1024;
 const COMPANY_BULK: usize = 16 * 1024;
 
 /// Bytes of a burst of which the arrival tells a rate.
-const TRAIN: u64 = 128 * 1024;
+const TRAIN: u64 = 192 * 1024;
 
 /// A round is one round trip, but no less than this: shorter ones measure the scheduler.
 const LEAST_ROUND: Duration = Duration::from_millis(5);

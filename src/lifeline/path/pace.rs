@@ -98,7 +98,7 @@ impl Pace {
     pub fn new(rate: f64, fresh: bool, now: Instant) -> Pace {
         Pace {
             rate,
-            gain: 1.0,
+            gain: if fresh { FIRST_GAIN } else { 1.0 },
             credit: 0.0,
             counted: now,
             fresh,
