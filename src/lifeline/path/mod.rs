@@ -50,7 +50,7 @@ const MOST_JITTER: Duration = Duration::from_millis(2);
 /// Round trips from which on a path is long: clocks tell one part of them from another, and no busy machine seems so far away.
 const LONG: Duration = Duration::from_millis(5);
 
-/// Round trips up to which a path is within one machine, or next door: what it holds is less than a call can wait for.
+/// Round trips up to which a path is within one machine, or next door: there the processors are what bulk and calls share.
 const NEAR: Duration = Duration::from_millis(1);
 
 /// Time beyond the round trip for which the window of a long path has room: half of it, at least and at most this. It
@@ -58,13 +58,22 @@ const NEAR: Duration = Duration::from_millis(1);
 const LEAST_ROOM: Duration = Duration::from_millis(20);
 const MOST_ROOM: Duration = Duration::from_millis(60);
 
-/// For how long after something small left bulk keeps short: a person types, a program calls again.
-const COMPANY: Duration = Duration::from_millis(100);
+/// For how long after something small left bulk keeps short: a program calls again. A person who types does not feel what
+/// keeping short would save, and bulk would.
+const COMPANY: Duration = Duration::from_millis(20);
 
-/// Bytes of bulk under way on a near path meanwhile, and of one piece of it. It costs bulk a part of its speed. On a path
-/// that is short and not near they are what it holds.
+/// Bytes of bulk under way on a near path meanwhile, at least: one piece. Each piece that is acknowledged before the next one
+/// leaves gives the processors back in between. It costs bulk about half of its speed.
+const NEAR_COMPANY_WINDOW: u64 = 8 * 1024;
+
+/// The part of what a near path holds that may be under way meanwhile.
+const NEAR_COMPANY_PART: u64 = 4;
+
+/// The same on a path that is short and not near: what it holds, and at least this.
 const COMPANY_WINDOW: u64 = 64 * 1024;
-const COMPANY_BULK: usize = 16 * 1024;
+
+/// Bytes of one piece of bulk meanwhile.
+const COMPANY_BULK: usize = 8 * 1024;
 
 /// Bytes of a burst of which the arrival tells a rate.
 const TRAIN: u64 = 192 * 1024;
@@ -214,8 +223,11 @@ impl Path {
         if !self.has_company() {
             return window;
         }
-        let is_near = self.shortest.is_some_and(|(shortest, _)| shortest < NEAR);
-        window.min(self.product().filter(|_| !is_near).unwrap_or(0).max(COMPANY_WINDOW))
+        let (product, is_near) = (self.product().unwrap_or(0), self.shortest.is_some_and(|(shortest, _)| shortest < NEAR));
+        window.min(match is_near {
+            true => (product / NEAR_COMPANY_PART).max(NEAR_COMPANY_WINDOW),
+            false => product.max(COMPANY_WINDOW),
+        })
     }
 
     /// What may become of bulk, while that many bytes are under way.
@@ -324,8 +336,8 @@ impl Path {
         let bytes = mark.position.saturating_sub(round.position) as f64;
         let per = |from: Instant, to: Instant| bytes / to.saturating_duration_since(from).as_secs_f64().max(1e-6);
         let rate = per(round.arrived, now);
-        // A sender that had little to send says nothing about the path, unless it was more than ever before.
-        if limited || rate > self.best() {
+        // A sender that had little to send, or kept short, says nothing about the path, unless it was more than ever before.
+        if (limited && !self.has_company()) || rate > self.best() {
             self.rated(rate);
         }
         // While the path is looked at, it is the window that holds bulk back.
@@ -491,6 +503,14 @@ mod tests {
         length: Duration,
         /// How late the acknowledgement of the n-th message is.
         late: fn(u64) -> Duration,
+        /// By how much the rate is multiplied after a while.
+        then: Option<(Duration, f64)>,
+    }
+
+    impl Wire {
+        fn rate_at(&self, time: Duration) -> f64 {
+            self.rate * self.then.filter(|(after, _)| time >= *after).map_or(1.0, |(_, times)| times)
+        }
     }
 
     /// What became of a transfer.
@@ -541,7 +561,7 @@ mod tests {
                 if now - begin > Duration::from_secs(2) {
                     waits.push(free.saturating_duration_since(now));
                 }
-                free = free.max(now) + Duration::from_secs_f64(message as f64 / wire.rate);
+                free = free.max(now) + Duration::from_secs_f64(message as f64 / wire.rate_at(now - begin));
                 if since_mark >= path.mark_after() {
                     (since_mark, n) = (0, n + 1);
                     path.marked(sent, now);
@@ -574,7 +594,7 @@ mod tests {
             (GIGABIT / 100.0, 60, 20),
         ];
         for (rate, round_trip, queue) in paths {
-            let sent = run(&Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO }, 40);
+            let sent = run(&Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO, then: None }, 40);
             let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);
             assert!(sent.steady() > 0.97 * rate, "{what}: {}", sent.steady() / rate);
             // Told one round trip after it left.
@@ -604,9 +624,21 @@ mod tests {
         let late = |n| Duration::from_millis([0, 3, 11, 5, 24, 2, 9, 38][(n * 7 % 8) as usize]);
         for round_trip in [20, 60, 150] {
             let (rate, length) = (125_000_000.0, Duration::from_millis(round_trip));
-            let sent = run(&Wire { rate, length, late }, 12);
+            let sent = run(&Wire { rate, length, late, then: None }, 12);
             assert!(sent.steady() > 0.85 * rate, "{round_trip} ms: {} of {rate}", sent.steady());
             assert!(sent.wait(95) < Duration::from_millis(70), "{round_trip} ms: a queue of {:?}", sent.wait(95));
+        }
+    }
+
+    #[test]
+    fn a_long_path_that_changes_its_rate_is_followed() {
+        const RATE: f64 = 25_000_000.0;
+        let late = |n: u64| Duration::from_micros(n * 7919 % 2000);
+        for (round_trip, times) in [(20, 5.0), (60, 5.0), (150, 5.0), (60, 0.2)] {
+            let then = Some((Duration::from_secs(6), times));
+            let sent = run(&Wire { rate: RATE, length: Duration::from_millis(round_trip), late, then }, 20);
+            let share: Vec<f64> = sent.delivered[12..].iter().map(|bytes| *bytes as f64 / (RATE * times)).collect();
+            assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
         }
     }
 
@@ -616,11 +648,11 @@ mod tests {
         for (round_trip, shares) in [(300, true), (60_000, false)] {
             let mut path = Path::new();
             path.timed(Duration::from_micros(round_trip), now);
-            assert_eq!(path.bulk(COMPANY_WINDOW, now), Bulk::Piece(MOST_BULK));
+            assert_eq!(path.bulk(NEAR_COMPANY_WINDOW, now), Bulk::Piece(MOST_BULK));
             path.sparse(now);
-            assert_eq!(path.bulk(COMPANY_WINDOW, now) == Bulk::Full, shares, "{round_trip} µs");
+            assert_eq!(path.bulk(NEAR_COMPANY_WINDOW, now) == Bulk::Full, shares, "{round_trip} µs");
             assert_eq!(path.bulk(0, now) == Bulk::Piece(COMPANY_BULK), shares, "{round_trip} µs");
-            assert_eq!(path.bulk(COMPANY_WINDOW, now + COMPANY), Bulk::Piece(MOST_BULK), "alone again");
+            assert_eq!(path.bulk(NEAR_COMPANY_WINDOW, now + COMPANY), Bulk::Piece(MOST_BULK), "alone again");
         }
     }
 

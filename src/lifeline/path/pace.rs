@@ -41,10 +41,13 @@ const THEIRS_AFTER: u32 = 3;
 const DRAINS: f64 = 0.97;
 const DRAINED: f64 = 1.03;
 
-/// Rounds in which more than ever arrived, without a queue, after which much more is tried.
-const SEARCH_AFTER: u32 = 2;
+/// Rounds in a row in which more than ever arrived, without a queue, and how much the rate grew over all of them, before
+/// much more is tried. What a path delivers seems to change by some hundredths from round to round; a search that finds
+/// nothing leaves a queue of a quarter of the round trip.
+const SEARCH_AFTER: u32 = 4;
+const SEARCH_GROWTH: f64 = 1.06;
 
-/// By how much more that is.
+/// By how much more arrived in each of them.
 const MORE: f64 = 1.01;
 
 /// What arrives of what was sent while a queue grows, at most.
@@ -83,8 +86,8 @@ pub struct Pace {
     fresh: bool,
     /// Rounds in which a fresh path showed nothing new, and the rate before.
     stale: (u32, f64),
-    /// Rounds in a row in which more arrived than before.
-    faster: u32,
+    /// Rounds in a row in which more arrived than before, and the rate before them.
+    faster: (u32, f64),
     /// The queue that stays whatever is sent.
     theirs: Duration,
     /// Rounds in which it seemed to be longer than that.
@@ -103,7 +106,7 @@ impl Pace {
             counted: now,
             fresh,
             stale: (0, rate),
-            faster: 0,
+            faster: (0, rate),
             theirs: Duration::ZERO,
             standing: 0,
             before: Duration::ZERO,
@@ -161,7 +164,10 @@ impl Pace {
         let queued = queue > aim;
         // Of its making, and not of an acknowledgement that came late.
         let grows = queue > std::mem::replace(&mut self.before, queue) && round.arrived < round.sent * GROWS;
-        self.faster = if !queued && round.arrived > self.rate * MORE { self.faster + 1 } else { 0 };
+        self.faster = match !queued && round.arrived > self.rate * MORE {
+            true => (self.faster.0 + 1, self.faster.1),
+            false => (0, self.rate),
+        };
         self.tell_theirs(&round, queue, aim);
         if self.fresh && queued && round.arrived < round.sent * FULL_SHARE {
             // What was sent beyond the path's rate stands in its queue, so this is what it delivers.
@@ -182,7 +188,7 @@ impl Pace {
         let away = aim.as_secs_f64() - queue.as_secs_f64();
         self.gain = if self.fresh {
             FIRST_GAIN
-        } else if self.faster >= SEARCH_AFTER {
+        } else if self.faster.0 >= SEARCH_AFTER && self.rate > self.faster.1 * SEARCH_GROWTH {
             SEARCH_GAIN
         } else {
             (1.0 + away / round.took.as_secs_f64()).clamp(LEAST_GAIN, MOST_GAIN)
