@@ -223,7 +223,8 @@ impl Path {
         if !self.has_company() {
             return window;
         }
-        let (product, is_near) = (self.product().unwrap_or(0), self.shortest.is_some_and(|(shortest, _)| shortest < NEAR));
+        let (product, is_near) =
+            (self.product().unwrap_or(0), self.shortest.is_some_and(|(shortest, _)| shortest < NEAR));
         window.min(match is_near {
             true => (product / NEAR_COMPANY_PART).max(NEAR_COMPANY_WINDOW),
             false => product.max(COMPANY_WINDOW),
@@ -594,7 +595,10 @@ mod tests {
             (GIGABIT / 100.0, 60, 20),
         ];
         for (rate, round_trip, queue) in paths {
-            let sent = run(&Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO, then: None }, 40);
+            let sent = run(
+                &Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO, then: None },
+                40,
+            );
             let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);
             assert!(sent.steady() > 0.97 * rate, "{what}: {}", sent.steady() / rate);
             // Told one round trip after it left.

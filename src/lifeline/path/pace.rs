@@ -22,7 +22,7 @@ const MOST_AIM: Duration = Duration::from_millis(3);
 const LEAST_GAIN: f64 = 0.75;
 const MOST_GAIN: f64 = 1.05;
 
-/// The same where a path may hold much more: one of which no queue was seen yet, and one that had none for a while.
+/// The same where a path may hold much more: one of which no queue was seen yet, and at most one that had none for a while.
 const FIRST_GAIN: f64 = 2.0;
 const SEARCH_GAIN: f64 = 1.25;
 
@@ -41,14 +41,17 @@ const THEIRS_AFTER: u32 = 3;
 const DRAINS: f64 = 0.97;
 const DRAINED: f64 = 1.03;
 
-/// Rounds in a row in which more than ever arrived, without a queue, and how much the rate grew over all of them, before
-/// much more is tried. What a path delivers seems to change by some hundredths from round to round; a search that finds
-/// nothing leaves a queue of a quarter of the round trip.
-const SEARCH_AFTER: u32 = 4;
-const SEARCH_GROWTH: f64 = 1.06;
+/// Rounds that leave no queue, though one was aimed at, after which more is tried: so much more, then twice that in each
+/// round that leaves none either. A search that finds nothing leaves no more than its first step.
+const SEARCH_AFTER: u32 = 5;
+const SEARCH_STEP: f64 = 0.05;
 
-/// By how much more arrived in each of them.
-const MORE: f64 = 1.01;
+/// The part of the aim up to which a queue is none.
+const NONE_PART: u32 = 2;
+
+/// What the queue is away from the aim is drained within one round, and filled within so many: what a round did shows
+/// a round later, and filling sooner would swing.
+const FILL_ROUNDS: f64 = 2.0;
 
 /// What arrives of what was sent while a queue grows, at most.
 const GROWS: f64 = 0.98;
@@ -86,8 +89,8 @@ pub struct Pace {
     fresh: bool,
     /// Rounds in which a fresh path showed nothing new, and the rate before.
     stale: (u32, f64),
-    /// Rounds in a row in which more arrived than before, and the rate before them.
-    faster: (u32, f64),
+    /// Rounds without a queue, though one was aimed at, since the last that had one.
+    idle: u32,
     /// The queue that stays whatever is sent.
     theirs: Duration,
     /// Rounds in which it seemed to be longer than that.
@@ -106,7 +109,7 @@ impl Pace {
             counted: now,
             fresh,
             stale: (0, rate),
-            faster: (0, rate),
+            idle: 0,
             theirs: Duration::ZERO,
             standing: 0,
             before: Duration::ZERO,
@@ -164,10 +167,11 @@ impl Pace {
         let queued = queue > aim;
         // Of its making, and not of an acknowledgement that came late.
         let grows = queue > std::mem::replace(&mut self.before, queue) && round.arrived < round.sent * GROWS;
-        self.faster = match !queued && round.arrived > self.rate * MORE {
-            true => (self.faster.0 + 1, self.faster.1),
-            false => (0, self.rate),
-        };
+        if queued {
+            self.idle = 0;
+        } else if round.limited && queue < aim / NONE_PART {
+            self.idle += 1;
+        }
         self.tell_theirs(&round, queue, aim);
         if self.fresh && queued && round.arrived < round.sent * FULL_SHARE {
             // What was sent beyond the path's rate stands in its queue, so this is what it delivers.
@@ -184,15 +188,14 @@ impl Pace {
             self.gain = self.gain.min(1.0);
             return;
         }
-        // What the queue is away from the aim is made good within a round.
-        let away = aim.as_secs_f64() - queue.as_secs_f64();
-        self.gain = if self.fresh {
-            FIRST_GAIN
-        } else if self.faster.0 >= SEARCH_AFTER && self.rate > self.faster.1 * SEARCH_GROWTH {
-            SEARCH_GAIN
-        } else {
-            (1.0 + away / round.took.as_secs_f64()).clamp(LEAST_GAIN, MOST_GAIN)
-        };
+        self.gain =
+            if self.fresh { FIRST_GAIN } else { self.search().unwrap_or_else(|| regulated(aim, queue, round.took)) };
+    }
+
+    /// How much more is tried, after a while without a queue.
+    fn search(&self) -> Option<f64> {
+        let step = self.idle.checked_sub(SEARCH_AFTER)?;
+        Some((1.0 + SEARCH_STEP * f64::from(2u32.saturating_pow(step))).min(SEARCH_GAIN))
     }
 
     fn is_stale(&mut self, round: &Round) -> bool {
@@ -223,4 +226,11 @@ impl Pace {
         self.theirs = Duration::ZERO;
         self.standing = 0;
     }
+}
+
+/// What is sent of the path's rate, so that the queue comes to the aim.
+fn regulated(aim: Duration, queue: Duration, round: Duration) -> f64 {
+    let away = aim.as_secs_f64() - queue.as_secs_f64();
+    let rounds = if away > 0.0 { FILL_ROUNDS } else { 1.0 };
+    (1.0 + away / (round.as_secs_f64() * rounds)).clamp(LEAST_GAIN, MOST_GAIN)
 }
