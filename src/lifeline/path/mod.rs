@@ -253,9 +253,10 @@ impl Path {
         self.company.is_some() && self.shortest.is_some_and(|(shortest, _)| shortest < LONG)
     }
 
-    /// Bytes after which an acknowledgement is asked for.
+    /// Bytes after which an acknowledgement is asked for. On a slow long path that is sooner: a round must not take seconds.
     pub fn mark_after(&self) -> u64 {
-        between_marks(self.window())
+        let after = between_marks(self.window());
+        self.pace.as_ref().map_or(after, |pace| after.min(pace.within(LEAST_LONG_ROUND)))
     }
 
     /// The round trip as it is, smoothed.
@@ -308,6 +309,8 @@ impl Path {
         let took = now.saturating_duration_since(round.arrived);
         let (least, marks) = if self.pace.is_some() { (LEAST_LONG_ROUND, LONG_ROUND_MARKS) } else { (LEAST_ROUND, 1) };
         let length = self.smooth.unwrap_or_default().max(least);
+        // So few bytes leave that one of them is all that a long while has.
+        let marks = if took >= length * LONG_ROUND_MARKS { 1 } else { marks };
         // A round that ended with an answer that came late would seem slow, and the next one fast.
         let is_late = round_trip > round.shortest + LATE.max(took / LATE_PART) && took < length * 2;
         let is_known = self.pace.as_ref().is_some_and(|pace| !pace.is_fresh());
@@ -504,13 +507,28 @@ mod tests {
         length: Duration,
         /// How late the acknowledgement of the n-th message is.
         late: fn(u64) -> Duration,
-        /// By how much the rate is multiplied after a while.
-        then: Option<(Duration, f64)>,
+        /// From when until when it has another rate, and which.
+        meanwhile: Option<(Duration, Duration, f64)>,
     }
+
+    /// An acknowledgement on its way: when it arrives, and of what.
+    type Ack = (Instant, u64);
 
     impl Wire {
         fn rate_at(&self, time: Duration) -> f64 {
-            self.rate * self.then.filter(|(after, _)| time >= *after).map_or(1.0, |(_, times)| times)
+            match self.meanwhile {
+                Some((from, until, rate)) if (from..until).contains(&time) => rate,
+                _ => self.rate,
+            }
+        }
+
+        /// What stands in the queue at `now` leaves at another rate from then on.
+        fn changed(&self, times: f64, now: Instant, free: &mut Instant, acks: &mut VecDeque<Ack>) {
+            let sooner = |at: Instant| if at > now { now + (at - now).div_f64(times) } else { at };
+            *free = sooner(*free);
+            for (at, _) in acks {
+                *at = sooner(*at - self.length) + self.length;
+            }
         }
     }
 
@@ -518,7 +536,7 @@ mod tests {
     struct Sent {
         /// Bytes delivered within each whole second.
         delivered: Vec<u64>,
-        /// Waits in the queue after the first two seconds, sorted.
+        /// Waits in the queue after the first three seconds, sorted.
         waits: Vec<Duration>,
     }
 
@@ -537,13 +555,18 @@ mod tests {
         let begin = Instant::now();
         let mut path = Path::new();
         let (mut sent, mut acked, mut since_mark, mut n) = (0u64, 0u64, 0u64, 0u64);
-        let mut acks: VecDeque<(Instant, u64)> = VecDeque::new();
+        let mut acks: VecDeque<Ack> = VecDeque::new();
+        let mut rate = wire.rate;
         let (mut free, mut now) = (begin, begin);
         let mut delivered = vec![0; seconds as usize];
         let mut waits = Vec::new();
         // What began the session has told how long the path is.
         path.timed(wire.length, begin);
         while now < begin + Duration::from_secs(seconds) {
+            let before = std::mem::replace(&mut rate, wire.rate_at(now - begin));
+            if rate != before {
+                wire.changed(rate / before, now, &mut free, &mut acks);
+            }
             while acks.front().is_some_and(|(at, _)| *at <= now) {
                 let (_, position) = acks.pop_front().unwrap();
                 delivered[((now - begin).as_secs() as usize).min(seconds as usize - 1)] += position - acked;
@@ -559,10 +582,10 @@ mod tests {
                 sent += message;
                 since_mark += message;
                 path.sent(message, now);
-                if now - begin > Duration::from_secs(2) {
+                if now - begin > Duration::from_secs(3) {
                     waits.push(free.saturating_duration_since(now));
                 }
-                free = free.max(now) + Duration::from_secs_f64(message as f64 / wire.rate_at(now - begin));
+                free = free.max(now) + Duration::from_secs_f64(message as f64 / rate);
                 if since_mark >= path.mark_after() {
                     (since_mark, n) = (0, n + 1);
                     path.marked(sent, now);
@@ -596,7 +619,7 @@ mod tests {
         ];
         for (rate, round_trip, queue) in paths {
             let sent = run(
-                &Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO, then: None },
+                &Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO, meanwhile: None },
                 40,
             );
             let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);
@@ -628,7 +651,7 @@ mod tests {
         let late = |n| Duration::from_millis([0, 3, 11, 5, 24, 2, 9, 38][(n * 7 % 8) as usize]);
         for round_trip in [20, 60, 150] {
             let (rate, length) = (125_000_000.0, Duration::from_millis(round_trip));
-            let sent = run(&Wire { rate, length, late, then: None }, 12);
+            let sent = run(&Wire { rate, length, late, meanwhile: None }, 12);
             assert!(sent.steady() > 0.85 * rate, "{round_trip} ms: {} of {rate}", sent.steady());
             assert!(sent.wait(95) < Duration::from_millis(70), "{round_trip} ms: a queue of {:?}", sent.wait(95));
         }
@@ -638,11 +661,28 @@ mod tests {
     fn a_long_path_that_changes_its_rate_is_followed() {
         const RATE: f64 = 25_000_000.0;
         let late = |n: u64| Duration::from_micros(n * 7919 % 2000);
-        for (round_trip, times) in [(20, 5.0), (60, 5.0), (150, 5.0), (60, 0.2)] {
-            let then = Some((Duration::from_secs(6), times));
-            let sent = run(&Wire { rate: RATE, length: Duration::from_millis(round_trip), late, then }, 20);
-            let share: Vec<f64> = sent.delivered[12..].iter().map(|bytes| *bytes as f64 / (RATE * times)).collect();
-            assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
+        for round_trip in [20, 60, 150] {
+            for times in [0.2, 5.0] {
+                let meanwhile = Some((Duration::from_secs(6), Duration::MAX, RATE * times));
+                let sent = run(&Wire { rate: RATE, length: Duration::from_millis(round_trip), late, meanwhile }, 20);
+                let share: Vec<f64> = sent.delivered[12..].iter().map(|bytes| *bytes as f64 / RATE / times).collect();
+                assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
+            }
+        }
+    }
+
+    /// A lift, a tunnel: nearly nothing comes through, and then everything again.
+    #[test]
+    fn a_long_path_that_was_slow_for_a_while_comes_back() {
+        const RATE: f64 = 12_500_000.0;
+        for round_trip in [20, 60, 150] {
+            for times in [0.1, 0.01, 0.001] {
+                let meanwhile = Some((Duration::from_secs(6), Duration::from_secs(16), RATE * times));
+                let length = Duration::from_millis(round_trip);
+                let sent = run(&Wire { rate: RATE, length, late: |_| Duration::ZERO, meanwhile }, 30);
+                let share: Vec<f64> = sent.delivered[25..].iter().map(|bytes| *bytes as f64 / RATE).collect();
+                assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
+            }
         }
     }
 

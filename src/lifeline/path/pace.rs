@@ -46,6 +46,12 @@ const DRAINED: f64 = 1.03;
 const SEARCH_AFTER: u32 = 5;
 const SEARCH_STEP: f64 = 0.05;
 
+/// Such rounds after which nothing is known of the path any more: it may have become a thousand times faster.
+const FRESH_AFTER: u32 = SEARCH_AFTER + 4;
+
+/// By how much the rate grew meanwhile, if so.
+const FOUND: f64 = 1.05;
+
 /// The part of the aim up to which a queue is none.
 const NONE_PART: u32 = 2;
 
@@ -91,6 +97,8 @@ pub struct Pace {
     stale: (u32, f64),
     /// Rounds without a queue, though one was aimed at, since the last that had one.
     idle: u32,
+    /// The rate when more was tried.
+    searched: f64,
     /// The queue that stays whatever is sent.
     theirs: Duration,
     /// Rounds in which it seemed to be longer than that.
@@ -110,6 +118,7 @@ impl Pace {
             fresh,
             stale: (0, rate),
             idle: 0,
+            searched: rate,
             theirs: Duration::ZERO,
             standing: 0,
             before: Duration::ZERO,
@@ -134,6 +143,11 @@ impl Pace {
         }
         let wait = Duration::from_secs_f64((-self.credit / self.speed()).clamp(0.0, 1.0));
         Some(now + wait.max(STEP))
+    }
+
+    /// Bytes that leave within that time, and at least one piece of bulk.
+    pub fn within(&self, time: Duration) -> u64 {
+        (self.rate * time.as_secs_f64()).max(self.bulk() as f64) as u64
     }
 
     /// Bytes of one piece of bulk.
@@ -167,7 +181,7 @@ impl Pace {
         let queued = queue > aim;
         // Of its making, and not of an acknowledgement that came late.
         let grows = queue > std::mem::replace(&mut self.before, queue) && round.arrived < round.sent * GROWS;
-        if queued {
+        if self.fresh || queued {
             self.idle = 0;
         } else if round.limited && queue < aim / NONE_PART {
             self.idle += 1;
@@ -187,6 +201,12 @@ impl Pace {
         if !round.limited {
             self.gain = self.gain.min(1.0);
             return;
+        }
+        if self.idle == SEARCH_AFTER {
+            self.searched = self.rate;
+        } else if self.idle >= FRESH_AFTER {
+            (self.fresh, self.stale) = (self.rate > self.searched * FOUND, (0, self.rate));
+            self.idle = 0;
         }
         self.gain =
             if self.fresh { FIRST_GAIN } else { self.search().unwrap_or_else(|| regulated(aim, queue, round.took)) };
