@@ -37,6 +37,9 @@ const FRESH_ROUNDS: u32 = 3;
 /// not of our making. Others use the path, or a busy machine answers late.
 const THEIRS_AFTER: u32 = 3;
 
+/// The part of the rate below which the pace itself never sends.
+const HELD_BACK: f64 = LEAST_GAIN * 0.95;
+
 /// What is sent of the path's rate while a queue is drained, at most; and how much more arrives then, at least.
 const DRAINS: f64 = 0.97;
 const DRAINED: f64 = 1.03;
@@ -195,7 +198,7 @@ impl Pace {
             self.fresh = false;
         } else if round.arrived > self.rate {
             self.rate += (round.arrived - self.rate) / if self.fresh { 1.0 } else { 2.0 };
-        } else if grows && queued && !self.fresh {
+        } else if (queued && grows && !self.fresh) || self.is_held_back(&round, aim) {
             self.rate += (round.arrived - self.rate) / 2.0;
         }
         if !round.limited {
@@ -216,6 +219,11 @@ impl Pace {
     fn search(&self) -> Option<f64> {
         let step = self.idle.checked_sub(SEARCH_AFTER)?;
         Some((1.0 + SEARCH_STEP * f64::from(2u32.saturating_pow(step))).min(SEARCH_GAIN))
+    }
+
+    /// Whether the window held back more than the pace does, though a queue stands, whosever it is: the path became slower.
+    fn is_held_back(&self, round: &Round, aim: Duration) -> bool {
+        !self.fresh && round.limited && round.queue > aim && round.sent.max(round.arrived) < self.rate * HELD_BACK
     }
 
     fn is_stale(&mut self, round: &Round) -> bool {
