@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "proxy", feature = "stub"))]
 mod ca_file;
+#[cfg(feature = "proxy")]
+mod config_check;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;
 mod descriptors;
@@ -26,8 +28,12 @@ mod signals;
 mod status;
 #[cfg(feature = "stub")]
 pub mod stub;
+#[cfg(feature = "stub")]
+mod stub_status;
 #[cfg(feature = "proxy")]
 mod up;
+#[cfg(any(feature = "proxy", feature = "stub"))]
+mod way;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
