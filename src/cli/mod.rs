@@ -5,6 +5,8 @@ mod ca_file;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;
 mod descriptors;
+#[cfg(feature = "proxy")]
+mod detach;
 #[cfg(all(feature = "proxy", feature = "coordinator"))]
 mod embedded;
 mod failure;
