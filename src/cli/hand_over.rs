@@ -28,8 +28,8 @@ use crate::wire::{FrameKind, RefusalCode};
 /// How long the running `up` may take to hand over: it has less for each of its steps.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a person is told when this one does not come up after all.
-const STAYS: &str = "the `nexus-proxy up` that runs goes on as before";
+/// What a person is told first when this one could not come up.
+const NOT_TAKEN: &str = "not taken over, and the `nexus-proxy up` that runs goes on as before";
 
 /// The `up` that handed over. When this one ends before it has said that it is up, that one takes its place again.
 pub struct Predecessor {
@@ -107,13 +107,13 @@ async fn could_come_up(up: &Up, url: &CoordinatorUrl, requests: &[ForwardRequest
     let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone()).with_outer(outer);
     client.reach().await.map_err(|error| {
         let code = if error.is_passing() { failure::UNAVAILABLE } else { failure::REFUSED };
-        Failure::new(code, format!("not taken over: {error}; {STAYS}"))
+        Failure::new(code, format!("{NOT_TAKEN}: {error}"))
     })?;
     let stream = control::connect(&home.run, &up.workspace).await?;
     let (status, _) = control::call::<Status>(stream, "status", Value::Null).await?;
     ports::can_be_had(requests, &status.forwards).await.map_err(|refusal| {
         let failure = Failure::from(refusal);
-        Failure::new(failure.code, format!("not taken over: {}; {STAYS}", failure.message))
+        Failure::new(failure.code, format!("{NOT_TAKEN}: {}", failure.message))
     })
 }
 

@@ -37,6 +37,7 @@ impl Life<'_> {
         let mut brief = Backoff::default();
         let (mut carriers, mut attached, mut moved) = (0, Instant::now(), 0);
         let mut come_back = None;
+        let attaching = watch::Sender::new(false);
         let mut leaving = Box::pin(Fuse::terminated());
         loop {
             let now = standing.borrow_and_update().clone();
@@ -54,7 +55,7 @@ impl Life<'_> {
                         told = told(&mut drain) => {
                             tracing::info!(?told, "the coordinator stops; the session goes over to the next one");
                             come_back = Some(Instant::now() + told);
-                            leaving.set(self.leave(told).fuse());
+                            leaving.set(self.leave(told, &attaching).fuse());
                         }
                         () = &mut leaving => {}
                     }
@@ -64,6 +65,16 @@ impl Life<'_> {
                 Standing::Beginning if standing.changed().await.is_ok() => continue,
                 Standing::Beginning | Standing::Ended(_) => return std::future::pending().await,
             };
+            // The workspace lets go of the old connection when it takes the next one, whose answer is a moment behind.
+            let mut asked = attaching.subscribe();
+            if *asked.borrow() {
+                tokio::select! {
+                    _ = standing.wait_for(is_well) => {}
+                    _ = asked.wait_for(|attaching| !attaching) => {}
+                    () = &mut leaving => {}
+                }
+                continue;
+            }
             let mut wait = Duration::ZERO;
             let before = std::mem::replace(&mut moved, lifeline.moved());
             if moved > before || attached.elapsed() >= STEADY {
@@ -72,6 +83,7 @@ impl Life<'_> {
                 wait = brief.next(rand::random()).min(BRIEF);
             }
             leaving.set(Fuse::terminated());
+            attaching.send_replace(false);
             // A coordinator that stops says when to come back, so that not all of its clients do at once. Its last word may
             // have come with the end of the connection.
             if let Some(told) = told(&mut drain).now_or_never() {
@@ -85,7 +97,7 @@ impl Life<'_> {
             let resumed = tokio::select! {
                 outcome = self.resume(&interrupted, wait) => outcome,
                 // It answers again, or the lifeline helped itself to another way.
-                _ = standing.wait_for(|s| !matches!(s, Standing::Suspect { .. } | Standing::Lost { .. })) => Ok(()),
+                _ = standing.wait_for(is_well) => Ok(()),
             };
             match resumed {
                 Ok(()) => tracing::info!(after = ?interrupted.since.elapsed(), "the session goes on"),
@@ -95,13 +107,14 @@ impl Life<'_> {
     }
 
     /// Brings another connection after `wait`, while the session has one still, and tries until it is taken. No error ends
-    /// the session: what it has goes on.
-    async fn leave(&self, wait: Duration) {
+    /// the session: what it has goes on. `attaching` is true while the workspace has been asked to take it.
+    async fn leave(&self, mut wait: Duration, attaching: &watch::Sender<bool>) {
         let mut backoff = Backoff::up_to(BRIEF);
-        let mut wait = wait;
         loop {
             tokio::time::sleep(wait).await;
-            let error = match tokio::time::timeout(ATTEMPT, self.bring_beside()).await {
+            let outcome = tokio::time::timeout(ATTEMPT, self.bring_beside(attaching)).await;
+            attaching.send_replace(false);
+            let error = match outcome {
                 Ok(Ok(())) => return tracing::info!("the session has gone over"),
                 Ok(Err(TunnelError::Drain(told))) => {
                     // It may say so each time: no reason to ask without a pause.
@@ -159,20 +172,25 @@ impl Life<'_> {
 
     /// One new connection, by way of the coordinator, which the session goes on on.
     async fn bring(&self) -> Result<(), TunnelError> {
-        self.attach(AttachMode::Move).await
+        let carrier = self.tunnel.join().await?;
+        self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
+        Ok(())
     }
 
     /// The same for a session that goes on: where it goes directly, the new connection only stands by.
-    async fn bring_beside(&self) -> Result<(), TunnelError> {
-        let direct = matches!(*self.lifeline.standing().borrow(), Standing::Attached { route: Route::Direct, .. });
-        self.attach(if direct { AttachMode::Standby } else { AttachMode::Move }).await
-    }
-
-    async fn attach(&self, mode: AttachMode) -> Result<(), TunnelError> {
+    async fn bring_beside(&self, attaching: &watch::Sender<bool>) -> Result<(), TunnelError> {
         let carrier = self.tunnel.join().await?;
+        let direct = matches!(*self.lifeline.standing().borrow(), Standing::Attached { route: Route::Direct, .. });
+        let mode = if direct { AttachMode::Standby } else { AttachMode::Move };
+        attaching.send_replace(true);
         self.lifeline.attach(Box::new(carrier), Route::Relay, mode).await.map_err(TunnelError::resume)?;
         Ok(())
     }
+}
+
+/// Whether nothing has to be mended.
+fn is_well(standing: &Standing) -> bool {
+    !matches!(standing, Standing::Suspect { .. } | Standing::Lost { .. })
 }
 
 /// Returns when the coordinator says that it stops, with when to come back.
