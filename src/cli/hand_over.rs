@@ -39,8 +39,8 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// This one is up.
-    pub async fn is_followed(mut self) {
+    /// Says that this one is up.
+    pub async fn let_go(mut self) {
         let word = Request::new("followed", Value::Null);
         if let Err(error) = self.stream.writer.send_json(FrameKind::Message, &word).await {
             // It has ended: with nothing open, or told to.

@@ -266,7 +266,10 @@ async fn live(
         let (claim, socket) = match claim_again(up, home).await {
             Ok(claimed) => claimed,
             // Somebody has it, and needs no one to take it back.
-            Err(failure) => return Ok(tracing::info!(why = failure.message, "the workspace is not taken back")),
+            Err(failure) => {
+                tracing::info!(why = failure.message, "the workspace is not taken back");
+                return Ok(());
+            }
         };
         *held = Some(claim);
         session(plan, Instant::now(), socket, held, local, &mut None).await
@@ -365,7 +368,7 @@ async fn show(
                     first = false;
                     daemon.set_following(false);
                     if let Some(predecessor) = predecessor.take() {
-                        predecessor.is_followed().await;
+                        predecessor.let_go().await;
                     }
                 }
                 output.line("tunnel", &format!("up in {took} ms, end-to-end verified"), &json);
