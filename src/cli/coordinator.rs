@@ -20,6 +20,7 @@ use super::output::Output;
 use super::signals;
 use crate::role::coordinator::authority;
 use crate::role::coordinator::balancer::{Balancer, Network};
+use crate::role::coordinator::drain::Drain;
 use crate::role::coordinator::public_url;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
@@ -92,6 +93,11 @@ struct Serve {
     /// How long the certificates of laptops and workspaces live; they are renewed after two thirds of it.
     #[arg(long, default_value = "24h", value_parser = duration)]
     leaf_lifetime: Duration,
+    /// How long sessions may go on through it after SIGTERM or Ctrl-C. Its port is free at once; laptops go over to the
+    /// coordinator that is started there within seconds, and it ends when they have. 0s where the next one is started
+    /// only when this one has ended. A second signal ends it at once.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = maybe_no_time)]
+    drain: Duration,
 }
 
 #[derive(Debug, Subcommand)]
@@ -133,6 +139,10 @@ enum Device {
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|e| format!("{e}. hint: write 10m, 24h, 7d"))?;
     if duration.is_zero() { Err("it must be longer than nothing".into()) } else { Ok(duration) }
+}
+
+fn maybe_no_time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|e| format!("{e}. hint: write 10s, 1m, 0s"))
 }
 
 /// The program.
@@ -243,19 +253,28 @@ fn table(lines: impl Iterator<Item = String>, none: &str) -> String {
     if lines.is_empty() { none.to_owned() } else { lines.join("\n") }
 }
 
-/// Held while serving: of two servers on one directory, each would look for stubs that are parked at the other.
-fn only_server(data: &Path) -> Result<std::fs::File, Failure> {
+/// How long one that was just told to end may take to let go of its ports.
+const LET_GO: Duration = Duration::from_secs(2);
+
+/// How often it is tried meanwhile: nothing tells it across processes.
+const LET_GO_POLL: Duration = Duration::from_millis(20);
+
+/// Held while serving: of two servers on one directory, each would look for stubs that are parked at the other. One that
+/// stops lets go of it with its ports.
+async fn only_server(data: &Path) -> Result<std::fs::File, Failure> {
     crate::role::coordinator::files::prepare_data_dir(data)?;
     let path = data.join("serve.lock");
     let file = crate::role::coordinator::files::open_private(&path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => {
+    let deadline = tokio::time::Instant::now() + LET_GO;
+    while file.try_lock().is_err() {
+        if tokio::time::Instant::now() >= deadline {
             let text =
                 format!("another nexus-coordinator serves {}. hint: stop it, or name another --data", data.display());
-            Err(Failure::new(failure::FAILED, text))
+            return Err(Failure::new(failure::FAILED, text));
         }
+        tokio::time::sleep(LET_GO_POLL).await;
     }
+    Ok(file)
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -287,10 +306,10 @@ fn check_plain(serve: &Serve) -> Result<(), Failure> {
 async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
     check_plain(&serve)?;
     super::descriptors::raise(server::MAX_DESCRIPTORS);
-    let _only = only_server(data)?;
+    let right = Some(only_server(data).await?);
     let registry = registry(data).await?.with_leaf_lifetime(serve.leaf_lifetime);
     let domain = registry.authority().domain().to_string();
-    let mut listeners = server::Listeners::default();
+    let mut listeners = server::Listeners { right, ..server::Listeners::default() };
     let mut names = serve.names;
     names.push("localhost".to_owned());
     let with_tls = serve.listen.or_else(|| serve.listen_plain.is_none().then_some(LISTEN));
@@ -316,9 +335,18 @@ async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
         listeners.plain = Some((listener, balancer));
     }
     let stop = CancellationToken::new();
+    let drain = Drain::new(stop.clone(), serve.drain);
+    let say = async {
+        stop.cancelled().await;
+        let lives = humantime::format_duration(serve.drain);
+        let text = format!("stopping: takes nothing more; what goes through it has {lives} to find another way");
+        output.line("coordinator", &text, &json!({"event": "stopping", "drain_ms": serve.drain.as_millis() as u64}));
+        std::future::pending().await
+    };
     tokio::select! {
-        served = server::run(listeners, registry, names, stop.clone()) => served.map_err(|e| Failure::new(failure::FAILED, e))?,
-        () = signals::ask_for_end(stop) => {}
+        served = server::run(listeners, registry, names, drain) => served.map_err(|e| Failure::new(failure::FAILED, e))?,
+        () = signals::ask_for_end(stop.clone()) => {}
+        () = say => {}
     }
     Ok(0)
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::coordinator;
 use super::failure::{self, Failure};
 use super::home::Home;
+use crate::role::coordinator::drain::Drain;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
 use crate::role::files;
@@ -76,8 +77,10 @@ impl Embedded {
         let url = CoordinatorUrl::from(listener.local_addr()?);
         let stop = CancellationToken::new();
         let mut task = tokio::task::JoinSet::new();
-        let listeners = server::Listeners { tls: Some(listener), plain: None };
-        let serve = server::run(listeners, registry.clone(), vec!["127.0.0.1".into()], stop.clone());
+        let listeners = server::Listeners { tls: Some(listener), ..server::Listeners::default() };
+        // Laptop and workspace end with it: there is nobody to wait for.
+        let drain = Drain::new(stop.clone(), Duration::ZERO);
+        let serve = server::run(listeners, registry.clone(), vec!["127.0.0.1".into()], drain);
         task.spawn(async move {
             if let Err(error) = serve.await {
                 tracing::error!(%error, "the embedded coordinator ended");

@@ -1,53 +1,83 @@
-//! One `nexus-proxy up` takes the place of another: how it asks, and how the other one lives on until it is done.
+//! One `nexus-proxy up` takes the place of another: how it asks, how the other one lives on until it is done, and how that
+//! one takes its place again when nobody follows.
 
 use std::time::Duration;
 
-use serde_json::json;
+use futures::future::LocalBoxFuture;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
 
 use super::failure::{self, Failure};
 use super::home::Home;
 use super::output::Output;
+use super::up::Up;
 use crate::lifeline::core::RETENTION;
-use crate::role::proxy::control::{self, Claim};
-use crate::role::proxy::daemon::{Daemon, HandedOver};
+use crate::role::proxy::control::{self, Door};
+use crate::role::proxy::daemon::{Daemon, HandedOver, Status};
+use crate::role::proxy::forwards::ForwardRequest;
+use crate::role::proxy::ports;
 use crate::role::proxy::profile::{self, Profile};
+use crate::role::proxy::tunnel::TunnelError;
+use crate::session::framed::FramedStream;
 use crate::transport::address::CoordinatorUrl;
-use crate::wire::RefusalCode;
-use crate::wire::name::WorkspaceName;
+use crate::transport::client::CoordinatorClient;
+use crate::wire::call::Request;
+use crate::wire::{FrameKind, RefusalCode};
 
 /// How long the running `up` may take to hand over: it has less for each of its steps.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a person is told first when this one could not come up.
+const NOT_TAKEN: &str = "not taken over, and the `nexus-proxy up` that runs goes on as before";
+
+/// The `up` that handed over. When this one ends before it has said that it is up, that one takes its place again.
+pub struct Predecessor {
+    /// Its process.
+    pub pid: u32,
+    stream: FramedStream<UnixStream>,
+}
+
+impl Predecessor {
+    /// Says that this one is up.
+    pub async fn let_go(mut self) {
+        let word = Request::new("followed", Value::Null);
+        if let Err(error) = self.stream.writer.send_json(FrameKind::Message, &word).await {
+            // It has ended: with nothing open, or told to.
+            tracing::debug!(%error, "the program that handed over is gone");
+        }
+    }
+}
+
 /// Asks the `up` that runs to hand over. When none does, there is nothing to ask.
 pub async fn take_over(
-    workspace: &WorkspaceName,
-    coordinator: Option<&CoordinatorUrl>,
+    up: &Up,
+    requests: &[ForwardRequest],
     home: &Home,
     output: Output,
-) -> Result<(), Failure> {
-    if let Some(url) = coordinator {
-        // What would keep this one from coming up is found before the other has closed anything.
-        Profile::load(&profile::directory(&home.data.join("coordinators"), url), url)
-            .map_err(|e| Failure::new(failure::USAGE, e))?;
-    }
+) -> Result<Option<Predecessor>, Failure> {
+    let workspace = &up.workspace;
     let stream = match control::connect(&home.run, workspace).await {
         Ok(stream) => stream,
-        Err(refusal) if refusal.code == RefusalCode::Unavailable => return Ok(()),
+        Err(refusal) if refusal.code == RefusalCode::Unavailable => return Ok(None),
         Err(refusal) => return Err(refusal.into()),
     };
-    let params = json!({"coordinator": coordinator.map(CoordinatorUrl::to_string)});
+    if let Some(url) = &up.coordinator {
+        could_come_up(up, url, requests, home).await?;
+    }
+    let params = json!({"coordinator": up.coordinator.as_ref().map(CoordinatorUrl::to_string)});
     let asked = tokio::time::timeout(TAKE_OVER_PATIENCE, control::call::<HandedOver>(stream, "hand_over", params));
     let failed =
-        |why: &dyn std::fmt::Display| format!("the running `nexus-proxy up {}` does not hand over: {why}", workspace);
+        |why: &dyn std::fmt::Display| format!("the running `nexus-proxy up {workspace}` does not hand over: {why}");
     match asked.await {
-        Ok(Ok((handed, _))) => {
+        Ok(Ok((handed, stream))) => {
             let text = format!(
                 "took over; process {} goes on with {} until that is done",
                 handed.pid,
                 connections(handed.open)
             );
             output.line("take-over", &text, &json!({"event": "took_over", "pid": handed.pid, "open": handed.open}));
-            Ok(())
+            Ok(Some(Predecessor { pid: handed.pid, stream }))
         }
         Ok(Err(refusal)) if refusal.code == RefusalCode::Unsupported => {
             let why = "it is of a release that cannot. hint: `nexus-proxy down` ends it, with its connections";
@@ -64,18 +94,79 @@ pub async fn take_over(
     }
 }
 
-/// After the hand-over: lets go of what the next program needs, says so, and waits for as long as anything may go on.
-pub async fn linger(daemon: &Daemon, claim: &mut Option<Claim>, output: Output) {
+/// Refuses what would keep this one from coming up, before the other has closed anything: a profile that is not there, a
+/// coordinator that is not reached, a port that somebody else has.
+async fn could_come_up(up: &Up, url: &CoordinatorUrl, requests: &[ForwardRequest], home: &Home) -> Result<(), Failure> {
+    let dir = profile::directory(&home.data.join("coordinators"), url);
+    let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
+    let url = profile.url(url.clone());
+    if up.ca_file.is_some() {
+        super::ca_file::keep(&dir, &url, up.ca_file.as_deref())?;
+    }
+    let outer = profile.outer(&url).map_err(|e| Failure::new(failure::REFUSED, e))?;
+    let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone()).with_outer(outer);
+    client.reach().await.map_err(|error| {
+        let code = if error.is_passing() { failure::UNAVAILABLE } else { failure::REFUSED };
+        Failure::new(code, format!("{NOT_TAKEN}: {error}"))
+    })?;
+    let stream = control::connect(&home.run, &up.workspace).await?;
+    let (status, _) = control::call::<Status>(stream, "status", Value::Null).await?;
+    ports::can_be_had(requests, &status.forwards).await.map_err(|refusal| {
+        let failure = Failure::from(refusal);
+        Failure::new(failure.code, format!("{NOT_TAKEN}: {}", failure.message))
+    })
+}
+
+/// After the hand-over: says so, and goes on until everything that is open is done, as long as a session is kept without a
+/// way to the workspace. When nobody follows, `take_back` begins another life of this program beside that.
+pub async fn live_on(
+    daemon: &Daemon,
+    running: LocalBoxFuture<'_, Result<(), TunnelError>>,
+    take_back: impl Future<Output = Result<(), Failure>>,
+    home: &Home,
+    output: Output,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
     let handed = daemon.handed_over().await;
-    *claim = None;
     let text =
         format!("handed over to another `nexus-proxy up`; {} go on here until they are done", connections(handed.open));
     tracing::info!(open = handed.open, "handed over; what is open goes on here");
     output.line("take-over", &text, &json!({"event": "handed_over", "open": handed.open}));
-    // As long as a session is kept without a way to the workspace.
-    tokio::time::sleep(RETENTION).await;
+    let live = async {
+        let door = Door::open(&home.run, daemon.tunnel().workspace())
+            .inspect_err(|error| tracing::warn!(%error, "`status` and `down` will not find this process"));
+        let answer = async {
+            match &door {
+                Ok(door) => daemon.keep_door(door).await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            outcome = running => outcome.map_err(|error| Failure::new(failure::REFUSED, error)),
+            () = tokio::time::sleep(RETENTION) => {
+                let text = "a connection went on for a day after the hand-over. hint: it is ended with this process";
+                Err(Failure::new(failure::FAILED, text))
+            }
+            () = answer => unreachable!("the door is kept for ever"),
+        }
+    };
+    let follow = async {
+        if stop.run_until_cancelled(daemon.is_followed()).await != Some(false) {
+            return Ok(());
+        }
+        let text = "the other one is gone and was not up; this one takes its place again";
+        tracing::info!("nobody followed; this program takes its place again");
+        output.line("take-over", text, &json!({"event": "taken_back"}));
+        let outcome = take_back.await;
+        // What was handed over goes with it.
+        stop.cancel();
+        outcome
+    };
+    let (lived, followed) = tokio::join!(live, follow);
+    followed.and(lived)
 }
 
-fn connections(open: usize) -> String {
+/// So many connections, in words.
+pub fn connections(open: usize) -> String {
     if open == 1 { "1 connection".into() } else { format!("{open} connections") }
 }

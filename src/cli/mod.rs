@@ -7,6 +7,8 @@ mod config_check;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;
 mod descriptors;
+#[cfg(feature = "proxy")]
+mod detach;
 #[cfg(all(feature = "proxy", feature = "coordinator"))]
 mod embedded;
 mod failure;

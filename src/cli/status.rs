@@ -1,10 +1,14 @@
 //! `nexus-proxy status` and `down`: asks what is up, shows it, ends it.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::net::UnixStream;
 
 use super::failure::{self, Failure};
+use super::hand_over::connections;
 use super::home::Home;
 use super::output::Output;
 use super::way::{next_attempt, path_text, second, within_line};
@@ -12,13 +16,14 @@ use crate::lifeline::Route;
 use crate::role::proxy::control::{self, socket_path};
 use crate::role::proxy::daemon::Status;
 use crate::role::proxy::forwards::ForwardKind;
+use crate::wire::RefusalCode;
 use crate::wire::name::WorkspaceName;
 
 /// Shows one workspace, or all that are up.
 pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<u8, Failure> {
     let home = Home::find()?;
-    let names = match workspace {
-        Some(name) => vec![name],
+    let names = match &workspace {
+        Some(name) => vec![name.clone()],
         None => running(&home),
     };
     let mut all = Vec::new();
@@ -33,18 +38,37 @@ pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<
             Err(refusal) => failed = Some(Failure::from(refusal)),
         }
     }
+    let handed_over = handed_over(&home, workspace.as_ref()).await;
     if output.is_json() {
-        output.plain("", &json!({"workspaces": all}));
+        output.plain("", &json!({"workspaces": all, "handed_over": handed_over}));
         return Ok(if all.is_empty() { failure::UNAVAILABLE } else { 0 });
+    }
+    all.iter().for_each(|status| show_status(output, status));
+    for status in &handed_over {
+        let text = format!(
+            "{} (process {}), version {}: {} until done",
+            status.workspace,
+            status.pid,
+            status.version,
+            connections(status.earlier)
+        );
+        output.line("handed over", &text, &Value::Null);
     }
     match (all.is_empty(), failed) {
         (true, Some(failure)) => Err(failure),
         (true, None) => Err(Failure::new(failure::UNAVAILABLE, "nothing is up. hint: run `nexus-proxy up`")),
-        (false, _) => {
-            all.iter().for_each(|status| show_status(output, status));
-            Ok(0)
-        }
+        (false, _) => Ok(0),
     }
+}
+
+/// Those that handed over and live on, of one workspace or of all. One that ends meanwhile is none.
+async fn handed_over(home: &Home, workspace: Option<&WorkspaceName>) -> Vec<Status> {
+    let ask = async |door: std::path::PathBuf| {
+        let stream = control::connect_at(&door).await?;
+        control::call::<Status>(stream, "status", Value::Null).await.map(|(status, _)| status)
+    };
+    let asked = control::doors(&home.run, workspace).into_iter().map(ask);
+    futures::future::join_all(asked).await.into_iter().flatten().collect()
 }
 
 fn running(home: &Home) -> Vec<WorkspaceName> {
@@ -122,16 +146,41 @@ fn show_status(output: Output, status: &Status) {
     }
 }
 
-/// Ends a workspace's `up`, and waits until it has ended.
+/// Ends a workspace's `up` and those that handed it over and live on, and waits until all have ended.
 pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failure> {
     let home = Home::find()?;
-    let stream = control::connect(&home.run, &workspace).await?;
+    let handed_over = handed_over(&home, Some(&workspace)).await;
+    let doors = control::doors(&home.run, Some(&workspace));
+    let standing = control::connect(&home.run, &workspace).await;
+    match standing {
+        Err(refusal) if doors.is_empty() || refusal.code != RefusalCode::Unavailable => return Err(refusal.into()),
+        Err(_) => {}
+        Ok(stream) => end(stream, &socket_path(&home.run, &workspace), &workspace).await?,
+    }
+    for door in doors {
+        // It may be done meanwhile.
+        if let Ok(stream) = control::connect_at(&door).await {
+            end(stream, &door, &workspace).await?;
+        }
+    }
+    let earlier: String = handed_over
+        .iter()
+        .map(|status| {
+            format!("; process {}, which had handed over, ended with {}", status.pid, connections(status.earlier))
+        })
+        .collect();
+    let pids: Vec<u32> = handed_over.iter().map(|status| status.pid).collect();
+    output.plain(&format!("{workspace} is down{earlier}"), &json!({"down": workspace, "handed_over": pids}));
+    Ok(0)
+}
+
+/// Ends the process whose socket is at `path`, and waits until it has ended.
+async fn end(stream: UnixStream, path: &Path, workspace: &WorkspaceName) -> Result<(), Failure> {
     let (_, mut stream): (Value, _) = control::call(stream, "down", Value::Null).await?;
     let _ = stream.reader.next().await;
-    if !control::ended(&socket_path(&home.run, &workspace)).await {
-        let text = format!("workspace `{workspace}` was told to end, and is still at it. hint: try again in a moment");
-        return Err(Failure::new(failure::FAILED, text));
+    if control::ended(path).await {
+        return Ok(());
     }
-    output.plain(&format!("{workspace} is down"), &json!({"down": workspace}));
-    Ok(0)
+    let text = format!("workspace `{workspace}` was told to end, and is still at it. hint: try again in a moment");
+    Err(Failure::new(failure::FAILED, text))
 }

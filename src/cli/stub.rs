@@ -420,7 +420,7 @@ async fn take_over(
     state: StubState,
     output: Output,
 ) -> Result<(StubState, Option<(HandedOver, Instant)>), Failure> {
-    let Some(earlier) = hand_over::ask(socket).await? else { return Ok((state, None)) };
+    let Some(earlier) = hand_over::ask(socket, dir).await? else { return Ok((state, None)) };
     let HandedOver { pid, version, sessions, streams, .. } = &earlier;
     let text = format!("from process {pid}, version {version}; {} there until done", go_on(*sessions, *streams));
     let event = json!({"event": "took_over", "pid": pid, "version": version, "sessions": sessions, "streams": streams});

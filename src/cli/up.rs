@@ -1,21 +1,20 @@
 //! `nexus-proxy up`: composes coordinator, workspace and tunnel, shows how they are, and takes them down again.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio_util::sync::CancellationToken;
 
 use super::descriptors;
 use super::failure::{self, Failure};
-use super::hand_over::{linger, take_over};
+use super::hand_over::{Predecessor, live_on, take_over};
 use super::home::Home;
-use super::log::{Common, LogFormat};
+use super::log::Common;
 use super::output::Output;
 use super::proxy::ForwardFlags;
 use super::signals;
@@ -25,8 +24,9 @@ use crate::role::files;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
 use crate::role::proxy::daemon::Daemon;
+use crate::role::proxy::forwards::ForwardRequest;
 use crate::role::proxy::profile::{self, Profile};
-use crate::role::proxy::tunnel::{Tunnel, TunnelState};
+use crate::role::proxy::tunnel::{Tunnel, TunnelError, TunnelState};
 use crate::role::proxy::tunnel_state::Doing;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
@@ -35,8 +35,10 @@ use crate::wire::name::{DeviceName, WorkspaceName};
 /// How long a tunnel may be on its way before a line says what it waits for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long `up --detach` waits for the tunnel before it leaves it on its way.
-const DETACH_PATIENCE: Duration = Duration::from_secs(30);
+/// How long what a process had may still seem to be its own after its end, and how often that is looked at: nothing tells
+/// it across processes.
+const LET_GO: Duration = Duration::from_secs(1);
+const LET_GO_POLL: Duration = Duration::from_millis(50);
 
 /// Arguments of `up`.
 #[derive(Debug, Args)]
@@ -79,7 +81,7 @@ pub struct Up {
 pub async fn run(up: Up, common: &Common) -> Result<u8, Failure> {
     let home = Home::find()?;
     if up.detach {
-        return detach(up, &home, common).await;
+        return super::detach::run(up, &home, common).await;
     }
     Box::pin(foreground(up, &home, Output::new(common.json))).await
 }
@@ -90,30 +92,70 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let config = super::proxy::load(up.config.as_deref(), home)?;
     let mut requests = up.forwards.requests();
     requests.extend(super::proxy::configured(&config)?);
-    let refused = |e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace));
-    if up.take_over {
-        take_over(&up.workspace, up.coordinator.as_ref(), home, output).await?;
-    }
+    // Until this one is up it may end in any way: then the other one takes its place again.
+    let mut predecessor = if up.take_over { take_over(&up, &requests, home, output).await? } else { None };
     // Held until everything is down, or handed over.
-    let claim = Claim::new(&socket_path(&home.run, &up.workspace)).await.map_err(refused)?;
-    let socket = claim.bind().map_err(refused)?;
-    let mut claim = Some(claim);
+    let (held, socket) = claim(&up, home).await?;
+    let mut held = Some(held);
     let stop = CancellationToken::new();
     let interrupted = signals::ask_for_end(stop.clone());
+    let log = bound_logs(up.background.as_deref(), home.audit());
+    let plan = Plan { up: &up, home, output, config: &config, requests, stop: &stop };
     let work = async {
         let mut local = Local::default();
-        let session = session(&up, home, output, began, &config, requests, socket, &mut claim, &mut local, &stop);
-        let outcome = Box::pin(session).await;
+        let outcome = session(&plan, began, socket, &mut held, &mut local, &mut predecessor).await;
         local.stop().await;
         outcome
     };
     tokio::select! {
         outcome = work => outcome?,
         () = interrupted => {}
+        () = log => unreachable!("logs are looked after for ever"),
     }
-    let text = if claim.is_some() { "everything is taken down" } else { "what went on here is done" };
+    if let Some(Predecessor { pid, .. }) = &predecessor {
+        let text = format!("this one was not up; process {pid} takes its place again");
+        output.line("take-over", &text, &json!({"event": "given_back", "pid": pid}));
+    }
+    let text = if held.is_some() { "everything is taken down" } else { "what went on here is done" };
     output.line("down", text, &json!({"event": "down"}));
     Ok(0)
+}
+
+/// The right to keep the workspace up, and its socket.
+async fn claim(up: &Up, home: &Home) -> Result<(Claim, ControlSocket), Failure> {
+    let refused = |e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace));
+    let claim = Claim::new(&socket_path(&home.run, &up.workspace)).await.map_err(refused)?;
+    let socket = claim.bind().map_err(refused)?;
+    Ok((claim, socket))
+}
+
+/// The same after somebody who had it is gone: the system may take a moment to let go of what was theirs.
+async fn claim_again(up: &Up, home: &Home) -> Result<(Claim, ControlSocket), Failure> {
+    let deadline = Instant::now() + LET_GO;
+    loop {
+        match claim(up, home).await {
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(LET_GO_POLL).await,
+            claimed => return claimed,
+        }
+    }
+}
+
+async fn bound_logs(log: Option<&Path>, audit: PathBuf) {
+    match log {
+        Some(log) => drop(tokio::join!(files::bound_log(log), files::bound_log(&audit))),
+        None => files::bound_log(&audit).await,
+    }
+}
+
+/// What an `up` is made of, when it begins and when it takes its place again.
+struct Plan<'a> {
+    up: &'a Up,
+    home: &'a Home,
+    output: Output,
+    config: &'a Config,
+    requests: Vec<ForwardRequest>,
+    /// Ends all of it.
+    stop: &'a CancellationToken,
 }
 
 /// What runs on this machine besides the tunnel; ended in the reverse order.
@@ -148,19 +190,27 @@ impl Local {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "called once, from the function above, which owns all of them")]
-async fn session(
-    up: &Up,
-    home: &Home,
-    output: Output,
+/// One life of this program: from its session's beginning until it is told to end, fails, or has handed over and is done.
+fn session<'a>(
+    plan: &'a Plan<'_>,
     began: Instant,
-    config: &Config,
-    requests: Vec<crate::role::proxy::forwards::ForwardRequest>,
     socket: ControlSocket,
-    claim: &mut Option<Claim>,
+    held: &'a mut Option<Claim>,
+    local: &'a mut Local,
+    predecessor: &'a mut Option<Predecessor>,
+) -> LocalBoxFuture<'a, Result<(), Failure>> {
+    Box::pin(live(plan, began, socket, held, local, predecessor))
+}
+
+async fn live(
+    plan: &Plan<'_>,
+    began: Instant,
+    socket: ControlSocket,
+    held: &mut Option<Claim>,
     local: &mut Local,
-    stop: &CancellationToken,
+    predecessor: &mut Option<Predecessor>,
 ) -> Result<(), Failure> {
+    let Plan { up, home, output, .. } = *plan;
     let (profile, url) = match &up.coordinator {
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
@@ -186,39 +236,54 @@ async fn session(
     let tunnel = Tunnel::new(client, profile, up.workspace.clone()).with_direct(!up.no_direct);
     let on_this_machine = up.coordinator.is_none();
     let log = up.background.clone();
-    let daemon = Daemon::new(tunnel, device, config.declared(), log, on_this_machine, stop.clone());
-    let mut running = Box::pin(daemon.clone().run(socket));
-    let shown = show(daemon.clone(), requests, output, began);
-    let log = async {
-        let audit = home.audit();
-        match &up.background {
-            Some(log) => drop(tokio::join!(files::bound_log(log), files::bound_log(&audit))),
-            None => files::bound_log(&audit).await,
-        }
-    };
-    let failed = tokio::select! {
-        () = linger(&daemon, claim, output) => {
-            let text = "a connection went on for a day after the hand-over. hint: it is ended with this process";
-            Failure::new(failure::FAILED, text)
-        }
-        () = log => unreachable!("a log is looked after for ever"),
-        outcome = &mut running => {
-            // Whoever hands over and has nothing open is done before it was said.
-            if claim.is_some() {
-                linger(&daemon, claim, output).now_or_never();
-            }
-            return outcome.map_err(|error| Failure::new(failure::REFUSED, error));
-        }
-        failed = shown => failed,
+    let stop = plan.stop.child_token();
+    let daemon = Daemon::new(tunnel, device, plan.config.declared(), log, on_this_machine, stop.clone());
+    daemon.set_following(predecessor.is_some());
+    let mut running: LocalBoxFuture<'_, Result<(), TunnelError>> = Box::pin(daemon.clone().run(socket));
+    let over = tokio::select! {
+        _ = daemon.handed_over() => Over::Handed(None),
+        outcome = &mut running => Over::Handed(Some(outcome)),
+        failed = show(daemon.clone(), &plan.requests, predecessor, output, began) => Over::Failed(failed),
         how = local.broke() => {
             let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
             let text = format!("the workspace's stub ended ({how}). hint: its log is {}", places.display());
-            Failure::new(failure::FAILED, text)
+            Over::Failed(Failure::new(failure::FAILED, text))
         }
     };
-    stop.cancel();
-    let _ = running.await;
-    Err(failed)
+    match over {
+        Over::Failed(failure) => {
+            stop.cancel();
+            let _ = running.await;
+            return Err(failure);
+        }
+        Over::Handed(Some(outcome)) if daemon.handed_over().now_or_never().is_none() => {
+            return outcome.map_err(|error| Failure::new(failure::REFUSED, error));
+        }
+        // Whoever hands over and has nothing open is done before it was said.
+        Over::Handed(Some(outcome)) => running = Box::pin(std::future::ready(outcome)),
+        Over::Handed(None) => {}
+    }
+    *held = None;
+    let take_back = async {
+        let (claim, socket) = match claim_again(up, home).await {
+            Ok(claimed) => claimed,
+            // Somebody has it, and needs no one to take it back.
+            Err(failure) => {
+                tracing::info!(why = failure.message, "the workspace is not taken back");
+                return Ok(());
+            }
+        };
+        *held = Some(claim);
+        session(plan, Instant::now(), socket, held, local, &mut None).await
+    };
+    live_on(&daemon, running, take_back, home, output, plan.stop).await
+}
+
+/// How a life went on to its end.
+enum Over {
+    /// It has handed over, or has ended, with this outcome.
+    Handed(Option<Result<(), TunnelError>>),
+    Failed(Failure),
 }
 
 #[cfg(feature = "coordinator")]
@@ -256,7 +321,8 @@ pub fn device_name() -> DeviceName {
 /// Adds the forwards and tells how things are; ends only when a forward cannot be had at all.
 async fn show(
     daemon: Arc<Daemon>,
-    requests: Vec<crate::role::proxy::forwards::ForwardRequest>,
+    requests: &[ForwardRequest],
+    predecessor: &mut Option<Predecessor>,
     output: Output,
     began: Instant,
 ) -> Failure {
@@ -295,13 +361,17 @@ async fn show(
                 let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };
                 if first {
                     // Before the line that says it is up, so that whoever waits for that line finds them there.
-                    for request in &requests {
+                    for request in requests {
                         match daemon.forwards().add(request).await {
                             Ok(status) => super::proxy::show_forward(output, &status),
                             Err(refusal) => return refusal.into(),
                         }
                     }
                     first = false;
+                    daemon.set_following(false);
+                    if let Some(predecessor) = predecessor.take() {
+                        predecessor.let_go().await;
+                    }
                 }
                 output.line("tunnel", &format!("up in {took} ms, end-to-end verified"), &json);
             }
@@ -354,99 +424,4 @@ impl Told {
             TunnelState::Waiting { why, retry_ms, .. } => Told::Down { why: why.clone(), retry_ms: *retry_ms },
         }
     }
-}
-
-/// Starts the same command in the background, waits until its tunnel is up, and leaves it.
-async fn detach(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
-    let output = Output::new(common.json);
-    files::private_dir(&home.data)?;
-    let log = home.data.join(format!("{}.log", up.workspace));
-    let file = files::log(&log)?;
-    let mut command = tokio::process::Command::new(std::env::current_exe()?);
-    command.arg("--json").arg(format!("-{}", "v".repeat(common.verbose.max(1).into())));
-    command.args(["--log-format", if common.log_format == LogFormat::Json { "json" } else { "text" }]);
-    command.args(["up", up.workspace.as_str()]).arg("--background").arg(&log);
-    if let Some(url) = &up.coordinator {
-        command.args(["--coordinator", &url.to_string()]);
-    }
-    if let Some(file) = &up.ca_file {
-        command.arg("--ca-file").arg(file);
-    }
-    if let Some(config) = &up.config {
-        command.arg("--config").arg(config);
-    }
-    if up.no_direct {
-        command.arg("--no-direct");
-    }
-    if up.take_over {
-        command.arg("--take-over");
-    }
-    command.args(up.forwards.arguments());
-    // A process group of its own, so that Ctrl-C on this terminal does not reach it.
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
-    let mut child = command.spawn()?;
-    let stdout = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe to the background process"))?;
-    let mut lines = BufReader::new(stdout).lines();
-    let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-    let deadline = tokio::time::Instant::now() + DETACH_PATIENCE;
-    loop {
-        let line = tokio::select! {
-            line = lines.next_line() => line?,
-            _ = interrupted.recv() => {
-                let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(nix::unistd::Pid::from_raw);
-                if let Some(pid) = pid {
-                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-                }
-                let _ = child.wait().await;
-                return Ok(130);
-            }
-            () = tokio::time::sleep_until(deadline) => {
-                let text = format!(
-                    "the tunnel is not up yet; it goes on trying in the background. hint: `nexus-proxy status {}`, log {}",
-                    up.workspace,
-                    log.display()
-                );
-                return Err(Failure::new(failure::UNAVAILABLE, text));
-            }
-        };
-        let Some(line) = line else { break };
-        let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
-        let text = match event["event"].as_str() {
-            Some("coordinator") => format!("  coordinator  {}", event["url"].as_str().unwrap_or_default()),
-            Some("workspace") => format!("  workspace    {}", event["name"].as_str().unwrap_or_default()),
-            Some("took_over") => format!("  take-over    took over from process {}", event["pid"]),
-            Some("forward") => {
-                let forward = &event["forward"];
-                format!(
-                    "  forward      {} → {}",
-                    forward["listen"].as_str().unwrap_or_default(),
-                    forward["target"].as_str().unwrap_or("SOCKS5")
-                )
-            }
-            Some("tunnel") => match event["tunnel"]["state"].as_str() {
-                Some("up") => "  tunnel       up, end-to-end verified; in the background".to_owned(),
-                Some("waiting") => {
-                    format!("  tunnel       down: {}", event["tunnel"]["why"].as_str().unwrap_or_default())
-                }
-                _ => continue,
-            },
-            _ => continue,
-        };
-        output.plain(&text, &event);
-        if event["tunnel"]["state"] == "up" {
-            return Ok(0);
-        }
-    }
-    let status = child.wait().await?;
-    let tail = std::fs::read_to_string(&log).unwrap_or_default();
-    let last = tail.lines().last().unwrap_or_default();
-    let why = serde_json::from_str::<serde_json::Value>(last).ok();
-    let why = why.and_then(|v| {
-        let message = v["error"]["message"].as_str()?;
-        let hint = v["error"]["hint"].as_str();
-        Some(hint.map_or_else(|| message.to_owned(), |hint| format!("{message}. hint: {hint}")))
-    });
-    let text =
-        why.unwrap_or_else(|| format!("the background process ended ({status}). hint: its log is {}", log.display()));
-    Err(Failure::new(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED), text))
 }

@@ -247,38 +247,53 @@ pub struct Relayed {
 
 #[derive(Debug, Default)]
 struct Direction {
+    /// What the relay itself has to say there; goes before what waits.
+    say: Option<Message>,
     waiting: Option<Message>,
     unflushed: bool,
     done: bool,
     bytes: u64,
 }
 
-/// When to end a relay early, and what to tell both sides then.
+/// How a relay ends because its coordinator stops.
 #[derive(Debug)]
-pub struct Drain<F> {
-    /// Ready when the relay must end.
-    pub when: F,
-    /// Sent to both sides.
-    pub say: Control,
+pub struct Drain<W, P, S> {
+    /// Ready when both sides are to be told; the relay goes on.
+    pub when: W,
+    /// Ready when it must end, whoever is still there. Both are told again.
+    pub part: P,
+    /// What the first is told and what the second is, each time.
+    pub say: S,
 }
 
 /// Copies binary messages both ways until either side ends, then ends the other. Never looks into them.
 /// Holds one message of each direction at most; a side that does not read stops the other.
 /// Ends when a side is silent for [`SILENCE`]: both ping.
-pub async fn relay<A: Io, B: Io, F: Future<Output = ()>>(
+pub async fn relay<A: Io, B: Io, W, P, S>(
     mut a: WebSocketStream<A>,
     mut b: WebSocketStream<B>,
-    drain: Drain<F>,
-) -> (Relayed, io::Result<()>) {
+    mut drain: Drain<W, P, S>,
+) -> (Relayed, io::Result<()>)
+where
+    W: Future<Output = ()>,
+    P: Future<Output = ()>,
+    S: FnMut() -> [Control; 2],
+{
     let (mut forth, mut back) = (Direction::default(), Direction::default());
     let mut check = interval_at(Instant::now() + PING, PING);
     let (mut heard_a, mut heard_b) = (Instant::now(), Instant::now());
     let mut when = std::pin::pin!(drain.when);
-    let mut draining = false;
+    let mut part = std::pin::pin!(drain.part);
+    let (mut told, mut parting) = (false, false);
     let outcome = std::future::poll_fn(|cx| {
-        if when.as_mut().poll(cx).is_ready() {
-            draining = true;
+        if part.as_mut().poll(cx).is_ready() {
+            parting = true;
             return Poll::Ready(Ok(()));
+        }
+        if !told && when.as_mut().poll(cx).is_ready() {
+            told = true;
+            let [to_a, to_b] = (drain.say)().map(|say| Message::text(say.to_text()));
+            (back.say, forth.say) = (Some(to_a), Some(to_b));
         }
         let ab = poll_copy(cx, &mut a, &mut b, &mut forth, &mut heard_a);
         let ba = poll_copy(cx, &mut b, &mut a, &mut back, &mut heard_b);
@@ -297,9 +312,9 @@ pub async fn relay<A: Io, B: Io, F: Future<Output = ()>>(
     })
     .await;
     let close = async {
-        if draining {
-            let say = Message::text(drain.say.to_text());
-            let _ = futures::future::join(a.send(say.clone()), b.send(say)).await;
+        if parting {
+            let [to_a, to_b] = (drain.say)().map(|say| Message::text(say.to_text()));
+            let _ = futures::future::join(a.send(to_a), b.send(to_b)).await;
         }
         let _ = futures::future::join(a.close(None), b.close(None)).await;
     };
@@ -316,9 +331,9 @@ fn poll_copy<A: Io, B: Io>(
 ) -> Poll<io::Result<()>> {
     let mut to = Pin::new(to);
     loop {
-        if direction.waiting.is_some() {
+        while direction.say.is_some() || direction.waiting.is_some() {
             ready!(to.as_mut().poll_ready(cx)).map_err(io_error)?;
-            if let Some(message) = direction.waiting.take() {
+            if let Some(message) = direction.say.take().or_else(|| direction.waiting.take()) {
                 to.as_mut().start_send(message).map_err(io_error)?;
                 direction.unflushed = true;
             }
@@ -425,7 +440,11 @@ mod tests {
         let relay = tokio::spawn(relay(
             near.into_websocket(),
             far.into_websocket(),
-            Drain { when: std::future::pending(), say: Control::Unknown },
+            Drain {
+                when: std::future::pending(),
+                part: std::future::pending(),
+                say: || [Control::Unknown, Control::Unknown],
+            },
         ));
         for len in [100_000, 1, 50_000] {
             laptop.send(Bytes::from(vec![5; len])).await.unwrap();
@@ -437,5 +456,42 @@ mod tests {
         assert!(!matches!(laptop.arrival().await, Ok(Some(_))));
         let (relayed, _) = relay.await.unwrap();
         assert_eq!(relayed, Relayed { forth: 150_001, back: 4 });
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_drains_tells_both_and_goes_on_until_it_is_parted() {
+        let (mut laptop, near) = ends(false).await;
+        let (far, mut stub) = ends(true).await;
+        let (tell, when) = tokio::sync::oneshot::channel::<()>();
+        let (end, part) = tokio::sync::oneshot::channel::<()>();
+        let mut said = 0;
+        let drain = Drain {
+            when: async move { when.await.unwrap() },
+            part: async move { part.await.unwrap() },
+            say: move || {
+                said += 10;
+                [said, said + 1].map(|reconnect_after_ms| Control::Drain { reconnect_after_ms })
+            },
+        };
+        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), drain));
+        let told = |arrival: io::Result<Option<Arrival>>| match arrival {
+            Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => reconnect_after_ms,
+            other => panic!("{other:?}"),
+        };
+        tell.send(()).unwrap();
+        assert_eq!((told(laptop.arrival().await), told(stub.arrival().await)), (10, 11));
+        for _ in 0..3 {
+            laptop.send(Bytes::from_static(b"forth")).await.unwrap();
+            assert_eq!(bytes(&mut stub).await, "forth");
+            stub.send(Bytes::from_static(b"back")).await.unwrap();
+            assert_eq!(bytes(&mut laptop).await, "back");
+        }
+        end.send(()).unwrap();
+        assert_eq!((told(laptop.arrival().await), told(stub.arrival().await)), (20, 21));
+        let closed = tokio::join!(laptop.arrival(), stub.arrival());
+        assert!(matches!(closed, (Ok(None), Ok(None))), "{closed:?}");
+        let (relayed, outcome) = relay.await.unwrap();
+        assert_eq!(relayed, Relayed { forth: 15, back: 12 });
+        outcome.unwrap();
     }
 }

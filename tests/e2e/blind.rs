@@ -12,6 +12,7 @@ use bytes::Bytes;
 use nexus_proxy::identity::verify::{ClientAuth, Expect, server_config};
 use nexus_proxy::identity::{PeerCertificate, Role};
 use nexus_proxy::role::coordinator::authority;
+use nexus_proxy::role::coordinator::drain::{Drain, RELAYS};
 use nexus_proxy::role::coordinator::rendezvous::Rendezvous;
 use nexus_proxy::transport::carrier::{Carrier, Side, websocket};
 use nexus_proxy::transport::client::ALPN;
@@ -133,7 +134,7 @@ type Tapped = Tap<TlsStream<TcpStream>>;
 /// A coordinator that joins as the real one does, holds its authority's key, and writes down all it can decrypt.
 async fn curious(listener: TcpListener, acceptor: TlsAcceptor, heard: Arc<Mutex<Vec<u8>>>) {
     let (_revoked, nobody) = tokio::sync::watch::channel(Arc::default());
-    let rendezvous = Arc::new(Rendezvous::new(nobody, CancellationToken::new()));
+    let rendezvous = Arc::new(Rendezvous::new(nobody, Drain::new(CancellationToken::new(), RELAYS)));
     let mut connections = JoinSet::new();
     while let Ok((tcp, _)) = listener.accept().await {
         let (acceptor, heard, rendezvous) = (acceptor.clone(), heard.clone(), rendezvous.clone());

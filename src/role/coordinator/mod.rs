@@ -4,6 +4,7 @@
 pub mod api;
 pub mod authority;
 pub mod balancer;
+pub mod drain;
 pub mod files;
 pub mod membership;
 mod newcomers;

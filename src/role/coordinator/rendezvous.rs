@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_tungstenite::WebSocketStream;
-use tokio_util::sync::CancellationToken;
 
+use super::drain::{self, Client, Drain};
 use super::membership::Revoked;
 use crate::identity::KeyPin;
 use crate::transport::Io;
-use crate::transport::carrier::{Arrival, Carrier, Drain, relay};
+use crate::transport::carrier::{self, Arrival, Carrier, relay};
 use crate::wire::control::Control;
 use crate::wire::limits::MAX_REVOKED;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -26,15 +26,19 @@ pub const MAX_PARKED: usize = 4;
 /// How long a laptop waits for the workspace's stub to appear. A stub that just lost its network is back within this.
 pub const STUB_WAIT: Duration = Duration::from_secs(20);
 
-/// Clients of a coordinator that stops come back at a moment within this, so that they do not arrive all at once.
-pub const DRAIN_SPREAD: Duration = Duration::from_secs(3);
-
 /// Where connections wait for each other.
 #[derive(Debug)]
 pub struct Rendezvous<T> {
     parked: Mutex<HashMap<WorkspaceName, Slot<T>>>,
     revoked: watch::Receiver<Revoked>,
-    stop: CancellationToken,
+    drain: Drain,
+}
+
+/// How a laptop's wait for its workspace ended.
+enum Claimed<T> {
+    Stub(Box<WebSocketStream<T>>),
+    NoStub,
+    Stopping,
 }
 
 #[derive(Debug)]
@@ -58,10 +62,10 @@ struct Claim<T> {
 }
 
 impl<T: Io> Rendezvous<T> {
-    /// Ends everything it holds when `stop` is cancelled, telling clients when to come back. Stubs are told of
-    /// `revoked` devices: sessions that need no coordinator any more end, too.
-    pub fn new(revoked: watch::Receiver<Revoked>, stop: CancellationToken) -> Rendezvous<T> {
-        Rendezvous { parked: Mutex::new(HashMap::new()), revoked, stop }
+    /// Ends what it holds as `drain` says. Stubs are told of `revoked` devices: sessions that need no coordinator any
+    /// more end, too.
+    pub fn new(revoked: watch::Receiver<Revoked>, drain: Drain) -> Rendezvous<T> {
+        Rendezvous { parked: Mutex::new(HashMap::new()), revoked, drain }
     }
 
     /// How many connections of a workspace are parked.
@@ -110,8 +114,8 @@ impl<T: Io> Rendezvous<T> {
                     Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
                     Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
                 },
-                () = self.stop.cancelled() => {
-                    let _ = carrier.send_control(&drain()).await;
+                () = self.drain.stop.cancelled() => {
+                    let _ = carrier.send_control(&drain::say(Client::Stub)).await;
                 }
             }
             break;
@@ -128,31 +132,42 @@ impl<T: Io> Rendezvous<T> {
         Box::pin(carrier.close()).await;
     }
 
-    /// Joins a laptop's connection to one that the workspace parked, and copies until either ends.
+    /// Joins a laptop's connection to one that the workspace parked, and copies until either ends, or, once everything is
+    /// to stop, until its time is over.
     pub async fn connect(&self, workspace: WorkspaceName, device: DeviceName, mut laptop: Carrier<T>) {
         let session = uuid::Uuid::now_v7().simple().to_string();
-        let stub = tokio::select! {
-            stub = self.claim(&workspace, &device, &session) => stub,
+        let claimed = tokio::select! {
+            claimed = self.claim(&workspace, &device, &session) => claimed,
             arrival = laptop.arrival() => {
                 tracing::debug!(%workspace, ?arrival, "the laptop left before its workspace came");
                 return;
             }
         };
-        let Some(stub) = stub else {
-            let text = format!(
-                "the stub of workspace `{workspace}` is not connected. hint: is nexus-stub running in the workspace?"
-            );
-            let refused = Control::Refused(Refusal::new(RefusalCode::Unavailable, text));
-            let _ = laptop.send_control(&refused).await;
-            laptop.close().await;
-            return;
+        let stub = match claimed {
+            Claimed::Stub(stub) => *stub,
+            Claimed::NoStub => {
+                let text = format!(
+                    "the stub of workspace `{workspace}` is not connected. hint: is nexus-stub running in the workspace?"
+                );
+                let refused = Control::Refused(Refusal::new(RefusalCode::Unavailable, text));
+                let _ = laptop.send_control(&refused).await;
+                return laptop.close().await;
+            }
+            Claimed::Stopping => {
+                let _ = laptop.send_control(&drain::say(Client::Laptop)).await;
+                return laptop.close().await;
+            }
         };
         let join = Control::Join { session: session.clone(), device: None };
         if laptop.send_control(&join).await.is_err() {
             return;
         }
         tracing::info!(%workspace, %device, session, "joined");
-        let drain = Drain { when: self.stop.clone().cancelled_owned(), say: drain() };
+        let drain = carrier::Drain {
+            when: self.drain.stop.cancelled(),
+            part: self.drain.part.cancelled(),
+            say: || [drain::say(Client::Laptop), drain::say(Client::Stub)],
+        };
         let (relayed, outcome) = relay(laptop.into_websocket(), stub, drain).await;
         let (up, down) = (relayed.forth, relayed.back);
         match outcome {
@@ -161,9 +176,13 @@ impl<T: Io> Rendezvous<T> {
         }
     }
 
-    async fn claim(&self, workspace: &WorkspaceName, device: &DeviceName, session: &str) -> Option<WebSocketStream<T>> {
+    async fn claim(&self, workspace: &WorkspaceName, device: &DeviceName, session: &str) -> Claimed<T> {
         let deadline = tokio::time::Instant::now() + STUB_WAIT;
         loop {
+            // A stub that waits here is about to be told to leave.
+            if self.drain.stop.is_cancelled() {
+                return Claimed::Stopping;
+            }
             let arrivals = self.with(|parked| {
                 let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
                 slot.arrivals.clone()
@@ -179,13 +198,13 @@ impl<T: Io> Rendezvous<T> {
                 if parked.claim.send(claim).is_ok()
                     && let Ok(Ok(stub)) = tokio::time::timeout_at(deadline, given).await
                 {
-                    return Some(stub);
+                    return Claimed::Stub(Box::new(stub));
                 }
             }
             tokio::select! {
                 () = arrival => {}
-                () = tokio::time::sleep_until(deadline) => return None,
-                () = self.stop.cancelled() => return None,
+                () = tokio::time::sleep_until(deadline) => return Claimed::NoStub,
+                () = self.drain.stop.cancelled() => return Claimed::Stopping,
             }
         }
     }
@@ -209,17 +228,14 @@ async fn news(revoked: &mut watch::Receiver<Revoked>) -> Revoked {
     }
 }
 
-fn drain() -> Control {
-    let spread = DRAIN_SPREAD.as_millis() as u64;
-    Control::Drain { reconnect_after_ms: rand::random_range(0..=spread) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::role::coordinator::drain::{RELAYS, SPREAD, STUBS_FIRST};
     use crate::transport::carrier::{Side, websocket};
     use bytes::Bytes;
     use tokio::io::DuplexStream;
+    use tokio_util::sync::CancellationToken;
 
     async fn ends() -> (Carrier<DuplexStream>, Carrier<DuplexStream>) {
         let (near, far) = crate::transport::memory::pair();
@@ -232,6 +248,17 @@ mod tests {
         watch::channel(Revoked::default()).1
     }
 
+    fn never() -> Drain {
+        Drain::new(CancellationToken::new(), RELAYS)
+    }
+
+    fn told(control: Control) -> Duration {
+        match control {
+            Control::Drain { reconnect_after_ms } => Duration::from_millis(reconnect_after_ms),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn control(arrival: std::io::Result<Option<Arrival>>) -> Control {
         match arrival {
             Ok(Some(Arrival::Control(control))) => control,
@@ -242,7 +269,7 @@ mod tests {
     #[tokio::test]
     async fn joins_whoever_comes_first() {
         for stub_first in [true, false] {
-            let rendezvous = Arc::new(Rendezvous::new(nobody(), CancellationToken::new()));
+            let rendezvous = Arc::new(Rendezvous::new(nobody(), never()));
             let (mut stub, stub_far) = ends().await;
             let (mut laptop, laptop_far) = ends().await;
             let name: WorkspaceName = "w".parse().unwrap();
@@ -274,26 +301,67 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_tells_everyone_when_to_come_back() {
-        let stop = CancellationToken::new();
-        let rendezvous = Arc::new(Rendezvous::new(nobody(), stop.clone()));
-        let (mut stub, far) = ends().await;
-        let park = tokio::spawn({
-            let rendezvous = rendezvous.clone();
-            async move { rendezvous.park("w".parse().unwrap(), far).await }
-        });
-        assert_eq!(control(stub.arrival().await), Control::Parked {});
-        stop.cancel();
-        assert!(
-            matches!(control(stub.arrival().await), Control::Drain { reconnect_after_ms } if reconnect_after_ms <= 3000)
-        );
-        drop(stub);
-        park.await.unwrap();
+    async fn a_stop_tells_everyone_when_to_come_back_and_what_is_relayed_goes_on() {
+        const LAPTOPS: usize = 8;
+        let drain = Drain::new(CancellationToken::new(), RELAYS);
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), drain.clone()));
+        let mut tasks = tokio::task::JoinSet::new();
+        let park = async |tasks: &mut tokio::task::JoinSet<()>, name: &str| {
+            let (mut stub, far) = ends().await;
+            let (rendezvous, name) = (rendezvous.clone(), name.parse().unwrap());
+            tasks.spawn(async move { rendezvous.park(name, far).await });
+            assert_eq!(control(stub.arrival().await), Control::Parked {});
+            stub
+        };
+        let connect = async |tasks: &mut tokio::task::JoinSet<()>, name: &str| {
+            let (laptop, far) = ends().await;
+            let (rendezvous, name) = (rendezvous.clone(), name.parse().unwrap());
+            tasks.spawn(async move { rendezvous.connect(name, "d".parse().unwrap(), far).await });
+            laptop
+        };
+        let mut stub = park(&mut tasks, "joined").await;
+        let mut laptop = connect(&mut tasks, "joined").await;
+        assert!(matches!(control(stub.arrival().await), Control::Join { .. }));
+        assert!(matches!(control(laptop.arrival().await), Control::Join { .. }));
+        let mut idle = park(&mut tasks, "idle").await;
+        let mut waiting = Vec::new();
+        for _ in 0..LAPTOPS {
+            waiting.push(connect(&mut tasks, "absent").await);
+        }
+        drain.stop.cancel();
+
+        assert!(told(control(idle.arrival().await)) <= STUBS_FIRST);
+        assert!(matches!(idle.arrival().await, Ok(None)));
+        let mut times = Vec::new();
+        for mut laptop in waiting {
+            let time = told(control(laptop.arrival().await));
+            assert!((STUBS_FIRST..=SPREAD).contains(&time), "{time:?}");
+            times.push(time);
+            assert!(matches!(laptop.arrival().await, Ok(None)));
+        }
+        times.sort_unstable();
+        times.dedup();
+        assert!(times.len() > LAPTOPS / 2, "they would come back together: {times:?}");
+
+        told(control(laptop.arrival().await));
+        told(control(stub.arrival().await));
+        laptop.send(Bytes::from_static(b"on")).await.unwrap();
+        assert!(matches!(stub.arrival().await, Ok(Some(Arrival::Bytes(got))) if got == "on"));
+        let mut late = connect(&mut tasks, "joined").await;
+        told(control(late.arrival().await));
+        drain.part.cancel();
+        told(control(laptop.arrival().await));
+        assert!(matches!(laptop.arrival().await, Ok(None)));
+        told(control(stub.arrival().await));
+        assert!(matches!(stub.arrival().await, Ok(None)));
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
     }
 
     #[tokio::test]
     async fn the_newest_connections_stay_parked() {
-        let rendezvous = Arc::new(Rendezvous::new(nobody(), CancellationToken::new()));
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), never()));
         let mut tasks = tokio::task::JoinSet::new();
         let mut stubs = Vec::new();
         for _ in 0..MAX_PARKED + 2 {

@@ -4,6 +4,7 @@
 //! A connection costs nothing but a bounded task until its handshake is done; each step has a time of its own.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -27,6 +28,7 @@ use tower_service::Service;
 use super::api;
 use super::authority::server_credential;
 use super::balancer::{Balancer, client_of};
+use super::drain::Drain;
 use super::membership::Membership;
 use super::newcomers::{MAX_NEWCOMERS, Newcomers};
 use super::registry::Registry;
@@ -61,8 +63,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// How long a stop waits for sessions to say goodbye.
-pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a stop waits for goodbyes, once what was relayed is parted.
+const PART_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The right to be a connection, which goes along when it is upgraded.
 type Permit = Arc<OwnedSemaphorePermit>;
@@ -85,13 +87,15 @@ const OWN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often it is made anew; connections that stand keep theirs.
 const OWN_RENEWAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Where clients come in; at least one of the two.
+/// Where clients come in; at least one of the two ports.
 #[derive(Debug, Default)]
 pub struct Listeners {
     /// TLS ends here.
     pub tls: Option<TcpListener>,
     /// TLS ends at a load balancer.
     pub plain: Option<(TcpListener, Balancer)>,
+    /// The right to serve, which a successor needs besides: let go with the last port.
+    pub right: Option<File>,
 }
 
 /// Who is at the other end of an accepted connection, and what is spoken there.
@@ -101,12 +105,13 @@ enum Front {
     Plain(Arc<Balancer>),
 }
 
-/// Serves `registry`'s members on `listeners` until `stop`. `names` are DNS names and addresses for the certificate.
+/// Serves `registry`'s members on `listeners` until `drain` begins; then its ports are free at once, and it ends when what
+/// it relays has, or as soon as `drain` says. `names` are DNS names and addresses for the certificate.
 pub async fn run(
     listeners: Listeners,
     registry: Registry,
     names: Vec<String>,
-    stop: CancellationToken,
+    drain: Drain,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let make = || {
         let own = server_credential(registry.authority(), OWN_LIFETIME, SystemTime::now(), &names)?;
@@ -125,7 +130,7 @@ pub async fn run(
     let (membership, look) = Membership::new(registry.clone());
     let shared = Shared {
         registry: Arc::new(registry.clone()),
-        rendezvous: Arc::new(Rendezvous::new(membership.revoked(), stop.clone())),
+        rendezvous: Arc::new(Rendezvous::new(membership.revoked(), drain.clone())),
         membership,
         api: api::router(registry.clone()),
         permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -134,10 +139,12 @@ pub async fn run(
     };
     let with_tls = listeners.tls.map(|listener| (listener, Front::Tls(tls.clone())));
     let plain = listeners.plain.map(|(listener, balancer)| (listener, Front::Plain(Arc::new(balancer))));
-    let accepting = with_tls.into_iter().chain(plain).map(|(listener, front)| accept(listener, front, &shared, &stop));
+    let accepting =
+        with_tls.into_iter().chain(plain).map(|(listener, front)| accept(listener, front, &shared, &drain.stop));
     let serve = async {
         futures::future::try_join_all(accepting).await?;
-        drain(&shared.tasks).await;
+        drop(listeners.right);
+        end(&shared.tasks, &drain).await;
         Ok(())
     };
     tokio::select! {
@@ -147,10 +154,15 @@ pub async fn run(
     }
 }
 
-/// Tells clients when to come back, as each connection does by itself, and waits for them within [`DRAIN_TIMEOUT`].
-async fn drain(tasks: &TaskTracker) {
+/// Waits for what is relayed and asked, which has been told to leave, as long as `drain` says; then for its goodbyes.
+async fn end(tasks: &TaskTracker, drain: &Drain) {
     tasks.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
+    if tokio::time::timeout(drain.relays, tasks.wait()).await.is_ok() {
+        return;
+    }
+    tracing::info!(left = tasks.len(), "parting what is still relayed");
+    drain.part.cancel();
+    if tokio::time::timeout(PART_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), "stopping without waiting for the last connections");
     }
 }
@@ -158,9 +170,12 @@ async fn drain(tasks: &TaskTracker) {
 /// Accepts until `stop`.
 async fn accept(listener: TcpListener, front: Front, shared: &Shared, stop: &CancellationToken) -> io::Result<()> {
     loop {
-        let permit = shared.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            let permit = shared.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((permit, listener.accept().await))
+        };
+        let (permit, accepted) = tokio::select! {
+            next = next => next?,
             () = stop.cancelled() => return Ok(()),
         };
         let (tcp, peer) = match accepted {
@@ -183,25 +198,33 @@ async fn accept(listener: TcpListener, front: Front, shared: &Shared, stop: &Can
                 }
             },
         };
-        let (connection, stop) = (connection(tcp, peer, front.clone(), shared.clone(), Arc::new(permit)), stop.clone());
+        let connection = connection(tcp, peer, front.clone(), shared.clone(), Arc::new(permit), stop.clone());
         shared.tasks.spawn(async move {
-            tokio::select! {
-                () = connection => {}
-                () = stop.cancelled() => {}
-            }
+            connection.await;
             drop(newcomer);
         });
     }
 }
 
-async fn connection(tcp: TcpStream, peer: SocketAddr, front: Front, shared: Shared, permit: Permit) {
+/// Serves one connection. From `stop` on it takes no further request; one that is under way gets its answer: a one-time
+/// code that was used and not answered would be lost.
+async fn connection(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    front: Front,
+    shared: Shared,
+    permit: Permit,
+    stop: CancellationToken,
+) {
     let _ = tcp.set_nodelay(true);
     let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(30));
     let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
     let (stream, proof, head_timeout) = match front {
         Front::Tls(config) => {
             let acceptor = TlsAcceptor::from(config.load_full());
-            let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(ReadAhead::new(tcp))).await {
+            let accepting = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(ReadAhead::new(tcp)));
+            let Some(accepted) = stop.run_until_cancelled(accepting).await else { return };
+            let tls = match accepted {
                 Ok(Ok(tls)) => tls,
                 Ok(Err(error)) => return tracing::info!(%peer, %error, "TLS refused"),
                 Err(_) => return tracing::info!(%peer, "TLS took too long"),
@@ -236,7 +259,15 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, front: Front, shared: Shar
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_HEAD);
-    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = served {
         tracing::debug!(%peer, %error, "connection ended");
     }
 }

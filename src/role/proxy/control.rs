@@ -63,13 +63,7 @@ impl Claim {
 
     /// Binds the socket. A file that was left by a process that is gone is replaced.
     pub fn bind(&self) -> io::Result<ControlSocket> {
-        let _ = std::fs::remove_file(&self.path);
-        let listener = UnixListener::bind(&self.path).map_err(|e| {
-            let hint = "hint: a socket's path may have about 100 bytes; a shorter NEXUS_HOME helps";
-            io::Error::new(e.kind(), format!("{}: {e}. {hint}", self.path.display()))
-        })?;
-        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(ControlSocket { listener })
+        ControlSocket::bind(&self.path)
     }
 }
 
@@ -98,6 +92,16 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
+    fn bind(path: &Path) -> io::Result<ControlSocket> {
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path).map_err(|e| {
+            let hint = "hint: a socket's path may have about 100 bytes; a shorter NEXUS_HOME helps";
+            io::Error::new(e.kind(), format!("{}: {e}. {hint}", path.display()))
+        })?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(ControlSocket { listener })
+    }
+
     /// The next connection of the owner's.
     pub async fn accept(&self) -> UnixStream {
         loop {
@@ -117,13 +121,68 @@ impl ControlSocket {
     }
 }
 
+/// The socket of an `up` that has handed over and lives on until what it has is done; its file goes with it. It answers
+/// `status` and `down`.
+#[derive(Debug)]
+pub struct Door {
+    /// The listening end.
+    pub socket: ControlSocket,
+    path: PathBuf,
+}
+
+impl Door {
+    /// Opens one beside the workspace's socket. One process may hand a workspace over more than once.
+    pub fn open(run_dir: &Path, workspace: &WorkspaceName) -> io::Result<Door> {
+        let path = run_dir.join(format!("{workspace}.{}-{:04x}.sock", std::process::id(), rand::random::<u16>()));
+        Ok(Door { socket: ControlSocket::bind(&path)?, path })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The sockets of those that handed this workspace over, or any. What killed processes left is removed.
+pub fn doors(run_dir: &Path, workspace: Option<&WorkspaceName>) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run_dir).into_iter().flatten().flatten();
+    let is_one = |name: &str| {
+        let parts = name.strip_suffix(".sock").and_then(|name| name.split_once('.'));
+        parts.is_some_and(|(of, _)| workspace.map_or_else(|| of.parse::<WorkspaceName>().is_ok(), |w| of == w.as_str()))
+    };
+    let mut found: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_one))
+        .map(|entry| entry.path())
+        .filter(|path| match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let _ = std::fs::remove_file(path);
+                false
+            }
+            connected => connected.is_ok(),
+        })
+        .collect();
+    found.sort();
+    found
+}
+
 /// Connects to a running `up`.
 pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixStream, Refusal> {
-    let path = socket_path(run_dir, workspace);
-    let stream = UnixStream::connect(&path).await.map_err(|_| {
-        let text =
-            format!("workspace `{workspace}` is not up. hint: run `nexus-proxy up {workspace}` in another terminal");
-        Refusal::new(RefusalCode::Unavailable, text)
+    connect_at(&socket_path(run_dir, workspace)).await.map_err(|refusal| match refusal.code {
+        RefusalCode::Unavailable => {
+            let text = format!(
+                "workspace `{workspace}` is not up. hint: run `nexus-proxy up {workspace}` in another terminal"
+            );
+            Refusal::new(RefusalCode::Unavailable, text)
+        }
+        _ => refusal,
+    })
+}
+
+/// Connects to the `up` whose socket is at `path`. Unavailable when none is there.
+pub async fn connect_at(path: &Path) -> Result<UnixStream, Refusal> {
+    let stream = UnixStream::connect(path).await.map_err(|_| {
+        Refusal::new(RefusalCode::Unavailable, format!("nobody listens at {}. hint: it has ended", path.display()))
     })?;
     if !is_own(&stream) {
         let text = format!("another user listens at {}. hint: remove it, or set NEXUS_HOME", path.display());

@@ -1,7 +1,8 @@
 //! A running `up`: the tunnel, its forwards, the control socket, and the workspace's calls.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::control::ControlSocket;
+use super::control::{ControlSocket, Door};
 use super::forwards::{ForwardRequest, ForwardStatus, Forwards};
 use super::tunnel::{Tunnel, TunnelError};
 use crate::service::call::server;
@@ -61,6 +62,9 @@ pub struct Status {
     pub forwards: Vec<ForwardStatus>,
     /// Where the log goes, when it runs in the background.
     pub log: Option<PathBuf>,
+    /// It takes nothing new any more: another program has the workspace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub handed_over: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
@@ -100,6 +104,10 @@ pub struct Daemon {
     handing: Mutex<()>,
     /// It takes nothing new any more: the next program does.
     handed: CancellationToken,
+    /// This one follows another that would take its place again, and is not up yet.
+    following: AtomicBool,
+    /// The next program, until it is up.
+    successor: std::sync::Mutex<Option<FramedStream<UnixStream>>>,
     /// Its control socket is closed.
     silent: CancellationToken,
 }
@@ -128,6 +136,8 @@ impl Daemon {
             bound: shares_localhost.then(|| INSIDE.to_owned()),
             handing: Mutex::default(),
             handed: CancellationToken::new(),
+            following: AtomicBool::new(false),
+            successor: std::sync::Mutex::default(),
             silent: CancellationToken::new(),
         })
     }
@@ -136,6 +146,54 @@ impl Daemon {
     pub async fn handed_over(&self) -> HandedOver {
         self.handed.cancelled().await;
         HandedOver { pid: std::process::id(), open: self.tunnel.earlier() }
+    }
+
+    /// Whether this one follows another, and is not up yet. Forwards of other commands stay where they will be found again if
+    /// it never is.
+    pub fn set_following(&self, following: bool) {
+        self.following.store(following, Ordering::Relaxed);
+    }
+
+    /// After that: whether the program that asked came up. It says so, or is gone without.
+    pub async fn is_followed(&self) -> bool {
+        // Held until the answer has left.
+        drop(self.handing.lock().await);
+        let successor = self.successor().take();
+        match successor {
+            Some(mut stream) => {
+                matches!(stream.reader.next().await, Ok(Some(frame)) if frame.kind == FrameKind::Message)
+            }
+            None => false,
+        }
+    }
+
+    /// Answers `status` and `down` after the hand-over, for ever. One at a time: both are done at once.
+    pub async fn keep_door(&self, door: &Door) {
+        loop {
+            let mut stream = FramedStream::new(door.socket.accept().await);
+            let Ok(Ok(frame)) = tokio::time::timeout(LOCAL_TIMEOUT, stream.reader.expect()).await else { continue };
+            match frame.kind {
+                FrameKind::Message => self.answer_at_door(&frame, &mut stream).await,
+                _ => stream.refuse(&gone()).await,
+            }
+        }
+    }
+
+    async fn answer_at_door(&self, frame: &Frame, stream: &mut FramedStream<UnixStream>) {
+        let Ok(request) = Request::parse(&frame.payload) else { return };
+        let outcome = match request.method.as_str() {
+            "status" => Ok(serde_json::to_value(self.status()).unwrap_or_default()),
+            "down" => Ok(Value::Null),
+            _ => Err(gone()),
+        };
+        let _ = stream.writer.send_json(FrameKind::Message, &Response::new(request.id, outcome)).await;
+        if request.method == "down" {
+            self.stop.cancel();
+        }
+    }
+
+    fn successor(&self) -> std::sync::MutexGuard<'_, Option<FramedStream<UnixStream>>> {
+        self.successor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tunnel.
@@ -207,6 +265,7 @@ impl Daemon {
             earlier: self.tunnel.earlier(),
             forwards: self.forwards.status(),
             log: self.log.clone(),
+            handed_over: self.handed.is_cancelled(),
         }
     }
 
@@ -258,6 +317,10 @@ impl Daemon {
         let outcome = match request.method.as_str() {
             "status" => Ok(serde_json::to_value(self.status()).unwrap_or_default()),
             "down" => Ok(Value::Null),
+            "forward" if self.following.load(Ordering::Relaxed) => {
+                let text = "it takes over from another and is not up yet. hint: try again in a moment";
+                Err(Refusal::new(RefusalCode::Unavailable, text))
+            }
             "forward" => match serde_json::from_value::<ForwardRequest>(request.params) {
                 Ok(asked) => self.forwards.add(&asked).await.map(|status| {
                     lease = Some(status.id);
@@ -286,19 +349,19 @@ impl Daemon {
     }
 
     async fn answer_hand_over(&self, request: Request, mut stream: FramedStream<UnixStream>) {
-        let outcome = match self.handing.try_lock() {
-            Ok(_handing) => {
-                let outcome = self.hand_over(request.params["coordinator"].as_str()).await;
-                let outcome = outcome.map(|handed| serde_json::to_value(handed).unwrap_or_default());
-                // Within the lock: this program may be done, and waits for it.
-                let answer = Response::new(request.id, outcome);
-                return drop(stream.writer.send_json(FrameKind::Message, &answer).await);
-            }
-            Err(_) => {
-                Err(Refusal::new(RefusalCode::Busy, "it hands over to another already. hint: try again in a moment"))
-            }
+        let Ok(_handing) = self.handing.try_lock() else {
+            let text = "it hands over to another already. hint: try again in a moment";
+            let answer = Response::new(request.id, Err(Refusal::new(RefusalCode::Busy, text)));
+            return drop(stream.writer.send_json(FrameKind::Message, &answer).await);
         };
-        let _ = stream.writer.send_json(FrameKind::Message, &Response::new(request.id, outcome)).await;
+        let outcome = self.hand_over(request.params["coordinator"].as_str()).await;
+        let has_handed_over = outcome.is_ok();
+        let outcome = outcome.map(|handed| serde_json::to_value(handed).unwrap_or_default());
+        // Within the lock: this program may be done, and waits for it.
+        let sent = stream.writer.send_json(FrameKind::Message, &Response::new(request.id, outcome)).await;
+        if has_handed_over && sent.is_ok() {
+            *self.successor() = Some(stream);
+        }
     }
 
     /// Closes what takes anything new, and tells the workspace; what is open goes on.
@@ -315,9 +378,13 @@ impl Daemon {
             );
             return Err(Refusal::new(RefusalCode::InvalidArguments, text));
         }
-        self.tunnel.hand_over(self.forwards.close()).await?;
-        self.handed.cancel();
-        self.silent.cancelled().await;
+        let handed = self.tunnel.hand_over(self.forwards.close()).await;
+        if self.tunnel.is_leaving() {
+            // Its ports are closed and its session drains, whether or not anybody follows: if not, its own next session.
+            self.handed.cancel();
+            self.silent.cancelled().await;
+        }
+        handed?;
         Ok(self.handed_over().await)
     }
 
@@ -338,4 +405,9 @@ impl Daemon {
             Err(error) => local.refuse(&error.into_refusal()).await,
         }
     }
+}
+
+fn gone() -> Refusal {
+    let text = "this program has handed the workspace over. hint: ask again; the one that took over answers";
+    Refusal::new(RefusalCode::Unavailable, text)
 }

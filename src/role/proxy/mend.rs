@@ -1,9 +1,14 @@
-//! Keeps a session on its feet: when its connection is gone or does not answer, brings it another one.
+//! Keeps a session on its feet: when its connection is gone or does not answer, brings it another one; when its coordinator
+//! stops, before that one is gone.
 //!
-//! Everything in the session waits meanwhile. What will never succeed ends it: a device that was revoked, a session
-//! that the workspace does not know any more.
+//! Everything in the session waits while it has none. What will never succeed ends it then: a device that was revoked, a
+//! session that the workspace does not know any more.
 
 use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::Fuse;
+use tokio::sync::watch;
 
 use super::life::Life;
 use super::tunnel::TunnelError;
@@ -31,6 +36,9 @@ impl Life<'_> {
         let mut drain = lifeline.drain();
         let mut brief = Backoff::default();
         let (mut carriers, mut attached, mut moved) = (0, Instant::now(), 0);
+        let mut come_back = None;
+        let attaching = watch::Sender::new(false);
+        let mut leaving = Box::pin(Fuse::terminated());
         loop {
             let now = standing.borrow_and_update().clone();
             let (since, why) = match now {
@@ -40,8 +48,16 @@ impl Life<'_> {
                     if moves != carriers {
                         (carriers, attached) = (moves, Instant::now());
                     }
-                    if standing.changed().await.is_err() {
-                        return std::future::pending().await;
+                    tokio::select! {
+                        changed = standing.changed() => if changed.is_err() {
+                            return std::future::pending().await;
+                        },
+                        told = told(&mut drain) => {
+                            tracing::info!(?told, "the coordinator stops; the session goes over to the next one");
+                            come_back = Some(Instant::now() + told);
+                            leaving.set(self.leave(told, &attaching).fuse());
+                        }
+                        () = &mut leaving => {}
                     }
                     continue;
                 }
@@ -49,6 +65,16 @@ impl Life<'_> {
                 Standing::Beginning if standing.changed().await.is_ok() => continue,
                 Standing::Beginning | Standing::Ended(_) => return std::future::pending().await,
             };
+            // The workspace lets go of the old connection when it takes the next one, whose answer is a moment behind.
+            let mut asked = attaching.subscribe();
+            if *asked.borrow() {
+                tokio::select! {
+                    _ = standing.wait_for(is_well) => {}
+                    _ = asked.wait_for(|attaching| !attaching) => {}
+                    () = &mut leaving => {}
+                }
+                continue;
+            }
             let mut wait = Duration::ZERO;
             let before = std::mem::replace(&mut moved, lifeline.moved());
             if moved > before || attached.elapsed() >= STEADY {
@@ -56,23 +82,50 @@ impl Life<'_> {
             } else {
                 wait = brief.next(rand::random()).min(BRIEF);
             }
-            // A coordinator that stops says when to come back, so that not all of its clients do at once.
-            if drain.has_changed().unwrap_or(false)
-                && let Some(asked) = *drain.borrow_and_update()
-            {
-                wait = asked;
+            leaving.set(Fuse::terminated());
+            attaching.send_replace(false);
+            // A coordinator that stops says when to come back, so that not all of its clients do at once. Its last word may
+            // have come with the end of the connection.
+            if let Some(told) = told(&mut drain).now_or_never() {
+                come_back = Some(Instant::now() + told);
+            }
+            if let Some(at) = come_back.take() {
+                wait = wait.max(at.saturating_duration_since(Instant::now()));
             }
             let interrupted = Interrupted { why, since };
             tracing::debug!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
             let resumed = tokio::select! {
                 outcome = self.resume(&interrupted, wait) => outcome,
                 // It answers again, or the lifeline helped itself to another way.
-                _ = standing.wait_for(|s| !matches!(s, Standing::Suspect { .. } | Standing::Lost { .. })) => Ok(()),
+                _ = standing.wait_for(is_well) => Ok(()),
             };
             match resumed {
                 Ok(()) => tracing::debug!(after = ?interrupted.since.elapsed(), "the session goes on"),
                 Err(error) => return error,
             }
+        }
+    }
+
+    /// Brings another connection after `wait`, while the session has one still, and tries until it is taken. No error ends
+    /// the session: what it has goes on. `attaching` is true while the workspace has been asked to take it.
+    async fn leave(&self, mut wait: Duration, attaching: &watch::Sender<bool>) {
+        let mut backoff = Backoff::up_to(BRIEF);
+        loop {
+            tokio::time::sleep(wait).await;
+            let outcome = tokio::time::timeout(ATTEMPT, self.bring_beside(attaching)).await;
+            attaching.send_replace(false);
+            let error = match outcome {
+                Ok(Ok(())) => return tracing::info!("the session has gone over"),
+                Ok(Err(TunnelError::Drain(told))) => {
+                    // It may say so each time: no reason to ask without a pause.
+                    wait = told.max(backoff.next(rand::random()));
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no connection within {} s", ATTEMPT.as_secs()),
+            };
+            wait = backoff.next(rand::random());
+            tracing::debug!(error, ?wait, "the session could not go over yet");
         }
     }
 
@@ -101,6 +154,11 @@ impl Life<'_> {
             };
             let (error, longest) = match attempt {
                 Ok(Ok(())) => return Ok(()),
+                Ok(Err(TunnelError::Drain(told))) => {
+                    wait = told.max(backoff.next(rand::random()));
+                    last = Some("the coordinator is restarting".to_owned());
+                    continue;
+                }
                 Ok(Err(error)) if !error.is_passing() && !error.is_impostor() => return Err(error),
                 Ok(Err(error)) if error.is_name() => (error.to_string(), LONGEST_FOR_A_NAME),
                 Ok(Err(error)) => (error.to_string(), LONGEST),
@@ -113,11 +171,38 @@ impl Life<'_> {
         }
     }
 
-    /// One new connection, by way of the coordinator.
+    /// One new connection, by way of the coordinator, which the session goes on on.
     async fn bring(&self) -> Result<(), TunnelError> {
         let carrier = self.tunnel.join().await?;
         self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
         Ok(())
+    }
+
+    /// The same for a session that goes on: where it goes directly, the new connection only stands by.
+    async fn bring_beside(&self, attaching: &watch::Sender<bool>) -> Result<(), TunnelError> {
+        let carrier = self.tunnel.join().await?;
+        let direct = matches!(*self.lifeline.standing().borrow(), Standing::Attached { route: Route::Direct, .. });
+        let mode = if direct { AttachMode::Standby } else { AttachMode::Move };
+        attaching.send_replace(true);
+        self.lifeline.attach(Box::new(carrier), Route::Relay, mode).await.map_err(TunnelError::resume)?;
+        Ok(())
+    }
+}
+
+/// Whether nothing has to be mended.
+fn is_well(standing: &Standing) -> bool {
+    !matches!(standing, Standing::Suspect { .. } | Standing::Lost { .. })
+}
+
+/// Returns when the coordinator says that it stops, with when to come back.
+async fn told(drain: &mut watch::Receiver<Option<Duration>>) -> Duration {
+    loop {
+        if drain.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if let Some(told) = *drain.borrow_and_update() {
+            return told;
+        }
     }
 }
 

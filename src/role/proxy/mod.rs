@@ -10,6 +10,7 @@ pub mod earlier;
 pub mod forwards;
 pub mod life;
 pub mod mend;
+pub mod ports;
 pub mod profile;
 pub mod tunnel;
 pub mod tunnel_opener;

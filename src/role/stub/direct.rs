@@ -120,7 +120,7 @@ async fn admit(tcp: TcpStream, sessions: &Sessions) -> Result<Option<impl Future
             lifeline.arrived(Box::new(carrier), Route::Direct, attach).await;
             Ok(None)
         }
-        Place::Earlier(link) => Ok(Some(sessions.pass(carrier, link))),
+        Place::Earlier(passage) => Ok(Some(sessions.pass(carrier, passage))),
     }
 }
 

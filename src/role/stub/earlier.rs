@@ -14,6 +14,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
+use super::kin::Kin;
 use super::link::{self, END, END_DEVICES, RESUME};
 use super::{laptops, local};
 use crate::identity::KeyPin;
@@ -27,8 +28,11 @@ use crate::wire::{Refusal, RefusalCode};
 /// them than this means that nobody looks.
 pub const MAX_EARLIER: usize = 8;
 
-/// How long one may take to say that it heeds what it is told. It is told as soon as it runs, in any case.
+/// How long one may take to say that it heeds what it is told.
 const HEED: Duration = Duration::from_secs(2);
+
+/// How long after that it is told again.
+const TOLD_AGAIN: Duration = Duration::from_secs(2);
 
 /// How their sockets' names begin, before the process and a random number.
 const PREFIX: &str = "earlier-";
@@ -45,18 +49,19 @@ pub fn own_socket(dir: &Path) -> PathBuf {
 #[derive(Debug, Clone)]
 pub struct Earlier {
     dir: PathBuf,
+    kin: Kin,
 }
 
 impl Earlier {
-    /// Those that have sockets in the state directory `dir`.
-    pub fn new(dir: &Path) -> Earlier {
-        Earlier { dir: dir.to_owned() }
+    /// Those that have sockets in the state directory `dir`, and know `kin`.
+    pub fn new(dir: &Path, kin: Kin) -> Earlier {
+        Earlier { dir: dir.to_owned(), kin }
     }
 
     /// A carrier to the stub that has this attach's session, with the attach on it; or why the session cannot go on.
     /// `Timeout` and `Unavailable` are not final: one that does not answer may have it.
     pub async fn resume(&self, attach: &Attach, route: Route) -> Result<Carrier<UnixStream>, Refusal> {
-        let params = json!({"lifeline": link::name(attach.id), "route": route});
+        let params = self.kin.show(json!({"lifeline": link::name(attach.id), "route": route}));
         let ask = |socket: PathBuf| {
             let params = &params;
             async move { call(&socket, RESUME, params).await }
@@ -78,15 +83,26 @@ impl Earlier {
         Err(refused)
     }
 
-    /// Ends every session of these devices there, with the reason.
+    /// Ends every session of these devices there, with the reason. Returns when each of them has said that it has, or is
+    /// gone; one that stands still is told again until then.
     pub async fn end_devices(&self, pins: &[KeyPin], refusal: &Refusal) {
+        if pins.is_empty() {
+            return;
+        }
         let pins: Vec<String> = pins.iter().map(KeyPin::to_string).collect();
-        self.tell_all(END_DEVICES, &json!({"pins": pins, "refusal": refusal})).await;
+        let params = self.kin.show(json!({"pins": pins, "refusal": refusal}));
+        let insist = async |socket: PathBuf| {
+            while !told(&socket, END_DEVICES, &params).await {
+                tokio::time::sleep(TOLD_AGAIN).await;
+            }
+        };
+        join_all(self.sockets().into_iter().map(insist)).await;
     }
 
     /// Ends them: the workspace closes.
     pub async fn end(&self) {
-        self.tell_all(END, &Value::Null).await;
+        let params = self.kin.show(Value::Null);
+        join_all(self.sockets().iter().map(|socket| told(socket, END, &params))).await;
     }
 
     /// How many live. Sockets that were left by processes which are gone are removed.
@@ -107,21 +123,22 @@ impl Earlier {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    async fn tell_all(&self, method: &str, params: &Value) {
-        let tell = async |socket: PathBuf| match tokio::time::timeout(HEED, call(&socket, method, params)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(refusal)) if refusal.code == RefusalCode::NotFound => {}
-            Ok(Err(refusal)) => tracing::warn!(socket = %socket.display(), %refusal, method, "an earlier stub refused"),
-            Err(_) => tracing::warn!(socket = %socket.display(), method, "an earlier stub stands still"),
-        };
-        join_all(self.sockets().into_iter().map(tell)).await;
-    }
-
     fn sockets(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let is_one = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
         entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one)).map(|entry| entry.path()).collect()
     }
+}
+
+/// Tells the stub at `socket`; whether it heeds that, or is gone.
+async fn told(socket: &Path, method: &str, params: &Value) -> bool {
+    match tokio::time::timeout(HEED, call(socket, method, params)).await {
+        Ok(Ok(_)) => return true,
+        Ok(Err(refusal)) if refusal.code == RefusalCode::NotFound => return true,
+        Ok(Err(refusal)) => tracing::warn!(socket = %socket.display(), %refusal, method, "an earlier stub refused"),
+        Err(_) => tracing::warn!(socket = %socket.display(), method, "an earlier stub stands still"),
+    }
+    false
 }
 
 /// Calls the stub at `socket`. `NotFound` when the process is gone, or does not have what is asked for.

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::call;
-use super::hand_over::{self, Asked};
+use super::hand_over::{self, Asked, HandedOver};
+use super::kin::Kin;
 use super::laptops::Laptops;
 use super::local;
 use super::status::{self, Told};
@@ -36,8 +37,8 @@ const EXPECTED: Duration = Duration::from_secs(5);
 /// Who may use the socket beside calls, and what for.
 #[derive(Debug)]
 pub struct Doorbell {
-    /// Where successors that ask are heard; without it none is.
-    pub successors: Option<mpsc::Sender<Asked>>,
+    /// Where successors that ask are heard, and what they must show; without it none is.
+    pub successors: Option<(mpsc::Sender<Asked>, Kin)>,
     /// When this stub took over from another, if it did.
     pub took_over: Option<Instant>,
     /// How the stub is.
@@ -143,14 +144,7 @@ async fn own(
         return drop(local::answer(&mut local, request.id, answer).await);
     }
     let outcome = match (request.method.as_str(), &bell.successors) {
-        (hand_over::METHOD, Some(successors)) => {
-            let (asking, answer) = oneshot::channel();
-            let gone = || Refusal::new(RefusalCode::Unavailable, "this stub is about to end. hint: try again");
-            match successors.send(Asked { pid, answer: asking }).await {
-                Ok(()) => answer.await.unwrap_or_else(|_| Err(gone())),
-                Err(_) => Err(gone()),
-            }
-        }
+        (hand_over::METHOD, Some((successors, kin))) => hear(successors, kin, pid, &request).await,
         (hand_over::METHOD, None) => Err(hand_over::belongs_to_its_parent()),
         (method, _) => {
             let text = format!("a stub does not know the method `{}`", crate::wire::refusal::printable(method));
@@ -158,6 +152,20 @@ async fn own(
         }
     };
     let _ = local::answer(&mut local, request.id, hand_over::answered(outcome)).await;
+}
+
+/// Has a successor's request answered by the stub's life.
+async fn hear(
+    successors: &mpsc::Sender<Asked>,
+    kin: &Kin,
+    pid: Option<i32>,
+    request: &Request,
+) -> Result<HandedOver, Refusal> {
+    kin.check(&request.params).inspect_err(|_| tracing::warn!(pid, "somebody who is no stub asked for a hand-over"))?;
+    let gone = || Refusal::new(RefusalCode::Unavailable, "this stub is about to end. hint: try again");
+    let (asking, answer) = oneshot::channel();
+    successors.send(Asked { pid, answer: asking }).await.map_err(|_| gone())?;
+    answer.await.unwrap_or_else(|_| Err(gone()))
 }
 
 async fn pass(local: FramedStream<UnixStream>, open: &Open, laptops: &Laptops, bell: &Doorbell, permits: &Semaphore) {

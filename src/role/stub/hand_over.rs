@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::kin::Kin;
 use super::local;
 use crate::session::framed::StreamError;
 use crate::wire::refusal::printable_word;
@@ -45,10 +46,12 @@ pub struct Asked {
 }
 
 /// Asks the stub that serves the workspace's socket to hand over; `None` when none does. When it has, everything that
-/// it listened on is free, and its files are the caller's.
-pub async fn ask(socket: &Path) -> Result<Option<HandedOver>, Refusal> {
+/// it listened on is free, and its files, in the state directory `dir`, are the caller's.
+pub async fn ask(socket: &Path, dir: &Path) -> Result<Option<HandedOver>, Refusal> {
     let Some(stream) = local::connect(socket).await? else { return Ok(None) };
     let params = json!({"version": env!("CARGO_PKG_VERSION")});
+    let kin = Kin::load(dir).map_err(|e| Refusal::new(RefusalCode::Internal, e.to_string()))?;
+    let params = kin.map_or(params.clone(), |kin| kin.show(params));
     match local::call::<HandedOver>(stream, METHOD, params).await {
         Ok((answer, _)) => Ok(Some(HandedOver { version: printable_word(&answer.version, MAX_VERSION), ..answer })),
         Err(StreamError::Refused(refusal)) if refusal.code != RefusalCode::Malformed => Err(refusal),
@@ -82,16 +85,17 @@ mod tests {
 
     use super::*;
     use crate::session::framed::FramedStream;
+    use crate::wire::call::Request;
 
     #[tokio::test]
     async fn a_release_that_cannot_is_told_from_a_refusal() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("stub.sock");
-        assert_eq!(ask(&socket).await.unwrap(), None, "nobody is there");
+        assert_eq!(ask(&socket, dir.path()).await.unwrap(), None, "nobody is there");
         let listener = UnixListener::bind(&socket).unwrap();
         // A release without this call reads an open frame, or refuses.
         let old = async { drop(FramedStream::accept(listener.accept().await.unwrap().0).await) };
-        let (asked, ()) = tokio::join!(ask(&socket), old);
+        let (asked, ()) = tokio::join!(ask(&socket, dir.path()), old);
         let refusal = asked.unwrap_err();
         assert!(refusal.message.contains("a release that cannot") && refusal.message.contains("hint:"), "{refusal}");
 
@@ -100,19 +104,22 @@ mod tests {
             stream.reader.expect().await.unwrap();
             local::answer(&mut stream, 1.into(), Err(belongs_to_its_parent())).await.unwrap();
         };
-        let (asked, ()) = tokio::join!(ask(&socket), busy);
+        let (asked, ()) = tokio::join!(ask(&socket, dir.path()), busy);
         assert_eq!(asked.unwrap_err(), belongs_to_its_parent());
 
+        let kin = Kin::load_or_make(dir.path()).unwrap();
         let answer = HandedOver { pid: 7, version: "1\n2".into(), sessions: 1, streams: 2, direct: None };
         let good = async {
             let mut stream = FramedStream::new(listener.accept().await.unwrap().0);
             let request = stream.reader.expect().await.unwrap();
-            assert!(String::from_utf8_lossy(&request.payload).contains(METHOD));
+            let request = Request::parse(&request.payload).unwrap();
+            assert_eq!(request.method, METHOD);
+            kin.check(&request.params).unwrap();
             local::answer(&mut stream, 1.into(), answered(Ok(answer.clone()))).await.unwrap();
         };
-        let (asked, ()) = tokio::join!(ask(&socket), good);
+        let (asked, ()) = tokio::join!(ask(&socket, dir.path()), good);
         assert_eq!(asked.unwrap(), Some(HandedOver { version: "12".into(), ..answer }));
         drop(listener);
-        assert_eq!(ask(&socket).await.unwrap(), None, "a file that was left behind");
+        assert_eq!(ask(&socket, dir.path()).await.unwrap(), None, "a file that was left behind");
     }
 }

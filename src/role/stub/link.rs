@@ -1,7 +1,8 @@
 //! What a stub that handed over still offers to those after it, on a socket in the state directory: carriers of its
 //! sessions are brought here, and devices that are not served any more are ended here.
 //!
-//! Begins nothing. Only this user and root are let in, a bounded number at a time.
+//! Begins nothing. Only this user and root are let in, a bounded number at a time, and only those who show that the state
+//! directory is theirs are heard.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::kin::Kin;
 use super::laptops::{Laptops, MAX_SESSIONS};
 use super::{earlier, local};
 use crate::lifeline::core::MAX_CARRIERS;
@@ -45,6 +47,7 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 pub struct Link {
     listener: UnixListener,
     path: PathBuf,
+    kin: Kin,
 }
 
 #[derive(Deserialize)]
@@ -60,8 +63,8 @@ struct EndDevices {
 }
 
 impl Link {
-    /// Opens it in the state directory `dir`.
-    pub fn open(dir: &Path) -> Result<Link, Refusal> {
+    /// Opens it in the state directory `dir`, for those who show `kin`.
+    pub fn open(dir: &Path, kin: Kin) -> Result<Link, Refusal> {
         let path = earlier::own_socket(dir);
         let listener = local::bind(&path).map_err(|error| {
             let text = format!(
@@ -70,7 +73,7 @@ impl Link {
             );
             Refusal::new(RefusalCode::Internal, text)
         })?;
-        Ok(Link { listener, path })
+        Ok(Link { listener, path, kin })
     }
 
     /// Serves successors until `done`; cancels `end` when one of them ends this process.
@@ -85,9 +88,9 @@ impl Link {
             };
             match accepted {
                 Ok((stream, permit)) => {
-                    let (laptops, end) = (laptops.clone(), end.clone());
+                    let (laptops, end, kin) = (laptops.clone(), end.clone(), self.kin.clone());
                     tasks.spawn(async move {
-                        if let Err(why) = serve(stream, &laptops, &end).await {
+                        if let Err(why) = serve(stream, &kin, &laptops, &end).await {
                             tracing::debug!(why, "a successor's request came to nothing");
                         }
                         drop(permit);
@@ -117,7 +120,7 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn serve(stream: UnixStream, laptops: &Laptops, end: &CancellationToken) -> Result<(), String> {
+async fn serve(stream: UnixStream, kin: &Kin, laptops: &Laptops, end: &CancellationToken) -> Result<(), String> {
     if !local::is_own(&stream) {
         return Err("another user tried to use the socket".into());
     }
@@ -126,6 +129,9 @@ async fn serve(stream: UnixStream, laptops: &Laptops, end: &CancellationToken) -
     let frame = tokio::time::timeout(FIRST_MESSAGE, stream.reader.expect_kind(FrameKind::Message)).await;
     let frame = frame.map_err(|_| "no request arrived in time")?.map_err(|e| e.to_string())?;
     let request = Request::parse(&frame.payload).map_err(|refusal| refusal.to_string())?;
+    if let Err(refusal) = kin.check(&request.params) {
+        return local::answer(&mut stream, request.id, Err(refusal)).await.map_err(|e| e.to_string());
+    }
     let answer = match request.method.as_str() {
         RESUME => return resume(stream, &request, laptops).await,
         END_DEVICES => match parsed::<EndDevices>(&request) {
@@ -205,6 +211,7 @@ mod tests {
 
     struct World {
         dir: tempfile::TempDir,
+        kin: Kin,
         socket: PathBuf,
         done: CancellationToken,
         end: CancellationToken,
@@ -214,13 +221,19 @@ mod tests {
     impl World {
         fn new() -> World {
             let dir = tempfile::tempdir().unwrap();
-            let link = Link::open(dir.path()).unwrap();
+            let kin = Kin::load_or_make(dir.path()).unwrap();
+            let link = Link::open(dir.path(), kin.clone()).unwrap();
             let (socket, done, end) = (link.path.clone(), CancellationToken::new(), CancellationToken::new());
             let task = tokio::spawn(link.run(Arc::default(), done.clone(), end.clone()));
-            World { dir, socket, done, end, task }
+            World { dir, kin, socket, done, end, task }
         }
 
+        /// Of one that shows the secret.
         async fn refused(&self, method: &str, params: Value) -> RefusalCode {
+            self.refused_as_it_is(method, self.kin.show(params)).await
+        }
+
+        async fn refused_as_it_is(&self, method: &str, params: Value) -> RefusalCode {
             let stream = UnixStream::connect(&self.socket).await.unwrap();
             match local::call::<IgnoredAny>(stream, method, params).await {
                 Err(StreamError::Refused(refusal)) => refusal.code,
@@ -234,7 +247,7 @@ mod tests {
         let world = World::new();
         let unknown = json!({"lifeline": "00".repeat(16), "route": "direct"});
         assert_eq!(world.refused(RESUME, unknown).await, RefusalCode::NotFound);
-        for params in [json!({}), json!({"lifeline": "0", "route": "relay"}), json!([1]), Value::Null] {
+        for params in [json!({}), json!({"lifeline": "0", "route": "relay"}), Value::Null] {
             assert_eq!(world.refused(RESUME, params.clone()).await, RefusalCode::InvalidArguments);
             assert_eq!(world.refused(END_DEVICES, params).await, RefusalCode::InvalidArguments);
         }
@@ -251,6 +264,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_has_the_socket_and_not_the_directory_is_refused() {
+        let (world, elsewhere) = (World::new(), tempfile::tempdir().unwrap());
+        let stranger = Kin::load_or_make(elsewhere.path()).unwrap();
+        let about = [
+            (RESUME, json!({"lifeline": "00".repeat(16), "route": "direct"})),
+            (END_DEVICES, json!({"pins": [], "refusal": Refusal::new(RefusalCode::Denied, "gone")})),
+            (END, json!({})),
+        ];
+        for (method, params) in about {
+            assert_eq!(world.refused_as_it_is(method, params.clone()).await, RefusalCode::Denied);
+            assert_eq!(world.refused_as_it_is(method, stranger.show(params)).await, RefusalCode::Denied);
+        }
+        assert_eq!(world.refused_as_it_is(END, json!([1])).await, RefusalCode::Denied);
+        assert!(!world.end.is_cancelled());
+    }
+
+    #[tokio::test]
     async fn who_says_nothing_is_not_waited_for() {
         let world = World::new();
         let mut silent = UnixStream::connect(&world.socket).await.unwrap();
@@ -262,7 +292,7 @@ mod tests {
     async fn a_successor_may_end_it_and_its_socket_goes_with_it() {
         let world = World::new();
         assert_eq!(std::fs::metadata(&world.socket).unwrap().permissions().mode() & 0o777, 0o600);
-        let earlier = Earlier::new(world.dir.path());
+        let earlier = Earlier::new(world.dir.path(), world.kin.clone());
         assert_eq!(earlier.count().await, 1);
         earlier.end_devices(&[KeyPin::from_bytes([1; 32])], &Refusal::new(RefusalCode::Denied, "gone")).await;
         assert!(!world.end.is_cancelled());
@@ -277,7 +307,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_a_killed_stub_left_does_no_harm() {
         let dir = tempfile::tempdir().unwrap();
-        let earlier = Earlier::new(dir.path());
+        let earlier = Earlier::new(dir.path(), Kin::load_or_make(dir.path()).unwrap());
         let left = earlier::own_socket(dir.path());
         drop(local::bind(&left).unwrap());
         assert!(left.exists());
@@ -295,7 +325,8 @@ mod tests {
         let pins = vec![KeyPin::from_bytes([0xff; 32]).to_string(); MAX_REVOKED];
         let sentence = "\"".repeat(crate::wire::limits::MAX_SENTENCE);
         let params = json!({"pins": pins, "refusal": Refusal::new(RefusalCode::Denied, sentence)});
-        let request = Request::new(END_DEVICES, params);
+        let dir = tempfile::tempdir().unwrap();
+        let request = Request::new(END_DEVICES, Kin::load_or_make(dir.path()).unwrap().show(params));
         assert!(serde_json::to_vec(&request).unwrap().len() <= MAX_CONTROL);
     }
 

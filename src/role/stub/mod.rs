@@ -2,16 +2,20 @@
 //! created for, and gives the programs of the workspace a socket to call their laptop through. It hands over to another
 //! process of the workspace and breaks nothing.
 
+mod admission;
 pub mod call;
 pub mod devices;
 pub mod direct;
 pub mod earlier;
 pub mod gateway;
 pub mod hand_over;
+pub mod kin;
 pub mod laptops;
 pub mod link;
 pub mod local;
 pub mod orphans;
+mod outlive;
+mod parking;
 pub mod run;
 pub mod session;
 pub mod sessions;

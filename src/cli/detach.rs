@@ -1,0 +1,111 @@
+//! `nexus-proxy up --detach`: the same command in the background, and what it says until its tunnel is up.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::failure::{self, Failure};
+use super::home::Home;
+use super::log::{Common, LogFormat};
+use super::output::Output;
+use super::up::Up;
+use crate::role::files;
+
+/// How long the tunnel is waited for before it is left on its way.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Starts the same command in the background, waits until its tunnel is up, and leaves it.
+pub async fn run(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
+    let output = Output::new(common.json);
+    files::private_dir(&home.data)?;
+    let log = home.data.join(format!("{}.log", up.workspace));
+    let file = files::log(&log)?;
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    command.arg("--json").arg(format!("-{}", "v".repeat(common.verbose.max(1).into())));
+    command.args(["--log-format", if common.log_format == LogFormat::Json { "json" } else { "text" }]);
+    command.args(["up", up.workspace.as_str()]).arg("--background").arg(&log);
+    if let Some(url) = &up.coordinator {
+        command.args(["--coordinator", &url.to_string()]);
+    }
+    if let Some(file) = &up.ca_file {
+        command.arg("--ca-file").arg(file);
+    }
+    if let Some(config) = &up.config {
+        command.arg("--config").arg(config);
+    }
+    if up.no_direct {
+        command.arg("--no-direct");
+    }
+    if up.take_over {
+        command.arg("--take-over");
+    }
+    command.args(up.forwards.arguments());
+    // A process group of its own, so that Ctrl-C on this terminal does not reach it.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+    let mut child = command.spawn()?;
+    let stdout = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe to the background process"))?;
+    let mut lines = BufReader::new(stdout).lines();
+    let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let line = tokio::select! {
+            line = lines.next_line() => line?,
+            _ = interrupted.recv() => {
+                let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(nix::unistd::Pid::from_raw);
+                if let Some(pid) = pid {
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                }
+                let _ = child.wait().await;
+                return Ok(130);
+            }
+            () = tokio::time::sleep_until(deadline) => {
+                let text = format!(
+                    "the tunnel is not up yet; it goes on trying in the background. hint: `nexus-proxy status {}`, log {}",
+                    up.workspace,
+                    log.display()
+                );
+                return Err(Failure::new(failure::UNAVAILABLE, text));
+            }
+        };
+        let Some(line) = line else { break };
+        let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+        let text = match event["event"].as_str() {
+            Some("coordinator") => format!("  coordinator  {}", event["url"].as_str().unwrap_or_default()),
+            Some("workspace") => format!("  workspace    {}", event["name"].as_str().unwrap_or_default()),
+            Some("took_over") => format!("  take-over    took over from process {}", event["pid"]),
+            Some("forward") => {
+                let forward = &event["forward"];
+                format!(
+                    "  forward      {} → {}",
+                    forward["listen"].as_str().unwrap_or_default(),
+                    forward["target"].as_str().unwrap_or("SOCKS5")
+                )
+            }
+            Some("tunnel") => match event["tunnel"]["state"].as_str() {
+                Some("up") => "  tunnel       up, end-to-end verified; in the background".to_owned(),
+                Some("waiting") => {
+                    format!("  tunnel       down: {}", event["tunnel"]["why"].as_str().unwrap_or_default())
+                }
+                _ => continue,
+            },
+            _ => continue,
+        };
+        output.plain(&text, &event);
+        if event["tunnel"]["state"] == "up" {
+            return Ok(0);
+        }
+    }
+    let status = child.wait().await?;
+    let tail = std::fs::read_to_string(&log).unwrap_or_default();
+    let last = tail.lines().last().unwrap_or_default();
+    let why = serde_json::from_str::<serde_json::Value>(last).ok();
+    let why = why.and_then(|v| {
+        let message = v["error"]["message"].as_str()?;
+        let hint = v["error"]["hint"].as_str();
+        Some(hint.map_or_else(|| message.to_owned(), |hint| format!("{message}. hint: {hint}")))
+    });
+    let text =
+        why.unwrap_or_else(|| format!("the background process ended ({status}). hint: its log is {}", log.display()));
+    Err(Failure::new(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED), text))
+}

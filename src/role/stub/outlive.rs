@@ -1,0 +1,108 @@
+//! How a stub outlives its hand-over: whom it hands over to, what it still serves, and when that is over.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::earlier::MAX_EARLIER;
+use super::hand_over::{Asked, HandedOver};
+use super::link::Link;
+use super::local;
+use super::orphans::{self, Spare};
+use super::run::{STOP_TIMEOUT, Stub, StubEvent};
+use crate::lifeline::core::RETENTION;
+use crate::wire::{Refusal, RefusalCode};
+
+/// How long sessions may go on after a hand-over: as long as a lifeline without a carrier is kept.
+const LAST: Duration = RETENTION;
+
+/// How often a stub that handed over looks whether anybody serves the workspace, and how often nobody may.
+const UNSERVED_LOOK: Duration = Duration::from_secs(5);
+const UNSERVED_LOOKS: u32 = 6;
+
+impl Stub {
+    /// Waits for a successor for which there is a place.
+    pub(super) async fn successor(&self, asked: &mut mpsc::Receiver<Asked>) -> (Link, Asked) {
+        loop {
+            let Some(asked) = asked.recv().await else { return std::future::pending().await };
+            let link = match self.sessions.earlier.count().await {
+                MAX_EARLIER.. => {
+                    let text = format!(
+                        "{MAX_EARLIER} stubs of this workspace live on already, until what they have is done. hint: end \
+                         what runs through them, or end them (`pgrep nexus-stub`)"
+                    );
+                    Err(Refusal::new(RefusalCode::Busy, text))
+                }
+                _ => Link::open(self.state().dir(), self.kin.clone()),
+            };
+            match link {
+                Ok(link) => return (link, asked),
+                Err(refusal) => {
+                    tracing::warn!(%refusal, "not handed over");
+                    let _ = asked.answer.send(Err(refusal));
+                }
+            }
+        }
+    }
+
+    /// Nothing is taken any more, and the successor is told so. What there is goes on until it is done, or for
+    /// [`LAST`]; what runs in the background of the workspace, for as long as it does: nobody else would end it.
+    pub(super) async fn outlive(&self, link: Link, asked: Asked, taken: &TaskTracker, stop: &CancellationToken) {
+        let laptops = &self.sessions.laptops;
+        let (sessions, streams) = laptops.drain();
+        let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").into());
+        let direct = self.workspace.direct.bound();
+        let Asked { pid: successor, answer } = asked;
+        // Where it was started from inside the workspace, it is below this process before it serves anything.
+        self.successor.store(successor.unwrap_or_default(), Relaxed);
+        let _ = answer.send(Ok(HandedOver { pid, version, sessions, streams, direct }));
+        (self.events)(StubEvent::HandedOver(sessions, streams));
+        taken.close();
+        self.sessions.endings.close();
+        let done = CancellationToken::new();
+        let last = async {
+            let over = tokio::select! {
+                // What this one had to tell earlier ones, nobody else would.
+                _ = async { tokio::join!(taken.wait(), self.sessions.endings.wait()) } => None,
+                () = tokio::time::sleep(LAST) => Some("its time is over"),
+                () = self.unserved() => Some("nobody serves the workspace any more, nor hears whom it may not serve"),
+            };
+            if let Some(over) = over {
+                tracing::warn!(over, "what goes on here is ended");
+                let text = format!("the stub of this session was replaced, and {over}. hint: a new session begins");
+                laptops.end_all(&Refusal::new(RefusalCode::Unavailable, text)).await;
+                let _ = tokio::time::timeout(STOP_TIMEOUT, taken.wait()).await;
+            }
+            orphans::gone(async || self.others().await).await;
+            (self.events)(StubEvent::Done);
+            done.cancel();
+        };
+        let ended = async {
+            tokio::select! {
+                () = last => {}
+                () = stop.cancelled() => done.cancel(),
+            }
+        };
+        tokio::join!(link.run(laptops.clone(), done.clone(), stop.clone()), ended);
+    }
+
+    /// Returns when nobody has served the workspace for a while: a successor that crashed, or never began. Only who serves
+    /// it hears of revocations.
+    async fn unserved(&self) {
+        let mut looks = 0;
+        while looks < UNSERVED_LOOKS {
+            tokio::time::sleep(UNSERVED_LOOK).await;
+            looks = if local::pid_at(&self.socket).await.is_some() { 0 } else { looks + 1 };
+        }
+    }
+
+    /// Other stubs of this workspace, which may have been started from inside it.
+    pub(super) async fn others(&self) -> Spare {
+        let serves = local::pid_at(&self.socket).await;
+        let successor = self.successor.load(Relaxed);
+        self.sessions.earlier.pids().await.into_iter().chain(serves).chain([successor]).collect()
+    }
+}

@@ -1,0 +1,125 @@
+//! The one connection that is parked at the coordinator at all times: what it becomes, what is said on it, and the next.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::run::{Stub, StubEvent};
+use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
+use crate::transport::carrier::Arrival;
+use crate::transport::client::{ClientError, CoordinatorCarrier};
+use crate::transport::http::UPGRADE_TIMEOUT;
+use crate::wire::control::Control;
+use crate::wire::limits::MAX_REVOKED;
+use crate::wire::{Refusal, RefusalCode};
+
+impl Stub {
+    /// Keeps a connection parked until `taking` is cancelled. Each that is joined becomes a task of `tasks`, until `stop`.
+    /// Ends by itself only when trying on is pointless.
+    pub(super) async fn keep_parked(
+        self: &Arc<Self>,
+        tasks: &TaskTracker,
+        taking: &CancellationToken,
+        stop: &CancellationToken,
+    ) -> Result<(), ClientError> {
+        let mut backoff = Backoff::default();
+        let mut parked_once = false;
+        let mut changes = self.changes.subscribe();
+        loop {
+            let parked = tokio::select! {
+                parked = self.park(&mut backoff, &mut parked_once) => parked,
+                // What is parked may be dead without a word; a new connection costs little.
+                _ = changes.changed() => {
+                    backoff.reset();
+                    continue;
+                }
+                () = taking.cancelled() => return Ok(()),
+            };
+            let (why, wait) = match parked {
+                Ok(Parked::Joined { carrier, session }) => {
+                    let (stub, stop) = (self.clone(), stop.clone());
+                    tasks.spawn(async move { stub.joined(carrier, session, stop).await });
+                    continue;
+                }
+                Ok(Parked::Drain(wait)) => ("the coordinator is restarting".into(), wait),
+                Ok(Parked::Ended) => ("the connection to the coordinator broke".into(), backoff.next(rand::random())),
+                Err(error) if !(error.is_passing() || parked_once && error.is_impostor()) => return Err(error),
+                Err(error) => {
+                    let longest = if error.is_name() { LONGEST_FOR_A_NAME } else { LONGEST };
+                    (error.to_string(), backoff.next_up_to(longest, rand::random()))
+                }
+            };
+            self.told.away(&why, wait);
+            (self.events)(StubEvent::Waiting(why, wait));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = changes.changed() => backoff.reset(),
+                () = taking.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Parks a connection and waits for what becomes of it.
+    async fn park(&self, backoff: &mut Backoff, parked_once: &mut bool) -> Result<Parked, ClientError> {
+        // A stub that was off past its certificate's end gets a fresh one before it dials with it.
+        self.renew().await?;
+        let mut carrier = self.client.park().await?;
+        let mut confirmed = false;
+        loop {
+            let arrival = tokio::select! {
+                arrival = carrier.arrival() => arrival,
+                () = tokio::time::sleep(UPGRADE_TIMEOUT), if !confirmed => return Ok(Parked::Ended),
+            };
+            match arrival {
+                Ok(Some(Arrival::Control(Control::Parked {}))) => {
+                    confirmed = true;
+                    *parked_once = true;
+                    backoff.reset();
+                    self.told.ready();
+                    (self.events)(StubEvent::Parked);
+                }
+                Ok(Some(Arrival::Control(Control::Join { session, .. }))) => {
+                    return Ok(Parked::Joined { carrier: Box::new(carrier), session });
+                }
+                Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
+                    return Ok(Parked::Drain(Duration::from_millis(reconnect_after_ms.min(60_000))));
+                }
+                Ok(Some(Arrival::Control(Control::Refused(refusal)))) => {
+                    return Err(Refusal::new(refusal.code, refusal.message).into());
+                }
+                Ok(Some(Arrival::Control(Control::Revoked { pins }))) => {
+                    let pins: Vec<_> = pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()).collect();
+                    self.sessions.end_devices(&pins, &revoked()).await;
+                }
+                Ok(Some(Arrival::Control(Control::Unknown))) => {}
+                Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
+                Err(error) => {
+                    tracing::debug!(%error, "the parked connection broke");
+                    return Ok(Parked::Ended);
+                }
+            }
+        }
+    }
+
+    pub(super) async fn renew(&self) -> Result<(), ClientError> {
+        if let Some(fresh) = self.client.renew_if_due(SystemTime::now()).await?
+            && let Err(error) = self.state().save_credential((*fresh).clone())
+        {
+            tracing::error!(%error, "the renewed certificate could not be kept");
+        }
+        Ok(())
+    }
+}
+
+enum Parked {
+    Joined { carrier: Box<CoordinatorCarrier>, session: String },
+    Drain(Duration),
+    Ended,
+}
+
+fn revoked() -> Refusal {
+    let text = "this device was revoked at the coordinator. hint: pair it again with a new key";
+    Refusal::new(RefusalCode::Denied, text)
+}
