@@ -141,11 +141,8 @@ pub async fn run(
     // Cancelled when nothing more is taken: at the end, or at a hand-over.
     let taking = stop.child_token();
     let (successors, mut asked) = mpsc::channel(1);
-    let bell = Doorbell {
-        successors: config.hands_over.then_some(successors),
-        took_over: config.took_over.map(|(_, at)| at),
-        told,
-    };
+    let took_over = config.took_over.map(|(_, at)| at);
+    let bell = Doorbell { successors: config.hands_over.then_some(successors), took_over, told };
     // What takes, and what was taken.
     let (doors, taken) = (TaskTracker::new(), TaskTracker::new());
     doors.spawn(gateway.run(stub.sessions.laptops.clone(), bell, taken.clone(), taking.clone(), stop.clone()));

@@ -137,7 +137,7 @@ impl Told {
         let now = OffsetDateTime::now_utc();
         let mut reached = self.reached();
         match &*reached {
-            Reached::Connecting => tracing::info!(target: WAY, "the coordinator is reached"),
+            Reached::Connecting => {}
             Reached::Away { since, .. } => {
                 let after_s = (now - *since).as_seconds_f64();
                 tracing::info!(target: WAY, after_s, "the coordinator is reached again");
