@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -332,15 +333,20 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         hands_over: !run.exit_with_stdin,
     };
     let stop = CancellationToken::new();
+    let away = Mutex::new(None);
     let events = move |event: StubEvent| match event {
-        StubEvent::Parked => output.line("coordinator", "connected, ready for laptops", &json!({"event": "parked"})),
+        StubEvent::Parked => {
+            *away.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            output.line("coordinator", "connected, ready for laptops", &json!({"event": "parked"}));
+        }
         StubEvent::Waiting(why, wait) => {
-            let text = format!("{why} (next attempt in {:.1} s)", wait.as_secs_f64());
-            output.line(
-                "coordinator",
-                &text,
-                &json!({"event": "waiting", "why": why, "retry_ms": wait.as_millis() as u64}),
-            );
+            let text = format!("{why} (next attempt in {:.1} s, and again until it is reached)", wait.as_secs_f64());
+            let event = json!({"event": "waiting", "why": why, "retry_ms": wait.as_millis() as u64});
+            let before = away.lock().unwrap_or_else(PoisonError::into_inner).replace(why.clone());
+            // A person is told once, and not for each attempt.
+            if output.is_json() || before != Some(why) {
+                output.line("coordinator", &text, &event);
+            }
         }
         StubEvent::SessionBegan(device) => {
             output.line(

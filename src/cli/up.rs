@@ -329,6 +329,7 @@ async fn show(
     let mut state = daemon.tunnel().state();
     let mut first = true;
     let mut told = Told::Nothing;
+    let mut down = None;
     loop {
         let now = state.borrow_and_update().clone();
         let json = json!({"event": "tunnel", "tunnel": now});
@@ -374,11 +375,17 @@ async fn show(
                     }
                 }
                 output.line("tunnel", &format!("up in {took} ms, end-to-end verified"), &json);
+                down = None;
             }
             TunnelState::Waiting { why, retry_ms, .. } => {
                 let retry = retry_ms as f64 / 1000.0;
-                let why = within_line(&why);
-                output.line("tunnel", &format!("down: {why} (next attempt in {retry:.1} s)"), &json);
+                // A person is told once, and not for each attempt.
+                if output.is_json() || down.as_ref() != Some(&why) {
+                    let text = within_line(&why);
+                    let text = format!("down: {text} (next attempt in {retry:.1} s, and again until it is up)");
+                    output.line("tunnel", &text, &json);
+                }
+                down = Some(why);
             }
             TunnelState::Failed { .. } => {}
         }

@@ -31,6 +31,7 @@ use self::core::{CarrierId, Core, Side};
 pub use self::first::first_attach;
 use self::key::ResumeKey;
 pub use self::paced::Paced;
+use self::standing::broke;
 pub use self::standing::{Ended, Route, Standing};
 use crate::transport::carrier::{Arrival, Messages};
 use crate::wire::Refusal;
@@ -233,7 +234,7 @@ impl Lifeline {
                 }
                 Poll::Ready(Ok(Some(Arrival::Control(control)))) => self.heed(control),
                 Poll::Ready(Ok(None)) => return Err("the connection was closed".into()),
-                Poll::Ready(Err(error)) => return Err(format!("the connection broke: {error}")),
+                Poll::Ready(Err(error)) => return Err(broke(&error)),
             }
         }
         self.poll_transmit(index, cx)
@@ -253,7 +254,7 @@ impl Lifeline {
 
     fn poll_transmit(&mut self, index: usize, cx: &mut Context<'_>) -> Result<(), String> {
         let slot = &mut self.carriers[index];
-        let broke = |error: io::Error| format!("the connection broke: {error}");
+        let broke = |error: io::Error| broke(&error);
         loop {
             if slot.carrier.poll_ready(cx).map_err(broke)?.is_pending() {
                 return Ok(());

@@ -1,5 +1,6 @@
 //! How a lifeline is, in words that those above pass on to a person.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,14 @@ impl Standing {
             ) => (route, standby, moves, round_trip.is_some()) == (r, s, m, t.is_some()),
             (one, two) => one == two,
         }
+    }
+}
+
+/// Why a carrier is lost, for a person: what TLS says of a connection that was cut is for programmers.
+pub fn broke(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the connection broke: it was cut off".into(),
+        _ => format!("the connection broke: {error}"),
     }
 }
 

@@ -73,6 +73,8 @@ fn a_name_that_is_not_known_yet_is_waited_for() {
         let wait = tunnel["retry_ms"].as_u64().expect("asked for above");
         assert!(wait <= LONGEST_WAIT, "it waits long for a name: {tunnel}");
     }
+    let told = up.lines().iter().filter(|line| line.contains("  down: ")).count();
+    assert_eq!(told, 1, "a line for each attempt:\n{}", up.output());
     let text = world.laptop.run(&["status"]).ok();
     assert!(text.contains("down since") && text.contains(NAME), "{text}");
     names.say(KNOWN);

@@ -204,12 +204,11 @@ impl Told {
             | (TunnelState::Up { .. }, TunnelState::Up { .. }) => {}
             (_, TunnelState::Up { path, .. }) => {
                 self.way_since.set(Some(Instant::now()));
+                // The first time is not a return.
+                let Some(gone) = gone.take() else { return };
                 let goes_on = matches!(before, TunnelState::Resuming { .. });
-                let what = if goes_on { "the session goes on" } else { "the tunnel is up" };
-                match gone.take() {
-                    Some(gone) => tracing::info!(target: WAY, after = ?gone.elapsed(), ?path, "{what}"),
-                    None => tracing::info!(target: WAY, ?path, "{what}"),
-                }
+                let what = if goes_on { "the session goes on" } else { "the tunnel is up again" };
+                tracing::info!(target: WAY, after = ?gone.elapsed(), ?path, "{what}");
             }
             (_, TunnelState::Resuming { why, .. }) => {
                 self.way_since.set(None);

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::run::{Stub, StubEvent};
 use super::session::serve;
 use super::sessions::Place;
+use super::status::Gone;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
@@ -19,6 +20,7 @@ use crate::transport::client::CoordinatorCarrier;
 use crate::wire::RefusalCode;
 use crate::wire::lifeline::{Attach, AttachMode, LifelineMessage};
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
+use crate::wire::name::DeviceName;
 
 impl Stub {
     /// What a laptop wants of a connection is in its first message: a new session, or to go on with one.
@@ -92,7 +94,7 @@ impl Stub {
             outcome = serve(established, self.workspace.clone(), self.state.clone(), self.sessions.clone(), end) => {
                 tracing::info!(session, %device, ?outcome, "session over");
             }
-            () = self.doubt(watched) => {}
+            () = self.doubt(watched, &device) => {}
             () = stop.cancelled() => {}
         }
         self.sessions.laptops.leave(id);
@@ -100,14 +102,13 @@ impl Stub {
     }
 
     /// A session whose connection is gone or does not answer puts the parked one in doubt: it takes the same way.
-    async fn doubt(&self, mut standing: watch::Receiver<Standing>) {
+    async fn doubt(&self, mut standing: watch::Receiver<Standing>, device: &DeviceName) {
         let is_well = |standing: &Standing| !matches!(standing, Standing::Suspect { .. } | Standing::Lost { .. });
-        while standing.wait_for(|standing| !is_well(standing)).await.is_ok() {
+        while let Ok(gone) = standing.wait_for(|standing| !is_well(standing)).await.map(|now| Gone::new(device, &now)) {
             let what = "the connection of a session does not answer";
             self.changes.send_modify(|change| *change = Change { count: change.count + 1, what });
-            if standing.wait_for(is_well).await.is_err() {
-                break;
-            }
+            let Ok(well) = standing.wait_for(is_well).await else { break };
+            gone.is_over(&well);
         }
         // Whoever serves the session sees its end.
         std::future::pending().await

@@ -13,6 +13,7 @@ use super::earlier::Earlier;
 use super::laptops::Laptops;
 use crate::lifeline::{Route, Standing};
 use crate::role::WAY;
+use crate::wire::name::DeviceName;
 use crate::wire::{Refusal, RefusalCode};
 
 /// The call for it over the workspace's socket.
@@ -116,6 +117,30 @@ pub struct Status {
     pub earlier: usize,
 }
 
+/// The way to a laptop is gone. Both that and its return are a line of the log.
+pub struct Gone<'a> {
+    device: &'a DeviceName,
+    since: Instant,
+}
+
+impl<'a> Gone<'a> {
+    /// From here on, as its session stands.
+    pub fn new(device: &'a DeviceName, standing: &Standing) -> Gone<'a> {
+        if let Standing::Suspect { why, .. } | Standing::Lost { why, .. } = standing {
+            let next = "its laptop is expected to come back";
+            tracing::info!(target: WAY, %device, why = why.as_str(), next, "the connection of a session is interrupted");
+        }
+        Gone { device, since: Instant::now() }
+    }
+
+    /// It is back, or the session has ended.
+    pub fn is_over(self, standing: &Standing) {
+        if let Standing::Attached { route, .. } = standing {
+            tracing::info!(target: WAY, device = %self.device, after = ?self.since.elapsed(), path = ?route, "a session goes on");
+        }
+    }
+}
+
 /// Keeps what there is to tell.
 #[derive(Debug)]
 pub struct Told {
@@ -137,7 +162,7 @@ impl Told {
         let now = OffsetDateTime::now_utc();
         let mut reached = self.reached();
         match &*reached {
-            Reached::Connecting => tracing::info!(target: WAY, "the coordinator is reached"),
+            Reached::Connecting => {}
             Reached::Away { since, .. } => {
                 let after_s = (now - *since).as_seconds_f64();
                 tracing::info!(target: WAY, after_s, "the coordinator is reached again");

@@ -1,0 +1,88 @@
+//! How long each end waits before it suspects its carrier, and what it believes after that.
+
+use std::time::Duration;
+
+use super::super::core::{HEARTBEAT, LEAST_PATIENCE, QUIET, QUIET_PATIENCE, UNANSWERED};
+use super::super::standing::Standing;
+use super::{DIALER, LISTENER, World, exchange, steady};
+
+#[test]
+fn a_silent_carrier_is_suspected_and_believed_again() {
+    let mut world = steady();
+    world.pass(Duration::from_millis(100));
+    world.cores[DIALER].probe(world.now);
+    world.pass(Duration::from_millis(600));
+    assert!(matches!(world.cores[DIALER].standing(), Standing::Suspect { .. }), "half a second after a change");
+    for _ in 0..4 {
+        world.pump(0, DIALER);
+        world.deliver(0, LISTENER);
+        world.pump(0, LISTENER);
+        world.deliver(0, DIALER);
+    }
+    assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { .. }));
+}
+
+#[test]
+fn what_is_sent_after_a_silence_finds_a_dead_way_soon() {
+    for side in [DIALER, LISTENER] {
+        let mut world = steady();
+        exchange(&mut world, 0, DIALER);
+        exchange(&mut world, 0, LISTENER);
+        world.pass(QUIET);
+        world.links[0].hole = [true; 2];
+        world.write(side, 10);
+        world.pump(0, side);
+        world.pass(QUIET_PATIENCE - Duration::from_millis(10));
+        assert!(matches!(world.cores[side].standing(), Standing::Attached { .. }), "it may still come");
+        world.pass(Duration::from_millis(10));
+        assert!(matches!(world.cores[side].standing(), Standing::Suspect { .. }), "side {side}");
+    }
+}
+
+#[test]
+fn on_a_busy_way_an_answer_may_take_longer() {
+    let mut world = steady();
+    exchange(&mut world, 0, DIALER);
+    world.write(LISTENER, 10);
+    world.pump(0, LISTENER);
+    world.pass(QUIET_PATIENCE);
+    assert!(matches!(world.cores[LISTENER].standing(), Standing::Attached { .. }));
+    world.pass(LEAST_PATIENCE);
+    assert!(matches!(world.cores[LISTENER].standing(), Standing::Suspect { .. }));
+}
+
+#[test]
+fn a_listener_that_sends_nothing_misses_the_heartbeat() {
+    let mut world = steady();
+    exchange(&mut world, 0, DIALER);
+    exchange(&mut world, 0, LISTENER);
+    let well = |world: &World| matches!(world.cores[LISTENER].standing(), Standing::Attached { .. });
+    for _ in 0..600 {
+        world.pass(Duration::from_secs(1));
+        exchange(&mut world, 0, DIALER);
+        assert!(well(&world), "heartbeats come");
+    }
+    world.links[0].hole[LISTENER] = true;
+    world.pass(HEARTBEAT);
+    assert!(well(&world));
+    world.pass(LEAST_PATIENCE * UNANSWERED);
+    assert!(!well(&world));
+    // It was only slow: a heartbeat that comes after all is believed.
+    world.links[0].hole[LISTENER] = false;
+    world.cores[DIALER].probe(world.now);
+    exchange(&mut world, 0, DIALER);
+    assert!(well(&world));
+}
+
+#[test]
+fn a_way_that_was_suspected_first_is_gone_since_then() {
+    let mut world = steady();
+    world.pass(Duration::from_millis(100));
+    world.cores[DIALER].probe(world.now);
+    world.pass(Duration::from_millis(600));
+    let Standing::Suspect { since, .. } = world.cores[DIALER].standing() else { panic!() };
+    world.pass(Duration::from_secs(3));
+    world.cut(0, DIALER, "cut");
+    let Standing::Lost { since: gone, why } = world.cores[DIALER].standing() else { panic!() };
+    assert_eq!((gone, why.as_str()), (since, "cut"));
+}
