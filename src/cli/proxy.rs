@@ -76,7 +76,7 @@ enum Command {
         /// One workspace; all that are up without it.
         workspace: Option<WorkspaceName>,
     },
-    /// Ends a workspace's `up`, and everything it started.
+    /// Ends a workspace's `up`, and everything it started; also those that handed it over and live on.
     Down {
         /// The workspace.
         #[arg(default_value = "default")]

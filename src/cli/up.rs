@@ -68,8 +68,8 @@ pub struct Up {
     ///
     /// That one takes nothing new any more and ends when its connections, processes and calls are done; Ctrl-C there ends
     /// it at once. Give the same --coordinator, and the same -L, -R and -D: they are not passed on, and their ports are
-    /// closed until this one opens them. Forwards of `nexus-proxy forward` move by themselves. One that has its workspace
-    /// inside (no --coordinator) cannot hand over.
+    /// closed until this one opens them. When this one ends before it is up, that one takes its place again. Forwards of
+    /// `nexus-proxy forward` move by themselves. One that has its workspace inside (no --coordinator) cannot hand over.
     #[arg(long)]
     pub take_over: bool,
     /// This process is the background one.

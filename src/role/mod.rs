@@ -8,6 +8,8 @@ pub mod changes;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;
 pub mod files;
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub mod local;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 #[cfg(any(feature = "proxy", feature = "stub"))]

@@ -8,8 +8,7 @@ use nexus_proxy::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessag
 use serde_json::Value;
 
 use crate::support::link::Link;
-use crate::support::transfers::{RECOVERY, Transfers};
-use crate::support::wait::within;
+use crate::support::transfers::Transfers;
 use crate::support::*;
 
 /// Bytes of one transfer.
@@ -25,18 +24,8 @@ struct World {
 impl World {
     #[track_caller]
     fn new() -> World {
-        let coordinator = Coordinator::start();
-        let (near, far) = (Link::to(coordinator.port), Link::to(coordinator.port));
-        let laptop = Laptop::new();
-        laptop.pair(&near.url(), &coordinator.invite(), "anna").ok();
-        let port = program::free_port();
-        let way = Link::to(port);
-        let advertised = way.url().trim_start_matches("https://").to_owned();
-        let machine = Machine::at(&Place::Here, &far.url())
-            .env("NEXUS_DIRECT_LISTEN", &format!("127.0.0.1:{port}"))
-            .env("NEXUS_DIRECT_ADVERTISE", &advertised);
-        let stub = machine.stub(Some(&coordinator.add_workspace("box")));
-        World { linked: Linked { laptop, stub, machine, near, far, coordinator }, way, port }
+        let (linked, way, port) = Linked::with_direct_way();
+        World { linked, way, port }
     }
 
     fn up(&self) -> laptop::Up<'_> {
@@ -49,11 +38,7 @@ impl World {
 
     #[track_caller]
     fn until_it_goes(&self, path: &str, standby: bool) -> Value {
-        let goes = || {
-            let tunnel = self.tunnel();
-            (tunnel["path"] == path && tunnel["standby"] == standby).then_some(tunnel)
-        };
-        within(RECOVERY, goes).unwrap_or_else(|| panic!("not {path}, standby {standby}: {}", self.tunnel()))
+        self.linked.until_it_goes(path, standby)
     }
 }
 

@@ -240,11 +240,12 @@ fn an_interrupted_session_is_not_handed_over() {
     let port = port_in(&line);
     let mut talk = Dialogue::redis(port);
     talk.echo();
-    world.near.black_hole();
+    // The coordinator is there, and the workspace is not.
+    world.far.black_hole();
     let near = world.near.url();
     let refused = world.laptop.run(&["up", "box", "--coordinator", &near, "--take-over"]).err();
     assert!(refused.contains("interrupted") && refused.contains("hint:"), "{refused}");
-    world.near.heal();
+    world.far.heal();
     talk.echo_within(RECOVERY);
     let mut other = Dialogue::redis(port);
     other.echo_within(RECOVERY);
@@ -268,6 +269,159 @@ fn ctrl_c_ends_what_goes_on_after_a_hand_over() {
     assert_eq!(ping(&mut talk), Err(ErrorKind::ConnectionReset), "what is cut must not look complete");
     assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
     assert_eq!(second.tunnels(), 1, "{}", second.program.output());
+}
+
+/// What `status` knows of those that have handed over: process, and connections that go on there.
+fn handed_over(laptop: &Laptop) -> Vec<(u64, u64)> {
+    let status = laptop.status();
+    let of = |one: &serde_json::Value| Some((one["pid"].as_u64()?, one["earlier"].as_u64()?));
+    status["handed_over"].as_array().expect("a list").iter().map(|one| of(one).expect("two numbers")).collect()
+}
+
+#[test]
+fn status_and_down_know_those_that_handed_over() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut first = up(&world, &[]);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = talk_to(port_in(&line));
+    assert_eq!(handed_over(&world.laptop), []);
+    let mut second = up(&world, &["--take-over"]);
+    first.program.says("handed over");
+    until("the first to be known", || {
+        (handed_over(&world.laptop) == [(u64::from(first.program.pid()), 1)]).then_some(())
+    });
+    assert_eq!(pid(&world.laptop), u64::from(second.program.pid()));
+    let shown = world.laptop.run(&["status"]).ok();
+    assert!(shown.contains("1 connection until done"), "{shown}");
+    assert_eq!(ping(&mut talk), Ok(()));
+    let said = world.laptop.run(&["down", "box"]).ok();
+    assert!(said.contains(&format!("process {}", first.program.pid())) && said.contains("1 connection"), "{said}");
+    for up in [&mut first, &mut second] {
+        assert_eq!(up.program.ends().code(), Some(0), "{}", up.program.output());
+    }
+    assert_eq!(ping(&mut talk), Err(ErrorKind::ConnectionReset), "what is cut must not look complete");
+    let files = fs::read_dir(world.laptop.home().join("run")).expect("its folder");
+    let sockets: Vec<_> =
+        files.flatten().map(|file| file.path()).filter(|path| path.extension().is_some_and(|e| e == "sock")).collect();
+    assert_eq!(sockets, Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_was_handed_over_can_be_ended_when_nothing_else_is_up() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut first = up(&world, &[]);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = talk_to(port_in(&line));
+    let second = up(&world, &["--take-over"]);
+    first.program.says("handed over");
+    assert_eq!(second.ctrl_c().code(), Some(0));
+    assert_eq!(ping(&mut talk), Ok(()), "it was up, so its end is not the end of what it took over from");
+    world.laptop.run(&["down", "box"]).ok();
+    assert_eq!(first.program.ends().code(), Some(0), "{}", first.program.output());
+    assert!(world.laptop.run(&["down", "box"]).err().contains("not up"));
+}
+
+#[test]
+fn a_port_that_somebody_else_has_is_found_before_anything_is_handed_over() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let port = free_port();
+    let mut first = up(&world, &["-L", &format!("{port}:127.0.0.1:{}", redis.port)]);
+    let mut talk = talk_to(port);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let spec = format!("{}:127.0.0.1:9", taken.local_addr().expect("bound").port());
+    let near = world.near.url();
+    let own = format!("{port}:127.0.0.1:{}", redis.port);
+    let words = ["up", "box", "--no-direct", "--coordinator", &near, "--take-over", "-L", &own];
+    let refused = world.laptop.run(&[&words[..], &["-L", &spec]].concat()).err();
+    assert!(refused.contains("in use") && refused.contains("goes on as before"), "{refused}");
+    assert!(!first.program.output().contains("handed over"), "{}", first.program.output());
+    assert_eq!(ping(&mut talk), Ok(()));
+    assert_eq!(ping(&mut talk_to(port)), Ok(()));
+    // What the running one has itself is no hindrance.
+    let _second = world.laptop.up(&words[1..]);
+    first.program.says("handed over");
+    assert_eq!(ping(&mut talk), Ok(()));
+    assert_eq!(ping(&mut talk_to(port)), Ok(()));
+}
+
+#[test]
+fn a_coordinator_that_is_away_is_found_before_anything_is_handed_over() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let near = world.near.url();
+    let mut first = world.laptop.up(&["box", "--coordinator", &near]);
+    world.until_it_goes("direct", true);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = talk_to(port_in(&line));
+    world.coordinator.kill();
+    let refused = world.laptop.run(&["up", "box", "--coordinator", &near, "--take-over"]).err();
+    assert!(refused.contains("not taken over"), "{refused}");
+    assert_eq!(ping(&mut talk), Ok(()));
+    assert!(!first.program.output().contains("handed over") && first.program.has_ended().is_none());
+}
+
+/// A wire on which a successor needs seconds to come up: time to end it meanwhile.
+fn long() -> Wire {
+    Wire::new(1_000_000_000, Duration::from_millis(400))
+}
+
+/// However a successor with these words ends before it is up: the one that handed over takes its place again, and nothing
+/// was lost.
+#[track_caller]
+fn is_taken_back(words: &[&str], end: impl FnOnce(&mut Running)) {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let port = free_port();
+    let mut first = up(&world, &["-L", &format!("{port}:127.0.0.1:{}", redis.port)]);
+    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let leased = port_in(&line);
+    let mut talks = vec![talk_to(port), talk_to(leased)];
+    let near = world.near.url();
+    let take_over = ["up", "box", "--no-direct", "--coordinator", &near, "--take-over"];
+    world.near.set_wire(long());
+    let mut second = Running::start(world.laptop.command(&[&take_over, words].concat()));
+    first.program.says("handed over");
+    end(&mut second);
+    second.ends();
+    assert!(!second.output().contains("end-to-end verified"), "it was up:\n{}", second.output());
+    first.program.says("takes its place again");
+    world.near.set_wire(narrow());
+    until("the first to be up again", || (first.tunnels() == 2).then_some(()));
+    talks.push(talk_to(port));
+    until("the command's forward", || TcpStream::connect(("127.0.0.1", leased)).ok());
+    talks.push(talk_to(leased));
+    assert_eq!(pid(&world.laptop), u64::from(first.program.pid()));
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    // And it can be taken over from once more.
+    let mut third = up(&world, &["--take-over"]);
+    let said = || first.program.output().matches("handed over to").count();
+    until("it to hand over again", || (said() == 2).then_some(()));
+    for talk in &mut talks {
+        assert_eq!(ping(talk), Ok(()));
+    }
+    drop(talks);
+    assert!(first.program.ends().success(), "{}", first.program.output());
+    assert!(third.program.has_ended().is_none(), "{}", third.program.output());
+}
+
+#[test]
+fn a_successor_that_is_interrupted_before_it_is_up_gives_the_workspace_back() {
+    is_taken_back(&[], |second| second.signal(Signal::SIGINT));
+}
+
+#[test]
+fn a_successor_that_is_killed_before_it_is_up_gives_the_workspace_back() {
+    is_taken_back(&[], |second| second.signal(Signal::SIGKILL));
+}
+
+#[test]
+fn a_successor_that_is_refused_a_port_in_the_workspace_gives_it_back() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let spec = format!("{}:127.0.0.1:9", taken.local_addr().expect("bound").port());
+    is_taken_back(&["-R", &spec], |second| drop(second.says("in use")));
 }
 
 #[test]

@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::link::Link;
-use crate::support::linked::Frozen;
+use crate::support::linked::{Frozen, Talk};
 use crate::support::transfers::{RECOVERY, Transfers};
 use crate::support::wait::within;
 use crate::support::*;
@@ -48,6 +47,14 @@ fn is_done(mut old: Running) {
     assert!(old.output().contains("everything that began here is over"), "{}", old.output());
 }
 
+/// The pin of a device's key, as the coordinator knows it.
+#[track_caller]
+fn pin_of(world: &Linked, name: &str) -> String {
+    let devices = world.coordinator.run(&["device", "list"]).ok();
+    let line = devices.lines().find(|line| line.contains(name)).expect("a device").to_owned();
+    line.split_whitespace().find(|word| word.starts_with("sha256:")).expect("its pin").to_owned()
+}
+
 /// Sockets of stubs that handed over.
 fn sockets_left(world: &Linked) -> Vec<PathBuf> {
     let entries = fs::read_dir(world.machine.state()).expect("the state").map(|entry| entry.expect("an entry").path());
@@ -60,9 +67,7 @@ fn a_transfer_a_process_and_a_conversation_go_on_and_the_old_stub_ends_after_the
     let mut world = Linked::new();
     world.near.set_wire(Wire::new(200_000_000, std::time::Duration::from_millis(5)));
     let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
+    let Talk { mut talk, port, forward: _forward } = world.talk(&redis);
     let mut process = in_workspace(&world, "while read word; do echo \"$word\"; done");
     process.ask(PATIENCE, str::to_owned);
     let mut transfers = Transfers::start(&world, TRANSFER);
@@ -106,9 +111,7 @@ fn a_session_that_stayed_behind_outlives_its_connections() {
     let redis = Redis::start();
     let mut world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let mut old = replace(&world.machine, &mut world.stub);
     reaches_the_new_one(&world);
     let faults: [fn(&Linked); 4] = [
@@ -165,51 +168,24 @@ fn two_take_overs_in_a_row_break_nothing() {
     assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
 }
 
-/// A laptop and a workspace that it reaches directly, on a port that is always the same.
-#[track_caller]
-fn with_direct_way() -> (Linked, Link) {
-    let coordinator = Coordinator::start();
-    let (near, far) = (Link::to(coordinator.port), Link::to(coordinator.port));
-    let laptop = Laptop::new();
-    laptop.pair(&near.url(), &coordinator.invite(), "anna").ok();
-    let port = program::free_port();
-    let way = Link::to(port);
-    let machine = Machine::at(&Place::Here, &far.url())
-        .env("NEXUS_DIRECT_LISTEN", &format!("127.0.0.1:{port}"))
-        .env("NEXUS_DIRECT_ADVERTISE", way.url().trim_start_matches("https://"));
-    let stub = machine.stub(Some(&coordinator.add_workspace("box")));
-    (Linked { laptop, stub, machine, near, far, coordinator }, way)
-}
-
-#[track_caller]
-fn until_direct(world: &Linked) {
-    let goes = || {
-        let tunnel = world.laptop.workspace_status()["tunnel"].clone();
-        (tunnel["path"] == "direct" && tunnel["standby"] == true).then_some(())
-    };
-    assert!(within(RECOVERY, goes).is_some(), "not direct: {}", world.laptop.workspace_status());
-}
-
 #[test]
 fn a_direct_session_goes_on_and_the_port_is_the_successors() {
     let redis = Redis::start();
-    let (mut world, way) = with_direct_way();
+    let (mut world, way, _) = Linked::with_direct_way();
     let _up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
-    until_direct(&world);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    world.until_it_goes("direct", true);
     let mut old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     reaches_the_new_one(&world);
-    until_direct(&world);
+    world.until_it_goes("direct", true);
     way.reset();
     talk.echo_within(RECOVERY);
     reaches_the_new_one(&world);
     // The laptop finds the port again, for the session that stayed behind too.
     let again = world.stub.says_after(0, RECOVERY, "route=Direct");
     assert!(again.contains("goes on in an earlier stub"), "{again}");
-    until_direct(&world);
+    world.until_it_goes("direct", true);
     talk.echo();
     assert!(old.has_ended().is_none(), "{}", old.output());
     talk.ends_well();
@@ -219,12 +195,10 @@ fn a_direct_session_goes_on_and_the_port_is_the_successors() {
 #[test]
 fn a_revoked_device_loses_the_session_that_stayed_behind() {
     let redis = Redis::start();
-    let (mut world, _way) = with_direct_way();
+    let (mut world, _way, _) = Linked::with_direct_way();
     let up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
-    until_direct(&world);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    world.until_it_goes("direct", true);
     let old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     reaches_the_new_one(&world);
@@ -240,12 +214,10 @@ fn a_revoked_device_loses_the_session_that_stayed_behind() {
 #[test]
 fn a_removed_workspace_loses_the_session_that_stayed_behind() {
     let redis = Redis::start();
-    let (mut world, _way) = with_direct_way();
+    let (mut world, _way, _) = Linked::with_direct_way();
     let up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
-    until_direct(&world);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    world.until_it_goes("direct", true);
     let mut old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     reaches_the_new_one(&world);
@@ -263,22 +235,57 @@ fn a_device_that_was_removed_loses_the_session_that_stayed_behind() {
     let bert = Laptop::new();
     bert.pair(&world.near.url(), &world.coordinator.invite(), "bert").ok();
     let _up = Linked::up(&world.near, &world.laptop);
-    let pin_of = |name: &str| {
-        let devices = world.coordinator.run(&["device", "list"]).ok();
-        let line = devices.lines().find(|line| line.contains(name)).expect("a device").to_owned();
-        line.split_whitespace().find(|word| word.starts_with("sha256:")).expect("its pin").to_owned()
-    };
-    let (anna_pin, bert_pin) = (pin_of("anna"), pin_of("bert"));
+    let (anna_pin, bert_pin) = (pin_of(&world, "anna"), pin_of(&world, "bert"));
     world.laptop.run(&["device", "add", "box", &bert_pin]).ok();
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     let _bert_up = Linked::up(&world.near, &bert);
     bert.run(&["device", "remove", "box", &anna_pin]).ok();
     until("the conversation to end", || talk.program.has_ended());
     is_done(old);
+}
+
+/// What was said while an earlier stub stood still is heard as soon as it does not.
+#[test]
+fn a_device_that_was_removed_is_ended_in_a_stub_that_stood_still() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let bert = Laptop::new();
+    bert.pair(&world.near.url(), &world.coordinator.invite(), "bert").ok();
+    let up = Linked::up(&world.near, &world.laptop);
+    let (anna_pin, bert_pin) = (pin_of(&world, "anna"), pin_of(&world, "bert"));
+    world.laptop.run(&["device", "add", "box", &bert_pin]).ok();
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    let old = replace(&world.machine, &mut world.stub);
+    talk.echo_within(RECOVERY);
+    let _bert_up = Linked::up(&world.near, &bert);
+    // A laptop that does nothing any more, either: it is for the workspace to end what it has.
+    let (laptop, stub) = (Frozen::new(up.program.pid()), Frozen::new(old.pid()));
+    bert.run(&["device", "remove", "box", &anna_pin]).ok();
+    world.stub.says_after(0, RECOVERY, "an earlier stub stands still");
+    drop(stub);
+    is_done(old);
+    drop(laptop);
+}
+
+/// Whoever has the workspace's socket, as every program there that calls its laptop, and not the state directory.
+#[test]
+fn who_has_the_socket_alone_cannot_have_it_handed_over() {
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let own = world.machine.state();
+    let socket = own.join("stub.sock").display().to_string();
+    let stranger = Machine::at(&Place::Here, &world.far.url()).env("NEXUS_STUB_SOCKET", &socket);
+    for file in ["stub.json", "ca.pem", "chain.pem", "key.pem"] {
+        fs::copy(own.join(file), stranger.state().join(file)).expect("a file of the state");
+    }
+    let mut stranger = stranger.command(None);
+    stranger.arg("--take-over");
+    let refused = Run::of(stranger).err();
+    assert!(refused.contains("same state directory") && refused.contains("hint:"), "{refused}");
+    assert!(world.stub.has_ended().is_none() && !world.stub.output().contains("handed over"));
+    reaches_the_new_one(&world);
 }
 
 #[test]
@@ -315,9 +322,7 @@ fn a_stub_is_replaced_from_inside_the_workspace() {
     let redis = Redis::start();
     let mut world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let (log, pid) = (world.machine.workspace.path().join("stub.log"), world.machine.workspace.path().join("stub.pid"));
     let successor_ended = Ended(pid.clone());
     let mut successor = world.machine.command(None);
@@ -361,9 +366,7 @@ fn what_stays_behind_ends_with_the_workspace() {
     let redis = Redis::start();
     let mut world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let mut old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     assert!(world.stub.stop(Signal::SIGTERM).success());
@@ -377,9 +380,7 @@ fn a_stub_that_was_killed_after_it_handed_over_leaves_nothing_in_the_way() {
     let redis = Redis::start();
     let mut world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
+    let Talk { mut talk, port, forward: _forward } = world.talk(&redis);
     let mut old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     old.signal(Signal::SIGKILL);
@@ -402,9 +403,7 @@ fn a_successor_that_crashed_is_followed_by_one_that_finds_what_stayed_behind() {
     let redis = Redis::start();
     let mut world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let old = replace(&world.machine, &mut world.stub);
     world.stub.signal(Signal::SIGKILL);
     world.stub.ends();

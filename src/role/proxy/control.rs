@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::role::files;
+use crate::role::{files, local};
 use crate::session::framed::{FramedStream, StreamError};
-use crate::wire::call::{Request, Response};
 use crate::wire::name::WorkspaceName;
-use crate::wire::{FrameKind, Refusal, RefusalCode};
+use crate::wire::{Refusal, RefusalCode};
 
 /// How long an `up` that was told to end may take: its stub and its coordinator have several seconds each.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
@@ -94,11 +93,10 @@ pub struct ControlSocket {
 impl ControlSocket {
     fn bind(path: &Path) -> io::Result<ControlSocket> {
         let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path).map_err(|e| {
+        let listener = local::bind(path).map_err(|e| {
             let hint = "hint: a socket's path may have about 100 bytes; a shorter NEXUS_HOME helps";
-            io::Error::new(e.kind(), format!("{}: {e}. {hint}", path.display()))
+            io::Error::new(e.kind(), format!("{e}. {hint}"))
         })?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(ControlSocket { listener })
     }
 
@@ -107,7 +105,7 @@ impl ControlSocket {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    if is_own(&stream) {
+                    if local::is_own(&stream) {
                         return stream;
                     }
                     tracing::warn!("another user tried to use the control socket");
@@ -184,17 +182,11 @@ pub async fn connect_at(path: &Path) -> Result<UnixStream, Refusal> {
     let stream = UnixStream::connect(path).await.map_err(|_| {
         Refusal::new(RefusalCode::Unavailable, format!("nobody listens at {}. hint: it has ended", path.display()))
     })?;
-    if !is_own(&stream) {
+    if !local::is_own(&stream) {
         let text = format!("another user listens at {}. hint: remove it, or set NEXUS_HOME", path.display());
         return Err(Refusal::new(RefusalCode::Denied, text));
     }
     Ok(stream)
-}
-
-/// Whether the process at the other end is the same user's, or root's.
-fn is_own(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
 /// Calls a running `up`. The stream stays open: a forward lives as long as it does.
@@ -203,15 +195,5 @@ pub async fn call<A: DeserializeOwned>(
     method: &str,
     params: Value,
 ) -> Result<(A, FramedStream<UnixStream>), Refusal> {
-    let mut stream = FramedStream::new(stream);
-    let sent = stream.writer.send_json(FrameKind::Message, &Request::new(method, params)).await;
-    sent.map_err(|e| StreamError::from(e).into_refusal())?;
-    let frame = stream.reader.expect().await.map_err(StreamError::into_refusal)?;
-    let response: Response = frame.json()?;
-    let result = response.outcome()?;
-    let answer = serde_json::from_value(result).map_err(|e| {
-        let text = format!("the running program answers in another shape: {e}. hint: restart it with this release");
-        Refusal::new(RefusalCode::Unsupported, text)
-    })?;
-    Ok((answer, stream))
+    local::call(stream, method, params).await.map_err(StreamError::into_refusal)
 }

@@ -1,35 +1,19 @@
-//! Calls between two stubs on one machine, over a Unix socket: one request, one response, each in a `Message` frame.
-//!
-//! Only this user and root are listened to, and believed.
+//! Calls between two stubs on one machine: who is there, and how long an answer may take.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
-use crate::session::framed::{FramedStream, StreamError};
-use crate::wire::call::{Request, Response};
-use crate::wire::{FrameKind, Refusal, RefusalCode};
+use crate::role::local;
+pub use crate::role::local::{answer, bind, is_nobody, is_own};
+use crate::session::framed::StreamError;
+use crate::wire::{Refusal, RefusalCode};
 
 /// How long a stub may take to answer. Closing ports and sockets takes none; a machine that thrashes does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Whether the process at the other end is the same user's, or root's.
-pub fn is_own(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
-}
-
-/// Binds a socket that only this user may use.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    let listener = UnixListener::bind(path).map_err(named)?;
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(named)?;
-    Ok(listener)
-}
 
 /// Connects to the stub at `path`; `None` when nobody listens there.
 pub async fn connect(path: &Path) -> Result<Option<UnixStream>, Refusal> {
@@ -49,45 +33,17 @@ pub async fn pid_at(path: &Path) -> Option<i32> {
     connect(path).await.ok().flatten()?.peer_cred().ok()?.pid()
 }
 
-/// Whether a connection failed because nobody listens: no file, or one that was left behind.
-pub fn is_nobody(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
-/// Calls the stub at the other end. The stream is good for what the two agreed on.
+/// Calls the stub at the other end, which may take a while. The stream is good for what the two agreed on.
 pub async fn call<A: DeserializeOwned>(
     stream: UnixStream,
     method: &str,
     params: Value,
 ) -> Result<(A, UnixStream), StreamError> {
-    let ask = async {
-        let mut stream = FramedStream::new(stream);
-        stream.writer.send_json(FrameKind::Message, &Request::new(method, params)).await?;
-        let frame = stream.reader.expect().await?;
-        match frame.kind {
-            FrameKind::Message => {}
-            FrameKind::Refuse => return Err(StreamError::Refused(frame.refusal())),
-            kind => return Err(StreamError::OutOfPlace(kind)),
+    match tokio::time::timeout(ANSWER_TIMEOUT, local::call(stream, method, params)).await {
+        Ok(called) => called.map(|(answer, stream)| (answer, stream.into_inner())),
+        Err(_) => {
+            let text = format!("the other stub did not answer within {} s", ANSWER_TIMEOUT.as_secs());
+            Err(StreamError::Refused(Refusal::new(RefusalCode::Timeout, text)))
         }
-        let response: Response = frame.json().map_err(StreamError::Refused)?;
-        let result = response.outcome().map_err(StreamError::Refused)?;
-        let answer = serde_json::from_value(result).map_err(|e| {
-            let text = format!("the other stub answers in another shape: {e}");
-            StreamError::Refused(Refusal::new(RefusalCode::Unsupported, text))
-        })?;
-        Ok((answer, stream.into_inner()))
-    };
-    tokio::time::timeout(ANSWER_TIMEOUT, ask).await.unwrap_or_else(|_| {
-        let text = format!("the other stub did not answer within {} s", ANSWER_TIMEOUT.as_secs());
-        Err(StreamError::Refused(Refusal::new(RefusalCode::Timeout, text)))
-    })
-}
-
-/// Answers a call.
-pub async fn answer(
-    stream: &mut FramedStream<UnixStream>,
-    id: Value,
-    outcome: Result<Value, Refusal>,
-) -> io::Result<()> {
-    stream.writer.send_json(FrameKind::Message, &Response::new(id, outcome)).await
+    }
 }

@@ -1,20 +1,13 @@
 //! Tests of sessions that drain: what is open goes on to its end, nothing else begins, and then both ends are done.
 
-use super::header::{Flags, HEADER, Header, Kind};
+use super::header::{Flags, Header};
+use super::peer::{Raw, in_time};
 use super::*;
 use crate::session::opener::Opener;
 use crate::wire::limits::FRAME_HEADER;
 use crate::wire::{Refusal, RefusalCode};
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::{JoinHandle, JoinSet};
-
-/// How long anything here may take before it counts as never.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("in time")
-}
 
 /// One end, and its driver.
 struct Side {
@@ -181,42 +174,15 @@ async fn a_stream_that_was_opened_before_and_used_after_is_served() {
     }
 }
 
-/// A peer that is played here, frame by frame.
-struct Raw {
-    io: DuplexStream,
-    side: Side,
-}
-
-impl Raw {
-    fn new(end: End) -> Raw {
-        let (io, theirs) = tokio::io::duplex(1 << 20);
-        Raw { io, side: Side::new(theirs, end) }
-    }
-
-    async fn send(&mut self, header: Header, payload: &[u8]) {
-        let bytes = [&header.encode()[..], payload].concat();
-        in_time(self.io.write_all(&bytes)).await.unwrap();
-    }
-
-    async fn frame(&mut self) -> (Header, Vec<u8>) {
-        let mut header = [0; HEADER];
-        in_time(self.io.read_exact(&mut header)).await.unwrap();
-        let header = Header::decode(header).unwrap();
-        let mut payload = vec![0; if header.kind == Kind::Data { header.length as usize } else { 0 }];
-        in_time(self.io.read_exact(&mut payload)).await.unwrap();
-        (header, payload)
-    }
-}
-
 const WORD: Header = Header::go_away(0);
 
 #[tokio::test]
 async fn a_stream_that_crossed_the_word_is_taken_and_a_later_one_refused() {
-    let mut raw = Raw::new(End::Workspace);
-    raw.side.opener.drain();
+    let mut raw = Raw::new(End::Workspace, 1 << 20);
+    raw.opener.drain();
     assert_eq!(raw.frame().await.0, WORD);
     raw.send(Header::data(1, Flags::SYN, 2), b"hi").await;
-    let mut crossed = in_time(raw.side.acceptor.accept()).await.unwrap();
+    let mut crossed = in_time(raw.acceptor.accept()).await.unwrap();
     in_time(crossed.read_exact(&mut [0; 2])).await.unwrap();
     raw.send(WORD, &[]).await;
     raw.send(Header::data(3, Flags::SYN.with(Flags::FIN), 2), b"hi").await;
@@ -232,22 +198,22 @@ async fn a_stream_that_crossed_the_word_is_taken_and_a_later_one_refused() {
     // The second word says that nothing is open here; one of theirs still is.
     assert_eq!(raw.frame().await.0, WORD);
     raw.send(Header::data(1, Flags::FIN, 0), &[]).await;
-    assert!(!raw.side.opener.is_closed());
+    assert!(!raw.opener.is_closed());
     raw.send(WORD, &[]).await;
     assert_eq!(in_time(raw.io.read(&mut [0; 1])).await.unwrap(), 0);
-    raw.side.ends().await;
+    Side { opener: raw.opener, acceptor: raw.acceptor, driver: raw.driver }.ends().await;
 }
 
 #[tokio::test]
 async fn the_word_comes_after_the_first_frames_of_streams_that_were_opened_before() {
-    let mut raw = Raw::new(End::Laptop);
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
     let mut streams = Vec::new();
     for _ in 0..100 {
-        let mut stream = raw.side.opener.open().await.unwrap();
+        let mut stream = raw.opener.open().await.unwrap();
         stream.write_all(&[1; 1000]).await.unwrap();
         streams.push(stream);
     }
-    raw.side.opener.drain();
+    raw.opener.drain();
     for i in 0..100 {
         assert_eq!(raw.frame().await.0, Header::data(2 * i + 1, Flags::SYN, 1000));
     }
@@ -256,27 +222,27 @@ async fn the_word_comes_after_the_first_frames_of_streams_that_were_opened_befor
 
 #[tokio::test]
 async fn what_is_open_is_cut_when_the_byte_stream_ends_after_a_word() {
-    let mut raw = Raw::new(End::Laptop);
-    let mut open = raw.side.opener.open().await.unwrap();
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
+    let mut open = raw.opener.open().await.unwrap();
     open.write_all(b"hi").await.unwrap();
     raw.frame().await;
     raw.send(WORD, &[]).await;
-    in_time(raw.side.opener.draining()).await;
+    in_time(raw.opener.draining()).await;
     assert_eq!(raw.frame().await.0, WORD);
-    assert!(!raw.side.opener.is_closed());
+    assert!(!raw.opener.is_closed());
     raw.io.shutdown().await.unwrap();
     assert_eq!(in_time(open.read(&mut [0])).await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
-    raw.side.ends().await;
+    Side { opener: raw.opener, acceptor: raw.acceptor, driver: raw.driver }.ends().await;
 }
 
 #[tokio::test]
 async fn an_error_ends_a_session_that_drains() {
-    let mut raw = Raw::new(End::Laptop);
-    let _open = raw.side.opener.open().await.unwrap();
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
+    let _open = raw.opener.open().await.unwrap();
     raw.send(WORD, &[]).await;
-    in_time(raw.side.opener.draining()).await;
+    in_time(raw.opener.draining()).await;
     raw.send(Header::go_away(2), &[]).await;
-    let error = in_time(raw.side.driver).await.unwrap().unwrap_err();
+    let error = in_time(raw.driver).await.unwrap().unwrap_err();
     assert!(error.to_string().contains("an error of its own"), "{error}");
 }
 

@@ -77,6 +77,10 @@ pub fn multiplex<T: Io + Paced>(
 mod tests;
 
 #[cfg(test)]
+#[path = "peer_tests.rs"]
+mod peer;
+
+#[cfg(test)]
 #[path = "wire_tests.rs"]
 mod wire_tests;
 

@@ -1,6 +1,7 @@
 //! Tests of one end of a session against bytes: a peer that is played here, frame by frame, and keeps to nothing.
 
-use super::header::{Flags, HEADER, Header, Kind};
+use super::header::{Flags, Header, Kind};
+use super::peer::{Raw, in_time};
 use super::schedule::QUANTUM;
 use super::window::{FIRST_WINDOW, POOL};
 use super::*;
@@ -11,55 +12,12 @@ use proptest::prelude::*;
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
-use tokio::task::{JoinHandle, JoinSet};
-
-/// How long anything here may take before it counts as never.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One end under test, and the byte stream that leads to it.
-struct Raw {
-    io: DuplexStream,
-    opener: MuxOpener,
-    acceptor: MuxAcceptor,
-    driver: JoinHandle<io::Result<()>>,
-}
-
-fn raw(end: End, pipe: usize) -> Raw {
-    let (io, theirs) = tokio::io::duplex(pipe);
-    let (opener, acceptor, driver) = multiplex(theirs, end);
-    Raw { io, opener, acceptor, driver: tokio::spawn(driver) }
-}
-
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("in time")
-}
-
-impl Raw {
-    async fn send(&mut self, header: Header, payload: &[u8]) {
-        let mut bytes = header.encode().to_vec();
-        bytes.extend_from_slice(payload);
-        in_time(self.io.write_all(&bytes)).await.unwrap();
-    }
-
-    async fn frame(&mut self) -> (Header, Vec<u8>) {
-        let mut header = [0; HEADER];
-        in_time(self.io.read_exact(&mut header)).await.unwrap();
-        let header = Header::decode(header).unwrap();
-        let mut payload = vec![0; if header.kind == Kind::Data { header.length as usize } else { 0 }];
-        in_time(self.io.read_exact(&mut payload)).await.unwrap();
-        (header, payload)
-    }
-
-    async fn outcome(self) -> io::Result<()> {
-        in_time(self.driver).await.unwrap()
-    }
-}
+use tokio::task::JoinSet;
 
 #[tokio::test]
 async fn golden_conversation() {
-    let mut raw = raw(End::Laptop, 1000);
+    let mut raw = Raw::new(End::Laptop, 1000);
     let mut stream = raw.opener.open().await.unwrap();
     stream.write_all(b"hello").await.unwrap();
     let mut bytes = [0; 17];
@@ -103,7 +61,7 @@ async fn violations_end_the_session_with_a_sentence() {
         ([opened(2), data(2, Flags::RST, 0), opened(2)].concat(), "opened stream 2 twice"),
     ];
     for (bytes, text) in cases {
-        let mut raw = raw(End::Laptop, 100_000);
+        let mut raw = Raw::new(End::Laptop, 100_000);
         raw.io.write_all(&bytes).await.unwrap();
         assert_eq!(raw.frame().await.0, Header::go_away(1), "{text}");
         let error = raw.outcome().await.unwrap_err();
@@ -122,7 +80,7 @@ async fn how_a_session_ends_is_told() {
         (&cut[..5], Some("in the middle of a frame")),
     ];
     for (bytes, text) in cases {
-        let mut raw = raw(End::Laptop, 1000);
+        let mut raw = Raw::new(End::Laptop, 1000);
         let mut waiting = raw.opener.open().await.unwrap();
         waiting.write_all(b"x").await.unwrap();
         raw.io.write_all(bytes).await.unwrap();
@@ -141,7 +99,7 @@ async fn how_a_session_ends_is_told() {
 
 #[tokio::test]
 async fn what_asks_for_answers_is_read_although_none_can_leave() {
-    let mut raw = raw(End::Laptop, 4096);
+    let mut raw = Raw::new(End::Laptop, 4096);
     // Nobody reads the answers: pings, data for streams that never were, resets of them.
     for i in 0..20_000 {
         raw.send(Header { kind: Kind::Ping, flags: Flags::SYN, stream: 0, length: i }, &[]).await;
@@ -169,7 +127,7 @@ async fn what_asks_for_answers_is_read_although_none_can_leave() {
 
 #[tokio::test]
 async fn a_window_is_widened_when_much_has_arrived_although_nothing_was_read() {
-    let mut raw = raw(End::Laptop, 1 << 20);
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
     raw.send(Header::data(2, Flags::SYN, 60_000), &[1; 60_000]).await;
     let mut stream = in_time(raw.acceptor.accept()).await.unwrap();
     raw.send(Header::data(2, Flags::NONE, 10_000), &[1; 10_000]).await;
@@ -201,7 +159,7 @@ async fn a_window_is_widened_when_much_has_arrived_although_nothing_was_read() {
 
 #[tokio::test]
 async fn a_stream_full_of_single_bytes_costs_about_its_window() {
-    let mut raw = raw(End::Laptop, 1 << 20);
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
     raw.send(Header::data(2, Flags::SYN, 1), b"x").await;
     let stream = in_time(raw.acceptor.accept()).await.unwrap();
     assert!(stream.footprint() <= 1024, "{}", stream.footprint());
@@ -218,7 +176,7 @@ async fn a_stream_full_of_single_bytes_costs_about_its_window() {
 
 #[tokio::test]
 async fn an_idle_stream_is_small() {
-    let mut raw = raw(End::Laptop, 1 << 20);
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
     let mut stream = raw.opener.open().await.unwrap();
     assert!(stream.footprint() <= 1024, "{}", stream.footprint());
     stream.write_all(&[1; 200_000]).await.unwrap();
@@ -233,7 +191,7 @@ async fn an_idle_stream_is_small() {
 
 #[tokio::test]
 async fn streams_without_end_whose_refusals_nobody_reads_end_the_session() {
-    let mut raw = raw(End::Laptop, 4096);
+    let mut raw = Raw::new(End::Laptop, 4096);
     // Nobody takes those that are let in, so the acceptor's queue is what lets in.
     let limit = (ACCEPT_QUEUE + SLACK) as u32;
     for i in 0..limit {
@@ -252,7 +210,7 @@ async fn streams_without_end_whose_refusals_nobody_reads_end_the_session() {
 
 #[tokio::test]
 async fn a_stream_too_many_is_refused_with_a_frame() {
-    let mut raw = raw(End::Laptop, 1 << 20);
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
     let limit = End::Laptop.inbound_limit() as u32;
     let mut held = Vec::new();
     for i in 0..limit {
@@ -277,7 +235,7 @@ async fn a_stream_too_many_is_refused_with_a_frame() {
 
 #[tokio::test]
 async fn what_was_written_leaves_before_the_session_ends() {
-    let mut raw = raw(End::Workspace, 4096);
+    let mut raw = Raw::new(End::Workspace, 4096);
     let mut stream = raw.opener.open().await.unwrap();
     stream.write_all(&[7; 100_000]).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -364,7 +322,7 @@ async fn bulk_waits_for_its_pace_and_a_little_does_not() {
 #[tokio::test]
 async fn a_call_passes_bulk_that_is_merely_queued() {
     const PIPE: usize = 20_000;
-    let mut raw = raw(End::Laptop, PIPE);
+    let mut raw = Raw::new(End::Laptop, PIPE);
     let mut writers = JoinSet::new();
     for _ in 0..8 {
         let mut stream = raw.opener.open().await.unwrap();
@@ -416,7 +374,7 @@ proptest! {
                 bytes.extend_from_slice(&length.to_be_bytes());
                 bytes.resize(bytes.len() + if kind == 0 && payload % 10 > 0 { length as usize } else { 0 }, 0);
             }
-            let Raw { mut io, opener, mut acceptor, driver } = raw(End::Workspace, 1 << 20);
+            let Raw { mut io, opener, mut acceptor, driver } = Raw::new(End::Workspace, 1 << 20);
             let mut streams = JoinSet::new();
             streams.spawn(async move {
                 let mut readers = JoinSet::new();

@@ -82,6 +82,16 @@ impl Coordinator {
         self.program.says("listening");
     }
 
+    /// Tells it to end, and starts the next one at once, on the same port with the same data; gives the old one.
+    #[track_caller]
+    pub fn replace(&mut self) -> Running {
+        self.program.signal(Signal::SIGTERM);
+        let next = Running::start(serve(&self.place, self.data.path(), self.port, &self.options));
+        let old = std::mem::replace(&mut self.program, next);
+        self.program.says("listening");
+        old
+    }
+
     /// Another coordinator, with another authority, at its address. Its own has to be ended first.
     #[track_caller]
     pub fn impostor(&self) -> (TempDir, Running) {

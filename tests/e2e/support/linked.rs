@@ -9,7 +9,10 @@ use super::coordinator::{Coordinator, Machine};
 use super::laptop::{Laptop, Up, port_in};
 use super::link::Link;
 use super::place::Place;
-use super::program::{Running, command};
+use super::program::{Running, command, free_port};
+use super::redis::Redis;
+use super::transfers::RECOVERY;
+use super::wait::within;
 
 /// A paired laptop, and a workspace `box` whose stub is ready.
 ///
@@ -36,13 +39,53 @@ impl Linked {
     /// All of it, on this host, over wires that nothing slows down.
     #[track_caller]
     pub fn new() -> Linked {
-        let coordinator = Coordinator::start();
+        Linked::with(&[], |machine| machine)
+    }
+
+    /// The same, with more options of `nexus-coordinator serve`, and a workspace's machine as `set_up` makes it.
+    #[track_caller]
+    pub fn with(options: &[&str], set_up: impl FnOnce(Machine) -> Machine) -> Linked {
+        let coordinator = Coordinator::start_at(&Place::Here, options);
         let (near, far) = (Link::to(coordinator.port), Link::to(coordinator.port));
         let laptop = Laptop::new();
         laptop.pair(&near.url(), &coordinator.invite(), "anna").ok();
-        let machine = Machine::at(&Place::Here, &far.url());
+        let machine = set_up(Machine::at(&Place::Here, &far.url()));
         let stub = machine.stub(Some(&coordinator.add_workspace("box")));
         Linked { laptop, stub, machine, near, far, coordinator }
+    }
+
+    /// A workspace that the laptop reaches directly too, on a port that is always the same and over a wire of its own: that
+    /// wire, and the port.
+    #[track_caller]
+    pub fn with_direct_way() -> (Linked, Link, u16) {
+        let port = free_port();
+        let way = Link::to(port);
+        let linked = Linked::with(&[], |machine| {
+            machine
+                .env("NEXUS_DIRECT_LISTEN", &format!("127.0.0.1:{port}"))
+                .env("NEXUS_DIRECT_ADVERTISE", way.url().trim_start_matches("https://"))
+        });
+        (linked, way, port)
+    }
+
+    /// A conversation with a Redis in the workspace, through a forward of a command's own that goes with it.
+    #[track_caller]
+    pub fn talk(&self, redis: &Redis) -> Talk {
+        let (port, forward) = self.forward(format!("127.0.0.1:{}", redis.port));
+        let mut talk = Dialogue::redis(port);
+        talk.echo();
+        Talk { talk, port, forward }
+    }
+
+    /// Waits until the session goes this way, with the other one ready or not.
+    #[track_caller]
+    pub fn until_it_goes(&self, path: &str, standby: bool) -> serde_json::Value {
+        let tunnel = || self.laptop.workspace_status()["tunnel"].clone();
+        let goes = || {
+            let tunnel = tunnel();
+            (tunnel["path"] == path && tunnel["standby"] == standby).then_some(tunnel)
+        };
+        within(RECOVERY, goes).unwrap_or_else(|| panic!("not {path}, standby {standby}: {}", tunnel()))
     }
 
     /// `nexus-proxy up`, by way of the coordinator only, of `laptop`, which may be a twin of ours; returns when the tunnel is up. Borrows no more than the laptop.
@@ -73,6 +116,17 @@ impl Drop for Linked {
             eprintln!("the near wire: {:?}; the far one: {:?}", self.near.counts(), self.far.counts());
         }
     }
+}
+
+/// A conversation that is open, the port that it came through, and what keeps that open.
+#[derive(Debug)]
+pub struct Talk {
+    /// The conversation.
+    pub talk: Dialogue,
+    /// The laptop's port.
+    pub port: u16,
+    /// Its forward.
+    pub forward: Running,
 }
 
 /// A program that is talked to line by line, for as long as it takes: its connection is one and the same.
