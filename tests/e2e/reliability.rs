@@ -6,190 +6,193 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::faults::Faults;
 use crate::support::linked::Frozen;
 use crate::support::transfers::{RECOVERY, Transfers};
 use crate::support::*;
 
 /// Bytes of one transfer.
-const TRANSFER: usize = 64 << 20;
+pub const TRANSFER: usize = 64 << 20;
 
 /// Bytes after which transfers are certainly under way.
 const UNDER_WAY: u64 = 2_000_000;
 
 /// A wire on which something is always under way when it is cut, and a transfer takes seconds.
-fn wide() -> Wire {
+pub fn wide() -> Wire {
     Wire::new(200_000_000, Duration::from_millis(5))
 }
 
 /// How long something lasts: seconds in the usual run, and in the long one.
-fn lasts(usual: u64, long: u64) -> Duration {
+pub fn lasts(usual: u64, long: u64) -> Duration {
     Duration::from_secs(if is_long() { long } else { usual })
 }
 
-fn slow_down(world: &Linked) {
-    world.near.set_wire(wide());
-    world.far.set_wire(wide());
+/// Gives the session's wires a speed and a delay.
+pub fn slow_down(world: &World) {
+    world.wires().iter().for_each(|link| link.set_wire(wide()));
+}
+
+/// A world with a Redis in the workspace, and a conversation with it.
+#[track_caller]
+pub fn talk_to(redis: &Redis, world: &World) -> (Dialogue, Running) {
+    let (port, forward) = world.linked.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    (talk, forward)
 }
 
 /// Waits until the transfers have moved more than is under way anywhere.
 #[track_caller]
-fn until_it_moves(what: &str, transfers: &mut Transfers, world: &Linked) {
+pub fn until_it_moves(what: &str, transfers: &mut Transfers, world: &World) {
     let goal = world.moved() + UNDER_WAY;
     transfers.go_on_until(what, || world.moved() >= goal);
 }
 
-#[test]
-fn transfers_survive_whatever_a_wire_does() {
-    let cuts = if is_long() { 1000 } else { 30 };
-    let world = Linked::new();
+/// Faults at the session's wires, one after another, with transfers on it.
+#[track_caller]
+fn transfers_survive(way: Way) {
+    let count = if is_long() { 1000 } else { 30 };
+    let world = World::by(way);
     slow_down(&world);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let mut faults = faults::Faults::new();
-    let mut transfers = Transfers::start(&world, TRANSFER);
-    let links = [&world.near, &world.far];
-    let before = links.map(|link| link.counts().accepted);
-    let mut broken = [0; 2];
-    for number in 1..=cuts {
+    let up = world.up();
+    let mut faults = Faults::new();
+    let mut transfers = Transfers::start(&world.linked, TRANSFER);
+    let links = world.wires();
+    let before: Vec<u64> = links.iter().map(|link| link.counts().accepted).collect();
+    let mut broken = vec![0; links.len()];
+    for number in 1..=count {
         let goal = world.moved() + 1 + faults.below(UNDER_WAY);
         transfers.go_on_until(&format!("bytes before fault {number}"), || world.moved() >= goal);
-        let (fault, wires) = (faults.next(), faults.wires());
-        println!("fault {number}: {fault:?} at {wires:?}; 0 is the near wire, 1 the far one");
-        for &at in wires {
+        let (fault, wires) = (faults.next(), faults.wires(links.len()));
+        println!("fault {number}: {fault:?} at {wires:?}; counted from the laptop");
+        for at in wires {
             faults.strike(fault, links[at]);
-            broken[at] += u64::from(fault != faults::Fault::Hold);
+            broken[at] += u64::from(fault.breaks());
         }
-        transfers.go_on_until("the cut", || !links.iter().any(|link| link.cut_is_due()));
+        transfers.go_on_until("the harm", || !links.iter().any(|link| link.harm_is_due()));
     }
     until_it_moves("bytes after the last fault", &mut transfers, &world);
     transfers.finish();
+    assert_eq!(up.tunnels(), 1, "one session carried all of it:\n{}", up.program.output());
     for (at, link) in links.into_iter().enumerate() {
         let again = link.counts().accepted - before[at];
         assert!(broken[at] > 0 && again >= broken[at], "{again} connections after {} that were broken", broken[at]);
     }
 }
 
-/// Something happens to the near wire, then to the far one, with transfers and a conversation under way.
+#[test]
+fn transfers_survive_whatever_a_wire_does() {
+    transfers_survive(Way::Relay);
+}
+
+#[test]
+fn transfers_survive_whatever_the_direct_wire_does() {
+    transfers_survive(Way::Direct);
+}
+
+#[test]
+fn transfers_survive_whatever_a_wire_behind_a_balancer_does() {
+    transfers_survive(Way::Balanced);
+}
+
+/// Something happens to each wire of the session, and then to all wires, with transfers and a conversation under way.
 #[track_caller]
-fn an_outage_is_survived(begin: impl Fn(&Link), time: Duration) {
+fn an_outage_is_survived(way: Way, begin: impl Fn(&Link), time: Duration) {
     let redis = Redis::start();
-    let world = Linked::new();
+    let world = World::by(way);
     slow_down(&world);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
-    let mut transfers = Transfers::start(&world, TRANSFER);
-    for (name, link) in [("near", &world.near), ("far", &world.far)] {
+    let up = world.up();
+    let (mut talk, _forward) = talk_to(&redis, &world);
+    let mut transfers = Transfers::start(&world.linked, TRANSFER);
+    let each = world.wires().into_iter().map(|link| vec![link]);
+    for links in each.chain([world.all_wires()]) {
         until_it_moves("bytes before the outage", &mut transfers, &world);
-        begin(link);
+        links.iter().for_each(|link| begin(link));
         std::thread::sleep(time);
-        link.heal();
+        links.iter().for_each(|link| link.heal());
         let began = Instant::now();
         talk.echo_within(RECOVERY);
-        println!("out for {time:?} at the {name} wire; an answer {:?} after that", began.elapsed());
+        println!("{way:?}: out for {time:?} at {} wires; an answer {:?} after that", links.len(), began.elapsed());
         until_it_moves("bytes after the outage", &mut transfers, &world);
     }
     transfers.finish();
     talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]
 fn a_wire_that_holds_everything_for_a_while_is_waited_out() {
-    an_outage_is_survived(Link::hold, lasts(3, 30));
+    an_outage_is_survived(Way::Relay, Link::hold, lasts(3, 30));
+}
+
+#[test]
+fn a_direct_wire_that_holds_everything_for_a_while_is_waited_out() {
+    an_outage_is_survived(Way::Direct, Link::hold, lasts(3, 30));
 }
 
 #[test]
 fn a_black_hole_is_survived() {
-    an_outage_is_survived(Link::black_hole, lasts(3, 30));
+    an_outage_is_survived(Way::Relay, Link::black_hole, lasts(3, 30));
+}
+
+#[test]
+fn a_black_hole_on_the_direct_way_is_survived() {
+    an_outage_is_survived(Way::Direct, Link::black_hole, lasts(3, 30));
+}
+
+#[test]
+fn a_black_hole_behind_a_balancer_is_survived() {
+    an_outage_is_survived(Way::Balanced, Link::black_hole, lasts(3, 30));
 }
 
 #[test]
 fn a_wire_that_is_half_dead_is_survived() {
-    an_outage_is_survived(|link| link.half_open(Direction::Up), lasts(3, 30));
+    an_outage_is_survived(Way::Relay, |link| link.half_open(Direction::Up), lasts(3, 30));
 }
 
 #[test]
-fn a_coordinator_that_crashes_breaks_no_connection() {
+fn a_direct_wire_that_is_half_dead_is_survived() {
+    an_outage_is_survived(Way::Direct, |link| link.half_open(Direction::Up), lasts(3, 30));
+}
+
+/// The coordinator crashes with transfers and a conversation under way, which go on when it is back.
+#[track_caller]
+fn a_crash_of_the_coordinator_is_survived(way: Way) {
     let redis = Redis::start();
-    let mut world = Linked::new();
+    let mut world = World::by(way);
     slow_down(&world);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
+    // Its own, so that the coordinator can be changed while it is used.
+    let laptop = world.linked.laptop.twin();
+    let up = world.up_of(&laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
     let mut talk = Dialogue::redis(port);
     talk.echo();
-    let mut transfers = Transfers::start(&world, TRANSFER);
+    let mut transfers = Transfers::of(&laptop, TRANSFER);
     for _ in 0..3 {
-        let before = world.near.counts().down;
-        transfers.go_on_until("bytes before the crash", || world.near.counts().down > before + UNDER_WAY);
-        world.coordinator.kill();
-        world.coordinator.start_again();
-        let before = world.near.counts().down;
-        transfers.go_on_until("bytes after the crash", || world.near.counts().down > before + UNDER_WAY);
+        until_it_moves("bytes before the crash", &mut transfers, &world);
+        world.linked.coordinator.kill();
+        world.linked.coordinator.start_again();
+        until_it_moves("bytes after the crash", &mut transfers, &world);
         talk.echo();
     }
     transfers.finish();
     talk.ends_well();
-}
-
-/// A program stands still, and goes on: so does a conversation.
-#[track_caller]
-fn a_freeze_is_survived(what: &str, time: Duration, pid: impl Fn(&Linked, &laptop::Up<'_>) -> u32) {
-    let redis = Redis::start();
-    let world = Linked::new();
-    let up = Linked::up(&world.near, &world.laptop);
-    let (port, _forward) = world.forward(format!("127.0.0.1:{}", redis.port));
-    let mut talk = Dialogue::redis(port);
-    talk.echo();
-    let frozen = Frozen::new(pid(&world, &up));
-    std::thread::sleep(time);
-    drop(frozen);
-    let began = Instant::now();
-    talk.echo_within(RECOVERY);
-    println!("{what} stood still for {time:?}; an answer {:?} after that", began.elapsed());
-    talk.echo();
-    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]
-fn a_laptop_that_slept_goes_on() {
-    a_freeze_is_survived("the laptop", lasts(5, 180), |_, up| up.program.pid());
+fn a_coordinator_that_crashes_breaks_no_connection() {
+    a_crash_of_the_coordinator_is_survived(Way::Relay);
 }
 
 #[test]
-fn a_workspace_that_stood_still_goes_on() {
-    a_freeze_is_survived("the stub", lasts(5, 180), |world, _| world.stub.pid());
+fn a_coordinator_that_crashes_breaks_no_direct_connection() {
+    a_crash_of_the_coordinator_is_survived(Way::Direct);
 }
 
 #[test]
-fn a_coordinator_that_stood_still_goes_on() {
-    a_freeze_is_survived("the coordinator", lasts(5, 180), |world, _| world.coordinator.program.pid());
-}
-
-#[test]
-fn a_laptop_that_changes_its_address_keeps_its_connections() {
-    let hosts = Hosts::new();
-    let coordinator = Coordinator::start_at(&hosts.coordinator, &[]);
-    let laptop = Laptop::at(&hosts.laptop);
-    let url = coordinator.url(Hosts::COORDINATOR_FOR_LAPTOP);
-    laptop.pair(&url, &coordinator.invite(), "anna").ok();
-    let machine = Machine::at(&hosts.workspace, &coordinator.url(Hosts::COORDINATOR_FOR_WORKSPACE));
-    let _stub = machine.stub(Some(&coordinator.add_workspace("box")));
-    let redis = Redis::start_at(&hosts.workspace);
-    let _up = laptop.up(&["box", "--coordinator", &url]);
-    let (line, _forward) = laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = Dialogue::with(hosts.laptop.run(Dialogue::socat(laptop::port_in(&line))));
-    talk.echo();
-    let mut address = Hosts::LAPTOP;
-    for last in [77, 78] {
-        let next = std::net::Ipv4Addr::new(10, 77, 1, last);
-        hosts.readdress(&hosts.laptop, address, next);
-        address = next;
-        let began = Instant::now();
-        talk.echo_within(RECOVERY);
-        println!("at {next}; an answer {:?} after that", began.elapsed());
-        assert_ne!(capture::connections(coordinator.program.pid(), coordinator.port, next), 0, "from the new address");
-    }
-    talk.ends_well();
+fn a_coordinator_behind_a_balancer_that_crashes_breaks_no_connection() {
+    a_crash_of_the_coordinator_is_survived(Way::Balanced);
 }
 
 #[test]
