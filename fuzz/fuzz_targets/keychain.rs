@@ -11,16 +11,13 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use libfuzzer_sys::fuzz_target;
 use nexus_proxy::service::keychain::{Keychain, KeychainError};
 use nexus_proxy::service::secret::Secret;
-use nexus_proxy_fuzz::{edited, runtime};
+use nexus_proxy_fuzz::{directory, edited, runtime};
 
 const KEY: [u8; 32] = [7; 32];
 const GENUINE: &[u8] = br#"{"service\u0000account":"aHVudGVyMg=="}"#;
 
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
-    // In memory where there is such a place: a file is written for each run.
-    let base = Some(PathBuf::from("/dev/shm")).filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
-    let dir = base.join(format!("nexus-proxy-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
+    let dir = directory("keychain");
     std::fs::write(dir.join("keychain.key"), KEY).unwrap();
     dir
 });

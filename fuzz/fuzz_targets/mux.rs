@@ -1,5 +1,5 @@
 //! One end of a session against a peer in the fuzzer's hands: frames that are nearly right, bytes that are nothing, reads that
-//! stop, and whoever uses the streams at this end doing anything at any time.
+//! stop, and whoever uses the streams at this end doing anything at any time, draining the session among it.
 //!
 //! The peer keeps a ledger of its own. Held against it: a stream gives the bytes that were sent on it, in order; a peer
 //! that keeps to the protocol is never accused, one whose header cannot be read always is; what leaves is in
@@ -83,6 +83,10 @@ struct Session {
     /// The tag of the handle that a stream's content belongs to, and how much of it has left.
     left: HashMap<u32, (Option<usize>, u64)>,
     finished: HashSet<u32>,
+    /// Whether this end was told to drain.
+    drains: bool,
+    /// How often it has said that it does: it opens no more streams, and it has none.
+    said: u8,
 }
 
 /// What one who uses a stream holds. Its tag is the first byte that it writes.
@@ -113,6 +117,11 @@ struct Ledger {
     /// The streams of this end that it has heard of.
     known: HashSet<u32>,
     taken: HashMap<u32, u64>,
+    /// Those that it opened although it had said that it opens no more, to an end that wants no more: they are refused.
+    refused: HashSet<u32>,
+    /// How often it has said that it drains.
+    said: u8,
+    /// It has said that it is done, or why it goes.
     goodbye: bool,
     /// It broke the protocol, or did what may count as that.
     suspect: bool,
@@ -139,11 +148,13 @@ impl Session {
             sent: Ledger::default(),
             left: HashMap::new(),
             finished: HashSet::new(),
+            drains: false,
+            said: 0,
         }
     }
 
     fn step(&mut self, bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
-        match bytes.int_in_range(0..=23)? {
+        match bytes.int_in_range(0..=24)? {
             0..=7 => self.frame(bytes)?,
             8 => {
                 let raw = bytes.arbitrary::<Vec<u8>>()?;
@@ -174,6 +185,11 @@ impl Session {
                 let piece = bytes.arbitrary::<u8>()?.into();
                 self.pipe.with(|ends| ends.piece = piece);
             }
+            23 if bytes.ratio(1, 4)? => {
+                self.drains = true;
+                self.opener.drain();
+            }
+            24 if bytes.ratio(1, 4)? => self.send(&[0, GO_AWAY, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             22 if bytes.ratio(1, 8)? => self.pipe.with(|ends| ends.ended = true),
             _ => {}
         }
@@ -224,7 +240,7 @@ impl Session {
         if self.pipe.with(|ends| ends.ended) {
             return;
         }
-        self.sent.note(bytes, self.end);
+        self.sent.note(bytes, self.end, self.drains);
         self.pipe.with(|ends| ends.inward.extend_from_slice(bytes));
     }
 
@@ -250,6 +266,7 @@ impl Session {
         }
         let opened = pin!(self.opener.open()).poll(&mut Context::from_waker(Waker::noop()));
         if let Poll::Ready(Ok(stream)) = opened {
+            assert!(!self.drains, "it opens a stream and drains");
             self.handle(stream, None);
         }
     }
@@ -334,10 +351,16 @@ impl Session {
         let (flags, id) = (u16::from_be_bytes([f0, f1]), u32::from_be_bytes([s0, s1, s2, s3]));
         assert!(version == 0 && kind <= GO_AWAY && flags < 16, "{header:?}");
         assert_eq!(id == 0, kind >= PING, "{header:?}");
+        if kind == GO_AWAY && header[8..] == [0; 4] {
+            self.said += 1;
+            assert!(self.said <= 2, "it says a third time that it drains");
+        }
         if kind >= PING {
             return;
         }
+        assert!(self.said < 2 || payload.is_empty(), "it has no streams, and sends content on {id}");
         if flags & SYN != 0 {
+            assert_eq!(self.said, 0, "it opens {id} although it said that it opens no more");
             assert_eq!(id % 2 == 1, self.end == End::Laptop, "a number of the other end's");
         }
         assert!(!self.finished.contains(&id) || payload.is_empty(), "content after the end of {id}");
@@ -410,7 +433,8 @@ fn byte(tag: usize, at: u64) -> u8 {
 
 impl Ledger {
     /// Takes what the peer sends, whole frames or parts of them.
-    fn note(&mut self, bytes: &[u8], end: End) {
+    /// `drains`: this end wants no more streams.
+    fn note(&mut self, bytes: &[u8], end: End, drains: bool) {
         if self.goodbye || self.guilty {
             return;
         }
@@ -432,7 +456,7 @@ impl Ledger {
             }
             let Some((header, after)) = rest.split_first_chunk::<HEADER>() else { break };
             rest = after;
-            self.header(header, end);
+            self.header(header, end, drains);
             if self.goodbye || self.guilty {
                 return;
             }
@@ -440,7 +464,7 @@ impl Ledger {
         self.unparsed = rest.to_vec();
     }
 
-    fn header(&mut self, header: &[u8; HEADER], end: End) {
+    fn header(&mut self, header: &[u8; HEADER], end: End, drains: bool) {
         let [version, kind, f0, f1, s0, s1, s2, s3, l0, l1, l2, l3] = *header;
         let flags = u16::from_be_bytes([f0, f1]);
         let id = u32::from_be_bytes([s0, s1, s2, s3]);
@@ -451,7 +475,8 @@ impl Ledger {
             return;
         }
         if kind == GO_AWAY {
-            self.goodbye = true;
+            self.said += u8::from(length == 0);
+            self.goodbye = length != 0 || self.said == 2;
             return;
         }
         if kind == PING {
@@ -459,14 +484,26 @@ impl Ledger {
         }
         let theirs = (id % 2 == 1) != (end == End::Laptop);
         if flags & SYN != 0 {
-            if !theirs || self.opened.contains(&id) {
+            if !theirs || self.opened.contains(&id) || self.refused.contains(&id) {
                 (self.guilty, self.suspect) = (true, true);
                 return;
             }
             // What is far below the highest counts as used; that is for the tests of the library.
             self.suspect |= id > 1000;
-            self.opened.push(id);
+            if drains && self.said > 0 {
+                self.refused.insert(id);
+            } else {
+                self.opened.push(id);
+            }
             self.suspect |= self.opened.len() > MAX_OPENED;
+        }
+        if self.refused.contains(&id) {
+            // Whatever it says on it: nobody listens, and too much of it may count as breaking the protocol.
+            self.suspect |= flags & SYN == 0;
+            if kind == DATA {
+                self.payload = Some((id, length, false));
+            }
+            return;
         }
         self.suspect |= self.ended.contains(&id) || self.reset.contains(&id) || (theirs && !self.opened.contains(&id));
         if flags & RST != 0 {

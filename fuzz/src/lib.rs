@@ -3,14 +3,18 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, SystemTime};
 
 use arbitrary::Unstructured;
+use nexus_proxy::identity::{Authority, Credential, Identity, PrivateKey, Role};
 use nexus_proxy::lifeline::Paced;
 use nexus_proxy::lifeline::paced::MOST_BULK;
+use nexus_proxy::role::files;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Edits of one input: more make it unlike anything genuine.
@@ -136,6 +140,33 @@ impl Paced for Pipe {
     }
 
     fn sparse(&mut self) {}
+}
+
+/// A directory of this process, in memory where there is such a place: files are written there for each run.
+pub fn directory(name: &str) -> PathBuf {
+    let base = Some(PathBuf::from("/dev/shm")).filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
+    let dir = base.join(format!("nexus-proxy-fuzz-{}", std::process::id())).join(name);
+    files::private_dir(&dir).expect("a directory of ours");
+    dir
+}
+
+/// Writes what an enrolment or a pairing leaves in `dir`, but for the file with names and pins.
+pub fn become_member(dir: &Path, role: Role) {
+    let now = SystemTime::now();
+    let authority = Authority::create("d".parse().expect("a name"), now).expect("an authority");
+    let key = PrivateKey::generate().expect("a key");
+    let identity = Identity::new(authority.domain().clone(), role);
+    let csr = key.csr_der().expect("a request");
+    let chain = authority.issue(&csr, &identity, Duration::from_secs(86_400), now, &[]).expect("a certificate");
+    let credential = Credential::new(chain, key).expect("a credential");
+    let files = [
+        ("ca.pem", authority.trust().to_pem()),
+        ("chain.pem", credential.to_pem()),
+        ("key.pem", credential.key.to_pem().to_string()),
+    ];
+    for (name, text) in files {
+        files::write(&dir.join(name), text.as_bytes()).expect("a file of ours");
+    }
 }
 
 /// A runtime of one thread whose clock stands still.

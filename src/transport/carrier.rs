@@ -37,7 +37,7 @@ pub const SILENCE: Duration = Duration::from_secs(30);
 const READ_BUFFER: usize = 8 * 1024;
 
 /// Bytes that may wait in the WebSocket layer for a slow connection: a message, and control messages beside it.
-const WRITE_BUFFER: usize = GATHER + 2 * MAX_CARRIER_MESSAGE;
+pub const WRITE_BUFFER: usize = GATHER + 2 * MAX_CARRIER_MESSAGE;
 
 /// Which end of the upgrade this program was, and whether masking was negotiated away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

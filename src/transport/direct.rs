@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 
+use super::Io;
 use super::carrier::{Carrier, accepted_unmasked};
 use super::http::{self, MASKING, MASKING_NONE};
 use crate::wire::Refusal;
@@ -43,8 +44,13 @@ pub async fn dial(address: SocketAddr) -> Result<DirectCarrier, Refusal> {
 /// Answers the upgrade on a connection that a laptop, or anybody, made.
 pub async fn accept(tcp: TcpStream) -> io::Result<DirectCarrier> {
     let _ = tcp.set_nodelay(true);
+    answer(tcp).await
+}
+
+/// The same on any byte stream.
+pub async fn answer<T: Io>(io: T) -> io::Result<Carrier<T>> {
     #[expect(clippy::result_large_err, reason = "the type of the library's callback")]
-    let answer = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
+    let upgrade = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
         let version = header("sec-websocket-protocol").and_then(Version::choose);
         let unmasked = header(MASKING) == Some(MASKING_NONE);
@@ -58,7 +64,7 @@ pub async fn accept(tcp: TcpStream) -> io::Result<DirectCarrier> {
         headers.insert(MASKING, HeaderValue::from_static(MASKING_NONE));
         Ok(response)
     };
-    match tokio::time::timeout(DIRECT_TIMEOUT, accepted_unmasked(tcp, answer)).await {
+    match tokio::time::timeout(DIRECT_TIMEOUT, accepted_unmasked(io, upgrade)).await {
         Ok(carrier) => carrier,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }

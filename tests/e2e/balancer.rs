@@ -24,18 +24,27 @@ const REFUSED: i32 = 4;
 struct World {
     coordinator: Coordinator,
     balancer: Balancer,
+    /// Between everybody and the balancer; the other one is between that and the coordinator.
+    near: Link,
+    _far: Link,
 }
+
+/// How long a byte is under way from one to the next.
+const DELAY: Duration = Duration::from_millis(5);
 
 impl World {
     #[track_caller]
     fn new(options: &[&str]) -> World {
         let plain = free_port();
-        let balancer = Balancer::before(plain);
-        let (listen, public) = (format!("127.0.0.1:{plain}"), format!("https://localhost:{}", balancer.port));
+        let wire = Wire { delay: DELAY, ..Wire::default() };
+        let far = Link::with(plain, wire);
+        let balancer = Balancer::before(far.port);
+        let near = Link::with(balancer.port, wire);
+        let (listen, public) = (format!("127.0.0.1:{plain}"), format!("https://localhost:{}", near.port));
         let own = ["--listen-plain", &listen, "--public-url", &public];
         let mut coordinator = Coordinator::start_at(&Place::Here, &[&own, options].concat());
         coordinator.program.says("without TLS");
-        World { coordinator, balancer }
+        World { coordinator, balancer, near, _far: far }
     }
 
     /// The address that its operator's commands print, and a code.
@@ -52,7 +61,7 @@ impl World {
     }
 
     fn url(&self) -> String {
-        format!("https+balancer://localhost:{}", self.balancer.port)
+        format!("https+balancer://localhost:{}", self.near.port)
     }
 
     fn pair(&self, laptop: &Laptop, name: &str) -> Run {

@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use nexus_proxy::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage, TAG};
-use serde_json::Value;
 
 use crate::support::link::Link;
 use crate::support::transfers::Transfers;
@@ -14,41 +13,14 @@ use crate::support::*;
 /// Bytes of one transfer.
 const TRANSFER: usize = 32 << 20;
 
-/// A laptop and a workspace that it reaches directly over a wire of its own.
-struct World {
-    linked: Linked,
-    way: Link,
-    port: u16,
-}
-
-impl World {
-    #[track_caller]
-    fn new() -> World {
-        let (linked, way, port) = Linked::with_direct_way();
-        World { linked, way, port }
-    }
-
-    fn up(&self) -> laptop::Up<'_> {
-        self.linked.laptop.up(&["box", "--coordinator", &self.linked.near.url()])
-    }
-
-    fn tunnel(&self) -> Value {
-        self.linked.laptop.workspace_status()["tunnel"].clone()
-    }
-
-    #[track_caller]
-    fn until_it_goes(&self, path: &str, standby: bool) -> Value {
-        self.linked.until_it_goes(path, standby)
-    }
-}
-
 #[test]
 fn a_session_moves_to_the_direct_way_and_back_and_nothing_notices() {
-    let world = World::new();
-    let _up = world.up();
+    let world = World::by(Way::Direct);
+    let _up = world.linked.laptop.up(&["box", "--coordinator", &world.url()]);
     let mut transfers = Transfers::start(&world.linked, TRANSFER);
+    let way = world.direct.as_ref().expect("that is the way");
     let mut goes_on = |what: &str| {
-        let moved = || world.linked.moved() + world.way.counts().up + world.way.counts().down;
+        let moved = || world.linked.moved() + world.moved();
         let goal = moved() + 4_000_000;
         transfers.go_on_until(what, || moved() >= goal);
     };
@@ -56,11 +28,11 @@ fn a_session_moves_to_the_direct_way_and_back_and_nothing_notices() {
     assert!(tunnel["round_trip_ms"].is_number(), "{tunnel}");
     goes_on("bytes on the direct way");
     for break_it in [Link::reset, Link::black_hole] {
-        world.way.refuse();
-        break_it(&world.way);
+        way.refuse();
+        break_it(way);
         world.until_it_goes("relay", false);
         goes_on("bytes through the coordinator");
-        world.way.heal();
+        way.heal();
         world.until_it_goes("direct", true);
         goes_on("bytes on the direct way again");
     }
@@ -70,7 +42,7 @@ fn a_session_moves_to_the_direct_way_and_back_and_nothing_notices() {
 #[test]
 fn a_direct_session_needs_no_coordinator_and_finds_it_again() {
     let redis = Redis::start();
-    let mut world = World::new();
+    let mut world = World::by(Way::Direct);
     let url = world.linked.near.url();
     let laptop = world.linked.laptop.twin();
     let up = laptop.up(&["box", "--coordinator", &url]);
@@ -95,7 +67,7 @@ fn a_direct_session_needs_no_coordinator_and_finds_it_again() {
 #[test]
 fn a_revoked_device_loses_its_direct_session() {
     let redis = Redis::start();
-    let world = World::new();
+    let world = World::by(Way::Direct);
     let mut up = world.up();
     let (port, _forward) = world.linked.forward(format!("127.0.0.1:{}", redis.port));
     let mut talk = Dialogue::redis(port);
@@ -110,7 +82,7 @@ fn a_revoked_device_loses_its_direct_session() {
 #[test]
 fn a_stranger_at_the_direct_port_gets_nothing_and_harms_nothing() {
     let redis = Redis::start();
-    let world = World::new();
+    let world = World::by(Way::Direct);
     let _up = world.up();
     let (port, _forward) = world.linked.forward(format!("127.0.0.1:{}", redis.port));
     let mut talk = Dialogue::redis(port);
@@ -133,10 +105,11 @@ fn a_stranger_at_the_direct_port_gets_nothing_and_harms_nothing() {
         [upgrade.as_bytes(), &framed(&forged(AttachMode::Move))].concat(),
         [upgrade.as_bytes(), &[0x82, 0x7f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]].concat(),
     ];
+    let door = world.direct.as_ref().expect("that is the way").port;
     // More at a time than are let in front of the door.
     let mut strangers: Vec<TcpStream> = (0..200)
         .map(|i| {
-            let mut stranger = TcpStream::connect(("127.0.0.1", world.port)).expect("the port is open");
+            let mut stranger = TcpStream::connect(("127.0.0.1", door)).expect("the port is open");
             stranger.write_all(&greetings[i % greetings.len()]).expect("it takes that much");
             stranger
         })

@@ -221,7 +221,7 @@ fn what_a_process_holds_is_counted() {
 #[test]
 fn the_same_seed_makes_the_same_faults() {
     let ten = |mut faults: faults::Faults| {
-        let next = |_| (faults.next(), faults.wires(), faults.below(1000));
+        let next = |_| (faults.next(), faults.wires(2), faults.below(1000));
         (0..10).map(next).collect::<Vec<_>>()
     };
     assert_eq!(ten(faults::Faults::of(7)), ten(faults::Faults::of(7)));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -14,25 +15,33 @@ struct World {
     laptop: Laptop,
     stub: Running,
     machine: Machine,
+    /// Before the coordinator, at its host: between it and the laptop, and between it and the workspace.
+    near: Link,
+    far: Link,
     coordinator: Coordinator,
     hosts: Hosts,
 }
+
+/// How long a byte is under way from one host to another.
+const DELAY: Duration = Duration::from_millis(10);
 
 impl World {
     #[track_caller]
     fn new() -> World {
         let hosts = Hosts::new();
         let coordinator = Coordinator::start_at(&hosts.coordinator, &[]);
+        let wire = Wire { delay: DELAY, ..Wire::default() };
+        let link = |host| hosts.coordinator.link(host, coordinator.port, wire);
+        let (near, far) = (link(Hosts::COORDINATOR_FOR_LAPTOP), link(Hosts::COORDINATOR_FOR_WORKSPACE));
         let laptop = Laptop::at(&hosts.laptop);
-        let url = coordinator.url(Hosts::COORDINATOR_FOR_LAPTOP);
-        laptop.pair(&url, &coordinator.invite(), "anna").ok();
-        let machine = Machine::at(&hosts.workspace, &coordinator.url(Hosts::COORDINATOR_FOR_WORKSPACE));
+        laptop.pair(&near.url(), &coordinator.invite(), "anna").ok();
+        let machine = Machine::at(&hosts.workspace, &far.url());
         let stub = machine.stub(Some(&coordinator.add_workspace("box")));
-        World { laptop, stub, machine, coordinator, hosts }
+        World { laptop, stub, machine, near, far, coordinator, hosts }
     }
 
     fn url(&self) -> String {
-        self.coordinator.url(Hosts::COORDINATOR_FOR_LAPTOP)
+        self.near.url()
     }
 
     #[track_caller]
@@ -199,7 +208,7 @@ fn two_laptops_work_at_once_and_a_later_one_is_told_why_not() {
     let world = World::new();
     let second = Laptop::at(&world.hosts.laptop);
     second.pair(&world.url(), &world.coordinator.invite(), "bert").ok();
-    let machine = Machine::at(&world.hosts.workspace, &world.coordinator.url(Hosts::COORDINATOR_FOR_WORKSPACE));
+    let machine = Machine::at(&world.hosts.workspace, &world.far.url());
     let _stub = machine.stub(Some(&world.coordinator.add_workspace("shared")));
     let late = Laptop::at(&world.hosts.laptop);
     let pin = late.pair(&world.url(), &world.coordinator.invite(), "late").ok();
@@ -239,12 +248,12 @@ fn two_laptops_work_at_once_and_a_later_one_is_told_why_not() {
 #[test]
 fn a_laptop_that_comes_again_takes_over_from_its_old_session() {
     let mut world = World::new();
-    let up = world.laptop.up(&["box", "--coordinator", &world.coordinator.url(Hosts::COORDINATOR_FOR_LAPTOP)]);
+    let up = world.laptop.up(&["box", "--coordinator", &world.url()]);
     world.stub.says("anna connected");
     // It hangs, and its connection with it: only the stub can end that session.
     up.program.signal(Signal::SIGSTOP);
     let twin = world.laptop.twin();
-    let _again = twin.up(&["box", "--coordinator", &world.coordinator.url(Hosts::COORDINATOR_FOR_LAPTOP)]);
+    let _again = twin.up(&["box", "--coordinator", &world.url()]);
     world.stub.says("anna left");
     assert_eq!(twin.exec("box", &["echo", "hi"]).ok(), "hi\n");
     up.program.signal(Signal::SIGKILL);

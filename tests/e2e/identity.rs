@@ -26,20 +26,26 @@ struct World {
     machine: Machine,
     stub: Running,
     coordinator: Coordinator,
+    /// Between everybody and the coordinator.
+    _wire: Link,
     url: String,
 }
+
+/// How long a byte is under way to the coordinator.
+const DELAY: Duration = Duration::from_millis(10);
 
 impl World {
     /// A laptop that is paired, and a workspace `box` that is ready.
     #[track_caller]
     fn new(options: &[&str]) -> World {
         let coordinator = Coordinator::start_at(&Place::Here, options);
-        let url = coordinator.url("127.0.0.1");
+        let wire = Link::with(coordinator.port, Wire { delay: DELAY, ..Wire::default() });
+        let url = wire.url();
         let laptop = Laptop::new();
         laptop.pair(&url, &coordinator.invite(), "anna").ok();
         let machine = Machine::at(&Place::Here, &url);
         let stub = machine.stub(Some(&coordinator.add_workspace("box")));
-        World { laptop, machine, stub, coordinator, url }
+        World { laptop, machine, stub, coordinator, _wire: wire, url }
     }
 
     fn words(&self) -> [&str; 3] {

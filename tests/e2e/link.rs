@@ -261,15 +261,144 @@ fn a_cut_is_exact() {
         let (near, served) = far.connect();
         let (mut from, mut to) = if direction == Direction::Up { (near, served) } else { (served, near) };
         far.link.cut_after(direction, bytes);
-        assert!(far.link.cut_is_due());
+        assert!(far.link.harm_is_due());
         let writer = std::thread::spawn(move || {
             let chunk = vec![7; 10_000];
             while from.write_all(&chunk).is_ok() {}
         });
         assert_eq!(rest(&mut to).0 as u64, bytes, "{direction:?}");
         writer.join().unwrap();
-        assert!(!far.link.cut_is_due());
+        assert!(!far.link.harm_is_due());
     }
+}
+
+/// Sends three pieces, of which a harm comes to the second; gives what arrives.
+fn second_of_three(far: &Far, direction: Direction, harm: Harm, pieces: [&[u8]; 3]) -> Vec<u8> {
+    let (near, served) = far.connect();
+    let (mut from, mut to) = if direction == Direction::Up { (near, served) } else { (served, near) };
+    let mut arrived = vec![0; pieces[0].len()];
+    from.write_all(pieces[0]).expect("it takes them");
+    to.read_exact(&mut arrived).expect("they arrive");
+    far.link.harm_after(direction, 1, harm);
+    from.write_all(pieces[1]).expect("it takes them");
+    until("the harm", || (!far.link.harm_is_due()).then_some(()));
+    // After a cut there is nobody to take it.
+    let _ = from.write_all(pieces[2]);
+    let _ = from.shutdown(std::net::Shutdown::Write);
+    let _ = to.read_to_end(&mut arrived);
+    arrived
+}
+
+#[test]
+fn what_is_under_way_can_come_twice_or_in_part() {
+    let far = Far::new();
+    for direction in Direction::BOTH {
+        let arrives = |harm| second_of_three(&far, direction, harm, [b"one ", b"and two", b" three"]);
+        assert_eq!(arrives(Harm::Double), b"one and twoand two three");
+        assert_eq!(arrives(Harm::Shorten), b"one and three");
+        assert_eq!(arrives(Harm::Cut), b"one a");
+    }
+}
+
+/// A frame as RFC 6455 lays it out: binary, whole, masked with zeroes when `masked`.
+fn frame(payload: &[u8], masked: bool) -> Vec<u8> {
+    let mask = if masked { 0x80 } else { 0 };
+    let mut frame = vec![0x82];
+    match payload.len() {
+        short @ 0..126 => frame.push(mask | short as u8),
+        len @ 126..65536 => {
+            frame.push(mask | 126);
+            frame.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        len => {
+            frame.push(mask | 127);
+            frame.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    if masked {
+        frame.extend_from_slice(&[0; 4]);
+    }
+    frame.extend_from_slice(payload);
+    frame
+}
+
+#[test]
+fn a_message_comes_twice_or_in_part_as_a_whole() {
+    let mut far = Far::new();
+    far.link = far.link.of_messages();
+    let head = b"GET / HTTP/1.1\r\nUpgrade: WebSocket\r\n\r\n".to_vec();
+    for (len, masked) in [(10, false), (1000, true), (200_000, false), (125, true)] {
+        let (whole, half) = (frame(&vec![7; len], masked), frame(&vec![7; len / 2], masked));
+        let last = frame(b"last", masked);
+        for (harm, second) in [(Harm::Double, [&whole[..], &whole].concat()), (Harm::Shorten, half)] {
+            // The beginning and the message in one piece: the harm finds the message.
+            let arrived = second_of_three(&far, Direction::Up, harm, [&head, &whole, &last]);
+            assert_eq!(arrived, [&head[..], &second, &last].concat(), "{len} bytes, {harm:?}");
+        }
+    }
+    // What is no WebSocket passes as it comes, whatever it looks like.
+    let other = b"HTTP/1.1 401 Unauthorized\r\n\r\n\xff\xff\xff".to_vec();
+    let (mut near, mut served) = far.connect();
+    near.write_all(&other).unwrap();
+    let mut arrived = vec![0; other.len()];
+    served.read_exact(&mut arrived).unwrap();
+    assert_eq!(arrived, other);
+}
+
+#[test]
+fn a_later_connection_overtakes_those_that_are_held() {
+    let far = Far::new();
+    let (mut near, mut served) = far.connect();
+    far.link.hold_present();
+    near.write_all(b"late").unwrap();
+    let (mut second, mut second_served) = far.connect();
+    passes(&mut second, &mut second_served, "first");
+    passes(&mut second_served, &mut second, "and back");
+    is_silent(&mut served);
+    assert_eq!(far.link.counts().late, 0);
+    far.link.heal();
+    let mut got = [0; 4];
+    served.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"late");
+    passes(&mut served, &mut near, "hello");
+    assert_eq!(far.link.counts().late, 4);
+}
+
+#[test]
+fn a_forgotten_connection_is_silent_for_good() {
+    let far = Far::new();
+    let (mut near, mut served) = far.connect();
+    far.link.forget_present();
+    near.write_all(b"lost").unwrap();
+    let (mut second, mut second_served) = far.connect();
+    passes(&mut second, &mut second_served, "hello");
+    far.link.heal();
+    served.write_all(b"lost, too").unwrap();
+    drop(second_served);
+    is_silent(&mut served);
+    is_silent(&mut near);
+}
+
+#[test]
+fn what_was_said_can_be_said_again() {
+    let far = Far::new();
+    far.link.record();
+    let (mut near, mut served) = far.connect();
+    passes(&mut near, &mut served, "who is there?");
+    passes(&mut served, &mut near, "nobody");
+    let recorded = far.link.recorded();
+    assert_eq!(recorded.len(), 1);
+    assert_eq!((&recorded[0].up[..], &recorded[0].down[..]), (&b"who is there?"[..], &b"nobody"[..]));
+    far.link.answer_next(recorded[0].down.clone());
+    let mut asks = far.dial();
+    asks.write_all(b"who?").unwrap();
+    let mut got = [0; 6];
+    asks.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"nobody");
+    assert!(!far.is_dialled());
+    drop(asks);
+    let (mut near, mut served) = far.connect();
+    passes(&mut near, &mut served, "hello");
 }
 
 #[test]

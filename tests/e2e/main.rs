@@ -21,12 +21,16 @@ mod hosts;
 mod identity;
 mod lifecycle;
 mod link;
+mod membership;
 mod names;
 mod proxies;
 mod reach;
 mod reliability;
+mod reliability_drain;
+mod reliability_late;
 mod reliability_load;
 mod reliability_programs;
+mod reliability_sleep;
 mod stub_take_over;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;

@@ -6,279 +6,193 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::linked::{Frozen, Talk};
+use crate::support::faults::Faults;
+use crate::support::linked::Frozen;
 use crate::support::transfers::{RECOVERY, Transfers};
-use crate::support::wait::within;
 use crate::support::*;
 
 /// Bytes of one transfer.
-const TRANSFER: usize = 64 << 20;
+pub const TRANSFER: usize = 64 << 20;
 
 /// Bytes after which transfers are certainly under way.
-const UNDER_WAY: u64 = 2_000_000;
+pub const UNDER_WAY: u64 = 2_000_000;
 
 /// A wire on which something is always under way when it is cut, and a transfer takes seconds.
-fn wide() -> Wire {
+pub fn wide() -> Wire {
     Wire::new(200_000_000, Duration::from_millis(5))
 }
 
 /// How long something lasts: seconds in the usual run, and in the long one.
-fn lasts(usual: u64, long: u64) -> Duration {
+pub fn lasts(usual: u64, long: u64) -> Duration {
     Duration::from_secs(if is_long() { long } else { usual })
 }
 
-fn slow_down(world: &Linked) {
-    world.near.set_wire(wide());
-    world.far.set_wire(wide());
+/// Gives the session's wires a speed and a delay.
+pub fn slow_down(world: &World) {
+    world.wires().iter().for_each(|link| link.set_wire(wide()));
+}
+
+/// A world with a Redis in the workspace, and a conversation with it.
+#[track_caller]
+pub fn talk_to(redis: &Redis, world: &World) -> (Dialogue, Running) {
+    let (port, forward) = world.linked.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    (talk, forward)
 }
 
 /// Waits until the transfers have moved more than is under way anywhere.
 #[track_caller]
-fn until_it_moves(what: &str, transfers: &mut Transfers, world: &Linked) {
+pub fn until_it_moves(what: &str, transfers: &mut Transfers, world: &World) {
     let goal = world.moved() + UNDER_WAY;
     transfers.go_on_until(what, || world.moved() >= goal);
 }
 
-#[test]
-fn transfers_survive_whatever_a_wire_does() {
-    let cuts = if is_long() { 1000 } else { 30 };
-    let world = Linked::new();
+/// Faults at the session's wires, one after another, with transfers on it.
+#[track_caller]
+fn transfers_survive(way: Way) {
+    let count = if is_long() { 1000 } else { 30 };
+    let world = World::by(way);
     slow_down(&world);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let mut faults = faults::Faults::new();
-    let mut transfers = Transfers::start(&world, TRANSFER);
-    let links = [&world.near, &world.far];
-    let before = links.map(|link| link.counts().accepted);
-    let mut broken = [0; 2];
-    for number in 1..=cuts {
+    let up = world.up();
+    let mut faults = Faults::new();
+    let mut transfers = Transfers::start(&world.linked, TRANSFER);
+    let links = world.wires();
+    let before: Vec<u64> = links.iter().map(|link| link.counts().accepted).collect();
+    let mut broken = vec![0; links.len()];
+    for number in 1..=count {
         let goal = world.moved() + 1 + faults.below(UNDER_WAY);
         transfers.go_on_until(&format!("bytes before fault {number}"), || world.moved() >= goal);
-        let (fault, wires) = (faults.next(), faults.wires());
-        println!("fault {number}: {fault:?} at {wires:?}; 0 is the near wire, 1 the far one");
-        for &at in wires {
+        let (fault, wires) = (faults.next(), faults.wires(links.len()));
+        println!("fault {number}: {fault:?} at {wires:?}; counted from the laptop");
+        for at in wires {
             faults.strike(fault, links[at]);
-            broken[at] += u64::from(fault != faults::Fault::Hold);
+            broken[at] += u64::from(fault.breaks());
         }
-        transfers.go_on_until("the cut", || !links.iter().any(|link| link.cut_is_due()));
+        transfers.go_on_until("the harm", || !links.iter().any(|link| link.harm_is_due()));
     }
     until_it_moves("bytes after the last fault", &mut transfers, &world);
     transfers.finish();
+    assert_eq!(up.tunnels(), 1, "one session carried all of it:\n{}", up.program.output());
     for (at, link) in links.into_iter().enumerate() {
         let again = link.counts().accepted - before[at];
         assert!(broken[at] > 0 && again >= broken[at], "{again} connections after {} that were broken", broken[at]);
     }
 }
 
-/// Something happens to the near wire, then to the far one, with transfers and a conversation under way.
+#[test]
+fn transfers_survive_whatever_a_wire_does() {
+    transfers_survive(Way::Relay);
+}
+
+#[test]
+fn transfers_survive_whatever_the_direct_wire_does() {
+    transfers_survive(Way::Direct);
+}
+
+#[test]
+fn transfers_survive_whatever_a_wire_behind_a_balancer_does() {
+    transfers_survive(Way::Balanced);
+}
+
+/// Something happens to each wire of the session, and then to all wires, with transfers and a conversation under way.
 #[track_caller]
-fn an_outage_is_survived(begin: impl Fn(&Link), time: Duration) {
+fn an_outage_is_survived(way: Way, begin: impl Fn(&Link), time: Duration) {
     let redis = Redis::start();
-    let world = Linked::new();
+    let world = World::by(way);
     slow_down(&world);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
-    let mut transfers = Transfers::start(&world, TRANSFER);
-    for (name, link) in [("near", &world.near), ("far", &world.far)] {
+    let up = world.up();
+    let (mut talk, _forward) = talk_to(&redis, &world);
+    let mut transfers = Transfers::start(&world.linked, TRANSFER);
+    let each = world.wires().into_iter().map(|link| vec![link]);
+    for links in each.chain([world.all_wires()]) {
         until_it_moves("bytes before the outage", &mut transfers, &world);
-        begin(link);
+        links.iter().for_each(|link| begin(link));
         std::thread::sleep(time);
-        link.heal();
+        links.iter().for_each(|link| link.heal());
         let began = Instant::now();
         talk.echo_within(RECOVERY);
-        println!("out for {time:?} at the {name} wire; an answer {:?} after that", began.elapsed());
+        println!("{way:?}: out for {time:?} at {} wires; an answer {:?} after that", links.len(), began.elapsed());
         until_it_moves("bytes after the outage", &mut transfers, &world);
     }
     transfers.finish();
     talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]
 fn a_wire_that_holds_everything_for_a_while_is_waited_out() {
-    an_outage_is_survived(Link::hold, lasts(3, 30));
+    an_outage_is_survived(Way::Relay, Link::hold, lasts(3, 30));
+}
+
+#[test]
+fn a_direct_wire_that_holds_everything_for_a_while_is_waited_out() {
+    an_outage_is_survived(Way::Direct, Link::hold, lasts(3, 30));
 }
 
 #[test]
 fn a_black_hole_is_survived() {
-    an_outage_is_survived(Link::black_hole, lasts(3, 30));
+    an_outage_is_survived(Way::Relay, Link::black_hole, lasts(3, 30));
+}
+
+#[test]
+fn a_black_hole_on_the_direct_way_is_survived() {
+    an_outage_is_survived(Way::Direct, Link::black_hole, lasts(3, 30));
+}
+
+#[test]
+fn a_black_hole_behind_a_balancer_is_survived() {
+    an_outage_is_survived(Way::Balanced, Link::black_hole, lasts(3, 30));
 }
 
 #[test]
 fn a_wire_that_is_half_dead_is_survived() {
-    an_outage_is_survived(|link| link.half_open(Direction::Up), lasts(3, 30));
+    an_outage_is_survived(Way::Relay, |link| link.half_open(Direction::Up), lasts(3, 30));
+}
+
+#[test]
+fn a_direct_wire_that_is_half_dead_is_survived() {
+    an_outage_is_survived(Way::Direct, |link| link.half_open(Direction::Up), lasts(3, 30));
+}
+
+/// The coordinator crashes with transfers and a conversation under way, which go on when it is back.
+#[track_caller]
+fn a_crash_of_the_coordinator_is_survived(way: Way) {
+    let redis = Redis::start();
+    let mut world = World::by(way);
+    slow_down(&world);
+    // Its own, so that the coordinator can be changed while it is used.
+    let laptop = world.linked.laptop.twin();
+    let up = world.up_of(&laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let mut transfers = Transfers::of(&laptop, TRANSFER);
+    for _ in 0..3 {
+        until_it_moves("bytes before the crash", &mut transfers, &world);
+        world.linked.coordinator.kill();
+        world.linked.coordinator.start_again();
+        until_it_moves("bytes after the crash", &mut transfers, &world);
+        talk.echo();
+    }
+    transfers.finish();
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]
 fn a_coordinator_that_crashes_breaks_no_connection() {
-    let redis = Redis::start();
-    let mut world = Linked::new();
-    slow_down(&world);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
-    let mut transfers = Transfers::start(&world, TRANSFER);
-    for _ in 0..3 {
-        let before = world.near.counts().down;
-        transfers.go_on_until("bytes before the crash", || world.near.counts().down > before + UNDER_WAY);
-        world.coordinator.kill();
-        world.coordinator.start_again();
-        let before = world.near.counts().down;
-        transfers.go_on_until("bytes after the crash", || world.near.counts().down > before + UNDER_WAY);
-        talk.echo();
-    }
-    transfers.finish();
-    talk.ends_well();
-}
-
-/// For as long as any machine may need, however busy: the old coordinator ends by itself when nobody is left.
-const DRAIN: [&str; 2] = ["--drain", "120s"];
-
-#[test]
-fn a_coordinator_that_is_replaced_interrupts_nothing() {
-    let redis = Redis::start();
-    let mut world = Linked::with(&DRAIN, |machine| machine);
-    slow_down(&world);
-    let up = Linked::up(&world.near, &world.laptop);
-    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
-    let mut transfers = Transfers::start(&world, TRANSFER);
-    for _ in 0..2 {
-        until_it_moves("bytes before", &mut transfers, &world);
-        let moved = up.resumed();
-        let mut old = world.coordinator.replace();
-        // What is relayed goes on there, until the laptop has another way, and then nothing keeps it.
-        let mut longest = Duration::ZERO;
-        let over = within(RECOVERY, || {
-            let asked = Instant::now();
-            talk.echo_within(RECOVERY);
-            longest = longest.max(asked.elapsed());
-            (up.resumed() > moved).then_some(())
-        });
-        assert!(over.is_some(), "the session did not go over:\n{}", up.program.output());
-        println!("the coordinator was replaced; no answer took longer than {longest:?}");
-        let ended = within(RECOVERY, || old.has_ended());
-        old.ended_well(ended);
-        until_it_moves("bytes after", &mut transfers, &world);
-        talk.echo();
-        world.stub.says_after(0, RECOVERY, "the coordinator is restarting");
-    }
-    transfers.finish();
-    talk.ends_well();
-    let said = up.program.output();
-    assert!(!said.contains("interrupted") && up.tunnels() == 1, "{said}");
+    a_crash_of_the_coordinator_is_survived(Way::Relay);
 }
 
 #[test]
-fn a_direct_session_has_a_way_through_the_next_coordinator() {
-    let redis = Redis::start();
-    let (mut world, _way, _) = Linked::with_direct_way();
-    let up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
-    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
-    world.until_it_goes("direct", true);
-    let mut old = world.coordinator.replace();
-    let ended = within(RECOVERY, || old.has_ended());
-    old.ended_well(ended);
-    world.until_it_goes("direct", true);
-    talk.echo();
-    talk.ends_well();
-    assert!(!up.program.output().contains("interrupted"), "{}", up.program.output());
+fn a_coordinator_that_crashes_breaks_no_direct_connection() {
+    a_crash_of_the_coordinator_is_survived(Way::Direct);
 }
 
 #[test]
-fn a_coordinator_that_stops_ends_when_its_time_is_over_and_the_session_waits() {
-    let redis = Redis::start();
-    let mut world = Linked::with(&["--drain", "1s"], |machine| machine);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
-    // Nobody follows: the port is free, and what is relayed goes on for as long as was said.
-    world.coordinator.program.signal(nix::sys::signal::Signal::SIGTERM);
-    world.coordinator.program.says("stopping");
-    assert!(world.coordinator.program.ends().success(), "{}", world.coordinator.program.output());
-    world.coordinator.start_again();
-    talk.echo_within(RECOVERY);
-    talk.ends_well();
-}
-
-#[test]
-fn a_second_signal_ends_a_coordinator_at_once() {
-    let mut world = Linked::with(&DRAIN, |machine| machine);
-    let _up = Linked::up(&world.near, &world.laptop);
-    let coordinator = &mut world.coordinator.program;
-    coordinator.signal(nix::sys::signal::Signal::SIGTERM);
-    coordinator.says("stopping");
-    coordinator.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(coordinator.ends().code(), Some(130), "{}", coordinator.output());
-}
-
-#[test]
-fn a_laptop_that_waits_for_its_workspace_is_told_to_come_back() {
-    let mut world = Linked::with(&DRAIN, |machine| machine);
-    assert!(world.stub.stop(nix::sys::signal::Signal::SIGTERM).success());
-    let words = ["up", "box", "--no-direct", "--coordinator", &world.near.url()];
-    let mut up = Running::start(world.laptop.command(&words));
-    up.says("waiting for the workspace's stub");
-    let mut old = world.coordinator.replace();
-    up.says("the coordinator is restarting");
-    assert!(old.ends().success(), "{}", old.output());
-    world.stub = world.machine.stub(None);
-    up.says("end-to-end verified");
-    assert!(!up.output().contains("is not connected"), "{}", up.output());
-}
-
-/// A program stands still, and goes on: so does a conversation.
-#[track_caller]
-fn a_freeze_is_survived(what: &str, time: Duration, pid: impl Fn(&Linked, &laptop::Up<'_>) -> u32) {
-    let redis = Redis::start();
-    let world = Linked::new();
-    let up = Linked::up(&world.near, &world.laptop);
-    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
-    let frozen = Frozen::new(pid(&world, &up));
-    std::thread::sleep(time);
-    drop(frozen);
-    let began = Instant::now();
-    talk.echo_within(RECOVERY);
-    println!("{what} stood still for {time:?}; an answer {:?} after that", began.elapsed());
-    talk.echo();
-    talk.ends_well();
-}
-
-#[test]
-fn a_laptop_that_slept_goes_on() {
-    a_freeze_is_survived("the laptop", lasts(5, 180), |_, up| up.program.pid());
-}
-
-#[test]
-fn a_workspace_that_stood_still_goes_on() {
-    a_freeze_is_survived("the stub", lasts(5, 180), |world, _| world.stub.pid());
-}
-
-#[test]
-fn a_coordinator_that_stood_still_goes_on() {
-    a_freeze_is_survived("the coordinator", lasts(5, 180), |world, _| world.coordinator.program.pid());
-}
-
-#[test]
-fn a_laptop_that_changes_its_address_keeps_its_connections() {
-    let hosts = Hosts::new();
-    let coordinator = Coordinator::start_at(&hosts.coordinator, &[]);
-    let laptop = Laptop::at(&hosts.laptop);
-    let url = coordinator.url(Hosts::COORDINATOR_FOR_LAPTOP);
-    laptop.pair(&url, &coordinator.invite(), "anna").ok();
-    let machine = Machine::at(&hosts.workspace, &coordinator.url(Hosts::COORDINATOR_FOR_WORKSPACE));
-    let _stub = machine.stub(Some(&coordinator.add_workspace("box")));
-    let redis = Redis::start_at(&hosts.workspace);
-    let _up = laptop.up(&["box", "--coordinator", &url]);
-    let (line, _forward) = laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = Dialogue::with(hosts.laptop.run(Dialogue::socat(laptop::port_in(&line))));
-    talk.echo();
-    let mut address = Hosts::LAPTOP;
-    for last in [77, 78] {
-        let next = std::net::Ipv4Addr::new(10, 77, 1, last);
-        hosts.readdress(&hosts.laptop, address, next);
-        address = next;
-        let began = Instant::now();
-        talk.echo_within(RECOVERY);
-        println!("at {next}; an answer {:?} after that", began.elapsed());
-        assert_ne!(capture::connections(coordinator.program.pid(), coordinator.port, next), 0, "from the new address");
-    }
-    talk.ends_well();
+fn a_coordinator_behind_a_balancer_that_crashes_breaks_no_connection() {
+    a_crash_of_the_coordinator_is_survived(Way::Balanced);
 }
 
 #[test]

@@ -35,12 +35,20 @@ impl FromStr for Network {
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.map_or(Ok(bits), |prefix| prefix.parse().map_err(|_| wrong()))?;
-        if prefix > bits { Err(wrong()) } else { Ok(Network { address, prefix }) }
+        if prefix > bits {
+            return Err(wrong());
+        }
+        // Peers are known by their IPv4 address, in whichever form they come.
+        match address.to_canonical() {
+            own if own.is_ipv4() == address.is_ipv4() => Ok(Network { address, prefix }),
+            own => Ok(Network { address: own, prefix: prefix.checked_sub(128 - 32).ok_or_else(wrong)? }),
+        }
     }
 }
 
 impl Network {
-    fn contains(&self, address: IpAddr) -> bool {
+    /// Whether `address` is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
         let (own, other, bits) = match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => (own.to_bits().into(), u128::from(other.to_bits()), 32),
             (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits(), other.to_bits(), 128),
@@ -111,7 +119,7 @@ impl Balancer {
 
 /// For whom a balancer at `peer` speaks: the last hop in its header, which is the one that it wrote itself. What
 /// stands before came with the request. Without any, all clients count as one.
-pub(super) fn client_of(peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+pub fn client_of(peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
     let last = headers.get_all(FORWARDED_FOR).iter().next_back().and_then(|value| value.to_str().ok());
     let last = last.and_then(|value| value.rsplit(',').next()).map(str::trim);
     // Some write the port as well.
@@ -136,7 +144,11 @@ mod tests {
         assert!(contains("0.0.0.0/0", "203.0.113.9") && !contains("0.0.0.0/0", "2001:db8::1"));
         assert!(contains("2001:db8::/32", "2001:db8:ffff::1") && !contains("2001:db8::/32", "2001:db9::1"));
         assert!(contains("::/0", "2001:db9::1") && !contains("::/0", "192.0.2.1"));
-        for wrong in ["", "x", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/", "::/129", "10.0.0.0/8/8"] {
+        assert!(contains("::ffff:192.0.2.7", "192.0.2.7") && contains("::ffff:10.1.0.0/112", "::ffff:10.1.2.3"));
+        assert!(!contains("::ffff:10.1.0.0/112", "10.2.0.1"));
+        for wrong in
+            ["", "x", "::ffff:10.0.0.0/95", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/", "::/129", "10.0.0.0/8/8"]
+        {
             assert!(wrong.parse::<Network>().unwrap_err().contains("hint:"), "{wrong}");
         }
     }

@@ -120,7 +120,8 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn serve(stream: UnixStream, kin: &Kin, laptops: &Laptops, end: &CancellationToken) -> Result<(), String> {
+/// Serves one request of a successor; cancels `end` when that ends this process. Says why it came to nothing.
+pub async fn serve(stream: UnixStream, kin: &Kin, laptops: &Laptops, end: &CancellationToken) -> Result<(), String> {
     if !local::is_own(&stream) {
         return Err("another user tried to use the socket".into());
     }

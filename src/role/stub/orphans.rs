@@ -85,15 +85,19 @@ fn send(signal: Signal, spare: &Spare) -> usize {
     running.len()
 }
 
+/// What the kernel tells about a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Process {
-    pid: i32,
-    parent: i32,
-    ended: bool,
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its parent's.
+    pub parent: i32,
+    /// Whether it has ended, and waits to be reaped.
+    pub ended: bool,
 }
 
 /// Reads `/proc/PID/stat`: the name in parentheses may hold anything, the rest is words.
-fn parse(stat: &str) -> Option<Process> {
+pub fn parse(stat: &str) -> Option<Process> {
     let (before, after) = (stat.split_once(" (")?.0, stat.rsplit_once(") ")?.1);
     let mut words = after.split(' ');
     let ended = matches!(words.next()?, "Z" | "X");

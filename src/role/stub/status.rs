@@ -213,11 +213,13 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::role::stub::kin::Kin;
 
     #[tokio::test]
     async fn it_is_told_since_when_the_coordinator_is_away_and_why() {
         let dir = tempfile::tempdir().unwrap();
-        let told = Told::new("box".into(), "https://h:1".into(), Earlier::new(dir.path()));
+        let kin = Kin::load_or_make(dir.path()).unwrap();
+        let told = Told::new("box".into(), "https://h:1".into(), Earlier::new(dir.path(), kin));
         let laptops = Laptops::default();
         let status = async || serde_json::from_value::<Status>(told.status(&laptops).await.unwrap()).unwrap();
         assert_eq!(status().await.reached, Reached::Connecting);

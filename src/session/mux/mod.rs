@@ -26,7 +26,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use self::handle::{MuxAcceptor, MuxOpener, MuxStream};
+pub use self::state::SEND_QUEUE;
 pub use self::violation::Violation;
+pub use self::window::{FIRST_WINDOW, POOL};
 use crate::lifeline::paced::Paced;
 use crate::transport::Io;
 use crate::wire::limits::MAX_STREAMS;

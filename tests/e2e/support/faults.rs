@@ -5,21 +5,28 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::link::{Direction, Link};
+use super::link::{Direction, Harm, Link};
+use super::wait::within;
 
 /// Longest time that a fault which is seen as soon as it is over goes on, in milliseconds.
 const LONGEST_MS: u64 = 300;
 
-/// Most bytes until a cut.
+/// Most bytes until a harm.
 const FARTHEST: u64 = 300_000;
 
-/// A way to fail. All but [`Hold`](Fault::Hold) cost connections.
+/// How long a later connection may take to overtake the ones that are held: it is made when those are suspected.
+const OVERTAKING: Duration = Duration::from_secs(12);
+
+/// Bytes of a connection that has certainly overtaken: its TLS, its upgrade, and what a session says then.
+const OVERTAKEN: u64 = 20_000;
+
+/// A way to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Every connection is reset.
     Reset,
-    /// One connection ends in the middle of a message.
-    Cut(Direction),
+    /// A harm to what is under way: one connection ends in the middle of a message, or something arrives twice or in part.
+    Harm(Harm, Direction),
     /// Bytes vanish, then connections are reset: as when a router loses what it knows.
     Vanish,
     /// The same, and only one direction vanishes.
@@ -28,18 +35,36 @@ pub enum Fault {
     Hold,
     /// Connections are reset, and new ones refused for a while.
     Refuse,
+    /// What connections say comes after what a later one says, if one is made meanwhile.
+    Overtake,
 }
 
-const ALL: [Fault; 8] = [
+const ALL: [Fault; 13] = [
     Fault::Reset,
-    Fault::Cut(Direction::Up),
-    Fault::Cut(Direction::Down),
+    Fault::Harm(Harm::Cut, Direction::Up),
+    Fault::Harm(Harm::Cut, Direction::Down),
+    Fault::Harm(Harm::Double, Direction::Up),
+    Fault::Harm(Harm::Double, Direction::Down),
+    Fault::Harm(Harm::Shorten, Direction::Up),
+    Fault::Harm(Harm::Shorten, Direction::Down),
     Fault::Vanish,
     Fault::HalfVanish(Direction::Up),
     Fault::HalfVanish(Direction::Down),
     Fault::Hold,
     Fault::Refuse,
+    Fault::Overtake,
 ];
+
+impl Fault {
+    /// Whether it ends connections by itself, before [`Faults::strike`] returns or with the bytes that it waits for.
+    pub fn breaks(self) -> bool {
+        match self {
+            Fault::Reset | Fault::Vanish | Fault::HalfVanish(_) | Fault::Refuse | Fault::Harm(Harm::Cut, _) => true,
+            // A message that came twice is nothing to some, and what is held is only late.
+            Fault::Harm(Harm::Double | Harm::Shorten, _) | Fault::Hold | Fault::Overtake => false,
+        }
+    }
+}
 
 /// A source of faults: the same ones for the same seed.
 #[derive(Debug)]
@@ -63,9 +88,12 @@ impl Faults {
         ALL[self.0.random_range(0..ALL.len())]
     }
 
-    /// Which of two wires it happens to: one, the other, or one after the other.
-    pub fn wires(&mut self) -> &'static [usize] {
-        [&[0][..], &[1], &[0, 1]][self.0.random_range(0..3)]
+    /// Which of `count` wires it happens to: one of them, or all one after the other.
+    pub fn wires(&mut self, count: usize) -> Vec<usize> {
+        match self.0.random_range(0..=count) {
+            all if all == count => (0..count).collect(),
+            one => vec![one],
+        }
     }
 
     /// A number below `bound`.
@@ -73,12 +101,12 @@ impl Faults {
         self.0.random_range(0..bound)
     }
 
-    /// Does it to `link`; returns when it is over, but for a cut, which comes with the bytes that it waits for.
+    /// Does it to `link`; returns when it is over, but for a harm, which comes with the bytes that it waits for.
     pub fn strike(&mut self, fault: Fault, link: &Link) {
         let time = Duration::from_millis(self.below(LONGEST_MS));
         match fault {
             Fault::Reset => link.reset(),
-            Fault::Cut(direction) => link.cut_after(direction, 1 + self.below(FARTHEST)),
+            Fault::Harm(harm, direction) => link.harm_after(direction, 1 + self.below(FARTHEST), harm),
             Fault::Vanish => {
                 link.black_hole();
                 std::thread::sleep(time);
@@ -102,6 +130,22 @@ impl Faults {
                 std::thread::sleep(time);
                 link.heal();
             }
+            Fault::Overtake => overtake(link),
         }
     }
+}
+
+/// Holds what is there until a later connection has overtaken it, or none came.
+pub fn overtake(link: &Link) {
+    let before = link.counts();
+    link.hold_present();
+    let mut first = None;
+    let overtaken = || {
+        let now = link.counts();
+        let bytes = now.up + now.down;
+        let first = *first.get_or_insert(bytes);
+        (now.accepted > before.accepted && bytes >= first + OVERTAKEN).then_some(())
+    };
+    let _ = within(OVERTAKING, overtaken);
+    link.heal();
 }

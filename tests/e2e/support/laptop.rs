@@ -1,5 +1,6 @@
 //! The laptop, with a home of its own: what a person types, and what they see.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -118,6 +119,13 @@ impl Laptop {
         let mut program = Running::start(self.place.run(command));
         let line = program.says(ready);
         (line, program)
+    }
+
+    /// A forward from a free port here to `target` in the workspace `box`; it lasts as long as what is returned.
+    #[track_caller]
+    pub fn forward_to(&self, target: impl Display) -> (u16, Running) {
+        let (line, program) = self.forward("box", &["-L", &format!("0:{target}")], "forward");
+        (port_in(&line), program)
     }
 
     /// A forward that lasts as long as what is returned, and the port that was picked for it.

@@ -6,7 +6,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use super::coordinator::{Coordinator, Machine};
-use super::laptop::{Laptop, Up, port_in};
+use super::laptop::{Laptop, Up};
 use super::link::Link;
 use super::place::Place;
 use super::program::{Running, command, free_port};
@@ -97,8 +97,7 @@ impl Linked {
     /// A forward from a free port of the laptop to `target` in the workspace; it lasts as long as what is returned.
     #[track_caller]
     pub fn forward(&self, target: impl Display) -> (u16, Running) {
-        let (line, program) = self.laptop.forward("box", &["-L", &format!("0:{target}")], "forward");
-        (port_in(&line), program)
+        self.laptop.forward_to(target)
     }
 
     /// Bytes that have arrived at the laptop or left it, whatever they were.

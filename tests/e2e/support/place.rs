@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
+use super::link::{Link, Wire};
 use super::program::{Run, command, find, is_root, take_surroundings};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -44,6 +45,21 @@ impl Place {
                 take_surroundings(&mut inside, &command);
                 inside
             }
+        }
+    }
+
+    /// A link there, to a port of the loopback there, for those who dial `host`.
+    pub fn link(&self, host: Ipv4Addr, target: u16, wire: Wire) -> Link {
+        let place = self.clone();
+        Link::within(move || place.enter(), self.bind(), host, target, wire)
+    }
+
+    /// Takes the calling thread there, for good: the sockets that it makes are at this place.
+    fn enter(&self) {
+        if let Place::Namespace(name) = self {
+            let namespace = std::fs::File::open(format!("/run/netns/{name}")).expect("the namespace is there");
+            let moved = nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET);
+            moved.expect("root may enter it");
         }
     }
 

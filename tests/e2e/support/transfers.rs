@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::laptop::Laptop;
 use super::linked::Linked;
 use super::program::{Run, Running, command, free_port, listens};
 use super::wait::within;
@@ -66,12 +67,18 @@ impl Transfers {
     /// and through a forward to it; compares what arrived with what was sent.
     #[track_caller]
     pub fn start(world: &Linked, bytes: usize) -> Transfers {
+        Transfers::of(&world.laptop, bytes)
+    }
+
+    /// The same, through the `up` of `laptop`.
+    #[track_caller]
+    pub fn of(laptop: &Laptop, bytes: usize) -> Transfers {
         let nginx = Nginx::start();
         fs::write(nginx.root.join("original"), rand::random_iter::<u8>().take(bytes).collect::<Vec<_>>())
             .expect("a file of ours");
         let sink = free_port();
-        let (down, down_forward) = world.forward(nginx.addr);
-        let (up, up_forward) = world.forward(format!("127.0.0.1:{sink}"));
+        let (down, down_forward) = laptop.forward_to(nginx.addr);
+        let (up, up_forward) = laptop.forward_to(format!("127.0.0.1:{sink}"));
         let original = nginx.root.join("original");
         let expected = digest(&original);
         let (done, until): (Arc<[AtomicUsize; 2]>, Arc<Until>) = Default::default();

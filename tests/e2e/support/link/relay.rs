@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,8 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
+use super::frames::{Frames, Unit, shortened};
 use super::wire::{Clock, Wire};
-use super::{Counts, Direction, Flow};
+use super::{Counts, Direction, Flow, Harm, Recorded};
 
 /// Most bytes that are moved at a time.
 const CHUNK: usize = 64 * 1024;
@@ -33,6 +34,12 @@ const SOCKET_BUFFER: usize = 256 * 1024;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
+/// Bytes of each direction of a connection that are recorded.
+const RECORDED: usize = 1 << 20;
+
+/// Connections that are recorded; the first ones.
+const RECORDINGS: usize = 64;
+
 /// What the link is told.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -41,6 +48,20 @@ pub struct Settings {
     /// Connections are broken when it changes.
     pub epoch: u64,
     pub accepts: bool,
+    /// The connections before this number are held back, and later ones overtake them.
+    pub overtaken: u64,
+    /// The connections before this number are silent for good.
+    pub forgotten: u64,
+    /// Harm comes to whole messages of a WebSocket.
+    pub messages: bool,
+    pub records: bool,
+}
+
+impl Settings {
+    /// Whether connection `number` waits while others pass.
+    fn overtakes(&self, number: u64) -> bool {
+        number < self.overtaken
+    }
 }
 
 /// What the handle and the thread share.
@@ -53,56 +74,108 @@ pub struct Shared {
 #[derive(Debug, Default)]
 struct Book {
     clocks: [Clock; 2],
-    cuts: [Option<u64>; 2],
+    harms: [Option<(u64, Harm)>; 2],
     delivered: [u64; 2],
     accepted: u64,
+    late: u64,
+    recorded: Vec<Recorded>,
+    /// What the next connections hear in place of the target.
+    answers: Vec<Bytes>,
     /// Open connections by the epoch that they are of.
     open: BTreeMap<u64, usize>,
 }
 
 impl Shared {
     pub fn new(wire: Wire) -> Shared {
-        let settings = Settings { wire, flow: [Flow::Open; 2], epoch: 0, accepts: true };
+        let settings = Settings {
+            wire,
+            flow: [Flow::Open; 2],
+            epoch: 0,
+            accepts: true,
+            overtaken: 0,
+            forgotten: 0,
+            messages: false,
+            records: false,
+        };
         Shared { settings: watch::Sender::new(settings), book: Mutex::default() }
     }
 
     pub fn counts(&self) -> Counts {
         let book = self.book();
         let [up, down] = book.delivered;
-        Counts { accepted: book.accepted, open: book.open.values().sum(), up, down }
+        Counts { accepted: book.accepted, open: book.open.values().sum(), up, down, late: book.late }
     }
 
     pub fn open_before(&self, epoch: u64) -> usize {
         self.book().open.range(..epoch).map(|(_, count)| count).sum()
     }
 
-    pub fn cut_after(&self, direction: Direction, bytes: u64) {
-        self.book().cuts[direction as usize] = Some(bytes);
+    pub fn harm_after(&self, direction: Direction, bytes: u64, harm: Harm) {
+        self.book().harms[direction as usize] = Some((bytes, harm));
     }
 
-    pub fn cut_is_due(&self) -> bool {
-        self.book().cuts.iter().any(Option::is_some)
+    pub fn harm_is_due(&self) -> bool {
+        self.book().harms.iter().any(Option::is_some)
     }
 
-    pub fn forget_cuts(&self) {
-        self.book().cuts = [None; 2];
+    pub fn forget_harms(&self) {
+        self.book().harms = [None; 2];
     }
 
-    /// How many of `bytes` may be delivered, and whether the connection ends after them.
-    fn allow(&self, direction: Direction, bytes: usize) -> (usize, bool) {
+    pub fn recorded(&self) -> Vec<Recorded> {
+        self.book().recorded.clone()
+    }
+
+    pub fn answer_next(&self, bytes: Bytes) {
+        self.book().answers.push(bytes);
+    }
+
+    fn take_answer(&self) -> Option<Bytes> {
+        self.book().answers.pop()
+    }
+
+    /// The harm that comes to a unit, with the number of its bytes before it.
+    fn harm(&self, direction: Direction, unit: &Unit) -> Option<(usize, Harm)> {
+        let messages = self.settings.borrow().messages;
         let mut book = self.book();
-        let cut = &mut book.cuts[direction as usize];
-        match *cut {
-            Some(left) if left <= bytes as u64 => {
-                *cut = None;
-                (left as usize, true)
-            }
-            Some(left) => {
-                *cut = Some(left - bytes as u64);
-                (bytes, false)
-            }
-            None => (bytes, false),
+        let due = &mut book.harms[direction as usize];
+        let (left, harm) = (*due)?;
+        // What is no message can be cut, but not doubled or shortened as one.
+        if messages && !unit.is_message && harm != Harm::Cut {
+            return None;
         }
+        if left <= unit.bytes.len() as u64 {
+            *due = None;
+            return Some((left as usize, harm));
+        }
+        *due = Some((left - unit.bytes.len() as u64, harm));
+        None
+    }
+
+    /// What is to be delivered in place of a unit, and whether the connection ends after it.
+    fn harmed(&self, direction: Direction, unit: Unit) -> (Bytes, bool) {
+        match self.harm(direction, &unit) {
+            None => (unit.bytes, false),
+            Some((at, Harm::Cut)) => (unit.bytes.slice(..at), true),
+            Some((_, Harm::Double)) => ([&unit.bytes[..], &unit.bytes].concat().into(), false),
+            Some((_, Harm::Shorten)) if unit.is_message => (shortened(&unit.bytes).into(), false),
+            Some((_, Harm::Shorten)) => (unit.bytes.slice(..unit.bytes.len() / 2), false),
+        }
+    }
+
+    fn record(&self, number: u64, direction: Direction, bytes: &[u8]) {
+        let mut book = self.book();
+        let at = match book.recorded.iter().position(|recorded| recorded.number == number) {
+            Some(at) => at,
+            None if book.recorded.len() < RECORDINGS => {
+                book.recorded.push(Recorded { number, ..Recorded::default() });
+                book.recorded.len() - 1
+            }
+            None => return,
+        };
+        let recorded = &mut book.recorded[at];
+        let kept = if direction == Direction::Up { &mut recorded.up } else { &mut recorded.down };
+        kept.extend_from_slice(&bytes[..bytes.len().min(RECORDED - kept.len())]);
     }
 
     fn flow(&self, direction: Direction) -> Flow {
@@ -122,8 +195,9 @@ pub struct Port {
 }
 
 impl Port {
-    pub fn reserve() -> io::Result<Port> {
-        let held = bound((Ipv4Addr::LOCALHOST, 0).into())?;
+    /// One of `bind`, an address of the network namespace that the thread is in.
+    pub fn reserve(bind: IpAddr) -> io::Result<Port> {
+        let held = bound((bind, 0).into())?;
         let addr = held.local_addr()?.as_socket().ok_or(ErrorKind::AddrNotAvailable)?;
         Ok(Port { held, addr })
     }
@@ -178,17 +252,19 @@ pub async fn run(port: Port, target: u16, shared: Arc<Shared>, listens: watch::S
 struct Entry {
     shared: Arc<Shared>,
     epoch: u64,
+    /// Counts all connections of the link, from 0.
+    number: u64,
 }
 
 impl Entry {
     fn new(shared: Arc<Shared>) -> Entry {
         let epoch = shared.settings.borrow().epoch;
-        {
-            let mut book = shared.book();
-            book.accepted += 1;
-            *book.open.entry(epoch).or_default() += 1;
-        }
-        Entry { shared, epoch }
+        let mut book = shared.book();
+        let number = book.accepted;
+        book.accepted += 1;
+        *book.open.entry(epoch).or_default() += 1;
+        drop(book);
+        Entry { shared, epoch, number }
     }
 }
 
@@ -219,7 +295,7 @@ async fn attend(client: TcpStream, target: u16, shared: Arc<Shared>) {
     let broken = settings.wait_for(|settings| settings.epoch != entry.epoch);
     let mut server = None;
     let end = tokio::select! {
-        end = carry(&client, target, &mut server, &shared) => end,
+        end = carry(&client, target, &mut server, &entry) => end,
         _ = broken => End::Reset,
     };
     if end == End::Reset {
@@ -232,17 +308,21 @@ async fn attend(client: TcpStream, target: u16, shared: Arc<Shared>) {
     drop(entry);
 }
 
-async fn carry(client: &TcpStream, target: u16, server: &mut Option<TcpStream>, shared: &Arc<Shared>) -> End {
+async fn carry(client: &TcpStream, target: u16, server: &mut Option<TcpStream>, entry: &Entry) -> End {
+    let shared = &entry.shared;
     let mut settings = shared.settings.subscribe();
     // Its first packet, or the answer to it, does not arrive; the client's kernel sends it again until it does.
     let _ = settings.wait_for(|settings| settings.flow == [Flow::Open; 2]).await;
+    if let Some(answer) = shared.take_answer() {
+        return impersonate(client, &answer).await;
+    }
     let Ok(dialled) = dial(target).await else { return End::Reset };
     let server = &*server.insert(dialled);
     if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
         return End::Reset;
     }
-    let up = pump(client, server, Direction::Up, shared);
-    let down = pump(server, client, Direction::Down, shared);
+    let up = pump(client, server, Direction::Up, entry);
+    let down = pump(server, client, Direction::Down, entry);
     tokio::pin!(up, down);
     // Ends when both directions have, or when one takes the other along.
     let mut ended = [false; 2];
@@ -256,6 +336,22 @@ async fn carry(client: &TcpStream, target: u16, server: &mut Option<TcpStream>, 
         }
     }
     End::Closed
+}
+
+/// Says what somebody else said once, and listens until the other side has had enough.
+async fn impersonate(client: &TcpStream, answer: &[u8]) -> End {
+    let mut heard = vec![0; CHUNK];
+    // As a server it waits to be asked.
+    if client.readable().await.is_err() || write(client, answer).await.is_err() {
+        return End::Reset;
+    }
+    loop {
+        match client.readable().await.and_then(|()| client.try_read(&mut heard)) {
+            Ok(0) => return End::Closed,
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return End::Reset,
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
 async fn dial(target: u16) -> io::Result<TcpStream> {
@@ -288,12 +384,19 @@ struct Load {
     fell: Notify,
 }
 
+impl Load {
+    fn taken(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Relaxed);
+        self.fell.notify_one();
+    }
+}
+
 /// One direction of one connection. `None` when it ended for itself alone.
-async fn pump(from: &TcpStream, to: &TcpStream, direction: Direction, shared: &Shared) -> Option<End> {
+async fn pump(from: &TcpStream, to: &TcpStream, direction: Direction, entry: &Entry) -> Option<End> {
     let (sender, parcels) = mpsc::unbounded_channel();
     let load = Load::default();
-    let sending = send(from, direction, shared, &load, sender);
-    let delivering = deliver(to, direction, shared, &load, parcels);
+    let sending = send(from, direction, &entry.shared, &load, sender);
+    let delivering = deliver(to, direction, entry, &load, parcels);
     tokio::pin!(delivering);
     tokio::select! {
         end = &mut delivering => end,
@@ -347,43 +450,71 @@ async fn send(
 async fn deliver(
     to: &TcpStream,
     direction: Direction,
-    shared: &Shared,
+    entry: &Entry,
     load: &Load,
     mut parcels: mpsc::UnboundedReceiver<Parcel>,
 ) -> Option<End> {
+    let shared = &entry.shared;
     let mut settings = shared.settings.subscribe();
-    let mut lost = false;
+    let messages = settings.borrow().messages;
+    let mut frames = Frames::default();
+    let (mut lost, mut released) = (false, None);
     while let Some(Parcel { due, content }) = parcels.recv().await {
         if due > Instant::now() {
             sleep_until(due.into()).await;
         }
+        if settings.borrow_and_update().overtakes(entry.number) {
+            let _ = settings.wait_for(|settings| !settings.overtakes(entry.number)).await;
+            released = Some(Instant::now());
+        }
         let _ = settings.wait_for(|settings| settings.flow[direction as usize] != Flow::Held).await;
-        lost |= shared.flow(direction) == Flow::Lost;
-        match content {
-            Content::Bytes(bytes) => {
-                if !lost {
-                    let (allowed, cut) = shared.allow(direction, bytes.len());
-                    let written = write(to, &bytes[..allowed]).await;
-                    if written.is_ok() {
-                        shared.book().delivered[direction as usize] += allowed as u64;
-                    }
-                    if cut {
-                        return Some(End::Closed);
-                    }
-                    if written.is_err() {
-                        if shared.flow(opposite(direction)) != Flow::Lost {
-                            return Some(End::Reset);
-                        }
-                        // The receiver is gone, and the news of it is lost.
-                        lost = true;
-                    }
-                }
-                load.bytes.fetch_sub(bytes.len(), Relaxed);
-                load.fell.notify_one();
+        lost |= shared.flow(direction) == Flow::Lost || entry.number < settings.borrow().forgotten;
+        let size = if let Content::Bytes(bytes) = &content { bytes.len() } else { 0 };
+        if released.is_some_and(|released| due <= released) {
+            shared.book().late += size as u64;
+        }
+        if lost {
+            load.taken(size);
+            continue;
+        }
+        if settings.borrow().records
+            && let Content::Bytes(bytes) = &content
+        {
+            shared.record(entry.number, direction, bytes);
+        }
+        let mut units = Vec::new();
+        match &content {
+            Content::Bytes(bytes) if messages => {
+                frames.push(bytes);
+                units.extend(std::iter::from_fn(|| frames.next()));
             }
-            Content::Fin if !lost => drop(SockRef::from(to).shutdown(std::net::Shutdown::Write)),
-            Content::Reset if !lost => return Some(End::Reset),
-            Content::Fin | Content::Reset => {}
+            Content::Bytes(bytes) => units.push(Unit { bytes: bytes.clone(), is_message: false }),
+            Content::Fin | Content::Reset => units.extend(frames.rest()),
+        }
+        for unit in units {
+            let (bytes, ends) = shared.harmed(direction, unit);
+            let written = write(to, &bytes).await;
+            if written.is_ok() {
+                shared.book().delivered[direction as usize] += bytes.len() as u64;
+            }
+            if ends {
+                return Some(End::Closed);
+            }
+            if written.is_err() {
+                let told = shared.flow(opposite(direction)) != Flow::Lost;
+                if told && entry.number >= settings.borrow().forgotten {
+                    return Some(End::Reset);
+                }
+                // The receiver is gone, and the news of it is lost.
+                lost = true;
+                break;
+            }
+        }
+        load.taken(size);
+        match content {
+            Content::Bytes(_) => {}
+            Content::Fin => drop(SockRef::from(to).shutdown(std::net::Shutdown::Write)),
+            Content::Reset => return Some(End::Reset),
         }
     }
     None

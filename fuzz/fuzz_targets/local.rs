@@ -1,0 +1,164 @@
+//! What programs of the same machine say to one another, and what the kernel says about them: requests of a stub's
+//! successor, changes of the list of devices, forwards that are asked for at the control socket, `/proc/PID/stat`. The first byte
+//! selects which.
+
+#![no_main]
+
+use std::sync::{Arc, LazyLock, Mutex};
+
+use arbitrary::Unstructured;
+use libfuzzer_sys::fuzz_target;
+use nexus_proxy::identity::{KeyPin, Role};
+use nexus_proxy::role::files;
+use nexus_proxy::role::proxy::forwards::ForwardRequest;
+use nexus_proxy::role::stub::earlier::Earlier;
+use nexus_proxy::role::stub::laptops::Laptops;
+use nexus_proxy::role::stub::orphans::{Process, parse};
+use nexus_proxy::role::stub::sessions::Sessions;
+use nexus_proxy::role::stub::state::StubState;
+use nexus_proxy::role::stub::{devices, link};
+use nexus_proxy::session::framed::FramedStream;
+use nexus_proxy::wire::call::{Request, Response};
+use nexus_proxy::wire::limits::{FRAME_HEADER, MAX_CONTROL, MAX_DEVICES};
+use nexus_proxy::wire::{FrameHeader, FrameKind};
+use nexus_proxy_fuzz::{Pipe, become_member, comes_back, directory, edited};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+/// Who asks for changes of the list.
+fn caller() -> KeyPin {
+    KeyPin::from_bytes([1; 32])
+}
+
+const PIN: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+static STATE: LazyLock<Mutex<StubState>> = LazyLock::new(|| {
+    let dir = directory("local");
+    become_member(&dir, Role::Workspace("box".parse().expect("a name")));
+    let stub = format!(r#"{{"workspace":"box","devices":["{}"],"trust_first_device":false}}"#, caller());
+    files::write(&dir.join("stub.json"), stub.as_bytes()).expect("a file of ours");
+    Mutex::new(StubState::load(&dir).expect("it was written by ourselves"))
+});
+
+fuzz_target!(|data: &[u8]| {
+    let _ = run(&mut Unstructured::new(data));
+});
+
+fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
+    match bytes.int_in_range(0..=5)? {
+        0 => successor(bytes.bytes(bytes.len())?),
+        1 => successor(&framed(&request(bytes, &REQUESTS)?)),
+        2 => list(bytes.bytes(bytes.len())?),
+        3 => list(&framed(&request(bytes, &CHANGES)?)),
+        4 => {
+            let genuine =
+                br#"{"kind":"local","spec":"8080:127.0.0.1:3000","at":{"net":"tcp","host":"127.0.0.1","port":8080}}"#;
+            let (json, _) = edited(genuine, bytes)?;
+            if let Ok(asked) = serde_json::from_slice::<ForwardRequest>(&json) {
+                let again = serde_json::to_vec(&asked).expect("plain values");
+                comes_back(&asked, serde_json::from_slice(&again));
+            }
+        }
+        _ => process(bytes)?,
+    }
+    Ok(())
+}
+
+const REQUESTS: [&str; 3] = [
+    r#"{"jsonrpc":"2.0","id":1,"method":"resume","params":{"lifeline":"000102030405060708090a0b0c0d0e0f","route":"relay"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"end_devices","params":{"pins":["PIN"],"refusal":{"code":"denied","message":"gone"}}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"end","params":{}}"#,
+];
+
+const CHANGES: [&str; 3] = [
+    r#"{"jsonrpc":"2.0","id":1,"method":"device.list"}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"device.add","params":{"pin":"PIN"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"device.remove","params":{"pin":"PIN"}}"#,
+];
+
+fn request(bytes: &mut Unstructured<'_>, genuine: &[&str]) -> arbitrary::Result<Vec<u8>> {
+    let genuine = bytes.choose(genuine)?.replace("PIN", PIN);
+    Ok(edited(genuine.as_bytes(), bytes)?.0)
+}
+
+fn framed(payload: &[u8]) -> Vec<u8> {
+    [&FrameHeader::new(FrameKind::Message, payload.len()).encode()[..], payload].concat()
+}
+
+/// The message that bytes begin with, when there is one as a whole.
+fn message(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, rest) = bytes.split_first_chunk::<FRAME_HEADER>()?;
+    let header = FrameHeader::decode(*header).ok()?;
+    (header.kind == FrameKind::Message).then(|| rest.get(..header.len))?
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Whoever asks: there is an answer in the format or none, no session is found, and only `end` ends.
+fn successor(said: &[u8]) {
+    let asked = message(said).filter(|payload| payload.len() <= MAX_CONTROL).and_then(|p| Request::parse(p).ok());
+    let end = CancellationToken::new();
+    let answer = runtime().block_on(async {
+        let (stream, mut other) = UnixStream::pair().expect("a pair of sockets");
+        let mut answer = Vec::new();
+        let laptops = Laptops::default();
+        let talk = async {
+            // It may have had enough before it has heard all.
+            let _ = other.write_all(said).await;
+            let _ = other.shutdown().await;
+            let _ = other.read_to_end(&mut answer).await;
+        };
+        let (_, served) = tokio::join!(talk, link::serve(stream, &laptops, &end));
+        assert!(served.is_err() || asked.is_some(), "something was served that nobody asked for");
+        answer
+    });
+    assert_eq!(end.is_cancelled(), asked.as_ref().is_some_and(|asked| asked.method == link::END));
+    assert_eq!(answer.is_empty(), asked.is_none(), "{answer:?} for {asked:?}");
+    if let Some(asked) = asked {
+        let response =
+            message(&answer).map(serde_json::from_slice::<Response>).expect("one message").expect("a response");
+        assert!(response.error.is_some() || asked.method != link::RESUME, "a session that is nowhere");
+    }
+}
+
+/// The list changes by what was asked for and nothing else, and its caller stays on it.
+fn list(said: &[u8]) {
+    let before = STATE.lock().expect("nothing panicked").devices().clone();
+    let sessions = Arc::new(Sessions {
+        laptops: Arc::default(),
+        earlier: Earlier::new(&directory("nobody")),
+        stop: CancellationToken::new(),
+        endings: tokio_util::task::TaskTracker::new(),
+    });
+    let pipe = Pipe::default();
+    pipe.with(|ends| (ends.inward, ends.ended, ends.room) = (said.to_vec(), true, usize::MAX));
+    let serve = devices::serve(FramedStream::new(pipe), caller(), &STATE, &sessions);
+    let _ = runtime().block_on(serve);
+    let after = STATE.lock().expect("nothing panicked").devices().clone();
+    assert!(after.contains(&caller()) && after.len() <= MAX_DEVICES);
+    let changed: Vec<&KeyPin> = before.symmetric_difference(&after).collect();
+    let asked = message(said).and_then(|payload| Request::parse(payload).ok());
+    let method = asked.as_ref().map(|asked| asked.method.as_str());
+    match changed[..] {
+        [] => {}
+        [pin] => {
+            assert_eq!(method, Some(if after.contains(pin) { "device.add" } else { "device.remove" }));
+        }
+        _ => panic!("more than one changed"),
+    }
+}
+
+/// A name may hold anything, and what is read is what the kernel meant.
+fn process(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
+    let (pid, parent) = (bytes.arbitrary::<u16>()?.into(), bytes.arbitrary::<u16>()?.into());
+    let ended = bytes.arbitrary()?;
+    let text = String::from_utf8_lossy(bytes.bytes(bytes.len())?).into_owned();
+    let stat = format!("{pid} ({text}) {} {parent} 0 -1 4194560", if ended { "Z" } else { "S" });
+    assert_eq!(parse(&stat), Some(Process { pid, parent, ended }), "{stat:?}");
+    let _ = parse(&text);
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Who is let in, and who no longer is, over wires that break meanwhile: certificates are renewed, and what is revoked ends.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::support::transfers::RECOVERY;
+use crate::support::*;
+
+/// Exit code for a device that is not let in.
+const REFUSED: i32 = 4;
+
+/// Within this time of its revocation what a device has open is over (ARCHITECTURE.md, what may never happen).
+const CUT: Duration = Duration::from_secs(1);
+
+/// Devices that are revoked one after another: the fastest end tells what the programs can do, the others may tell what else
+/// the machine did.
+const DEVICES: usize = 3;
+
+/// A wire as long as one to another city.
+fn long() -> Wire {
+    Wire { delay: Duration::from_millis(20), ..Wire::default() }
+}
+
+/// A connection to the Redis behind `port`, on which an answer has come.
+#[track_caller]
+fn connected(port: u16) -> TcpStream {
+    let mut open = TcpStream::connect(("127.0.0.1", port)).expect("the forward listens");
+    open.set_read_timeout(Some(PATIENCE)).expect("a socket of ours");
+    open.write_all(b"PING\r\n").expect("it is taken");
+    let mut answer = [0; 7];
+    open.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"+PONG\r\n");
+    open
+}
+
+#[track_caller]
+fn what_a_revoked_device_has_open_ends_at_once(way: Way) {
+    let redis = Redis::start();
+    let world = World::by(way);
+    let up = world.up();
+    let mut ended = [Duration::MAX; DEVICES];
+    for (number, ended) in ended.iter_mut().enumerate() {
+        let name = format!("device-{number}");
+        let laptop = world.another_laptop(&name);
+        world.all_wires().iter().for_each(|link| link.set_wire(long()));
+        let mut theirs = world.up_of(&laptop);
+        let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+        let mut open = connected(port);
+        world.linked.coordinator.run(&["device", "revoke", &name]).ok();
+        let began = Instant::now();
+        let end = open.read(&mut [0]).map_err(|error| error.kind());
+        *ended = began.elapsed();
+        assert!(matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)), "{end:?}");
+        assert_eq!(theirs.program.ends().code(), Some(REFUSED), "{}", theirs.program.output());
+        theirs.program.says("revoked");
+        println!("{way:?}: a connection of a revoked device ended after {ended:?}, `up` after {:?}", began.elapsed());
+    }
+    assert_eq!(up.tunnels(), 1, "the others did not notice: {}", up.program.output());
+    let best = ended.into_iter().min().expect("one at least");
+    assert!(best < CUT, "{best:?}");
+}
+
+#[test]
+fn a_revoked_device_is_cut_off_at_once() {
+    what_a_revoked_device_has_open_ends_at_once(Way::Relay);
+}
+
+#[test]
+fn a_revoked_device_is_cut_off_at_once_on_the_direct_way() {
+    what_a_revoked_device_has_open_ends_at_once(Way::Direct);
+}
+
+#[test]
+fn a_revoked_device_is_cut_off_at_once_behind_a_balancer() {
+    what_a_revoked_device_has_open_ends_at_once(Way::Balanced);
+}
+
+/// A device is revoked while nothing reaches it, and does not come back when something does.
+#[track_caller]
+fn a_device_that_is_revoked_in_an_outage_stays_out(way: Way) {
+    let redis = Redis::start();
+    let world = World::by(way);
+    let _up = world.up();
+    let laptop = world.another_laptop("bert");
+    let mut theirs = world.up_of(&laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    world.laptops_wires().iter().for_each(|link| link.black_hole());
+    world.linked.coordinator.run(&["device", "revoke", "bert"]).ok();
+    world.laptops_wires().iter().for_each(|link| link.heal());
+    assert_eq!(theirs.program.ends().code(), Some(REFUSED), "{}", theirs.program.output());
+    until("the conversation to end", || talk.program.has_ended());
+    let again = laptop.run(&["up", "box", "--coordinator", &world.url()]);
+    assert_eq!(again.status.code(), Some(REFUSED), "{}", again.stderr);
+    assert!(again.stderr.contains("revoked"), "{}", again.stderr);
+}
+
+#[test]
+fn who_was_revoked_while_the_wire_was_out_stays_out() {
+    a_device_that_is_revoked_in_an_outage_stays_out(Way::Relay);
+}
+
+#[test]
+fn who_was_revoked_while_the_wire_before_a_balancer_was_out_stays_out() {
+    a_device_that_is_revoked_in_an_outage_stays_out(Way::Balanced);
+}
+
+fn chain_below(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.into_iter().find_map(|path| match path.is_dir() {
+        true => chain_below(&path),
+        false => path.ends_with("chain.pem").then_some(path),
+    })
+}
+
+/// Connections break again and again, also those on which a certificate is asked for.
+#[track_caller]
+fn certificates_are_renewed_over_wires_that_break(way: Way) {
+    let redis = Redis::start();
+    let world = World::with(way, &["--leaf-lifetime", "6s"]);
+    let up = world.up();
+    let (port, _forward) = world.linked.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    let mut faults = faults::Faults::new();
+    let wires = [&world.linked.near, &world.linked.far];
+    for folder in [world.linked.laptop.home(), world.linked.machine.state()] {
+        let chain = chain_below(folder).expect("a chain.pem");
+        let mut seen = vec![std::fs::read(&chain).expect("a chain")];
+        until("two renewals", || {
+            for link in wires {
+                link.harm_after(Direction::BOTH[faults.below(2) as usize], 1 + faults.below(10_000), Harm::Cut);
+            }
+            talk.echo_within(RECOVERY);
+            let now = std::fs::read(&chain).expect("a chain");
+            if !seen.contains(&now) {
+                seen.push(now);
+            }
+            (seen.len() == 3).then_some(())
+        });
+    }
+    wires.iter().for_each(|link| link.heal());
+    talk.echo_within(RECOVERY);
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "the session outlived its certificates: {}", up.program.output());
+}
+
+#[test]
+fn certificates_are_renewed_over_a_wire_that_breaks() {
+    certificates_are_renewed_over_wires_that_break(Way::Relay);
+}
+
+#[test]
+fn certificates_are_renewed_behind_a_balancer_over_a_wire_that_breaks() {
+    certificates_are_renewed_over_wires_that_break(Way::Balanced);
+}

@@ -1,0 +1,113 @@
+//! A coordinator that stops, and the one after it: what it relays goes on until it has another way.
+
+use std::time::{Duration, Instant};
+
+use crate::reliability::{UNDER_WAY, wide};
+use crate::support::linked::Talk;
+use crate::support::transfers::{RECOVERY, Transfers};
+use crate::support::wait::within;
+use crate::support::*;
+
+/// Bytes of one transfer.
+const TRANSFER: usize = 32 << 20;
+
+/// Waits until the transfers have moved more than is under way anywhere.
+#[track_caller]
+fn until_it_moves(what: &str, transfers: &mut Transfers, world: &Linked) {
+    let goal = world.moved() + UNDER_WAY;
+    transfers.go_on_until(what, || world.moved() >= goal);
+}
+
+/// For as long as any machine may need, however busy: the old coordinator ends by itself when nobody is left.
+const DRAIN: [&str; 2] = ["--drain", "120s"];
+
+#[test]
+fn a_coordinator_that_is_replaced_interrupts_nothing() {
+    let redis = Redis::start();
+    let mut world = Linked::with(&DRAIN, |machine| machine);
+    [&world.near, &world.far].iter().for_each(|link| link.set_wire(wide()));
+    let up = Linked::up(&world.near, &world.laptop);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    let mut transfers = Transfers::start(&world, TRANSFER);
+    for _ in 0..2 {
+        until_it_moves("bytes before", &mut transfers, &world);
+        let moved = up.resumed();
+        let mut old = world.coordinator.replace();
+        // What is relayed goes on there, until the laptop has another way, and then nothing keeps it.
+        let mut longest = Duration::ZERO;
+        let over = within(RECOVERY, || {
+            let asked = Instant::now();
+            talk.echo_within(RECOVERY);
+            longest = longest.max(asked.elapsed());
+            (up.resumed() > moved).then_some(())
+        });
+        assert!(over.is_some(), "the session did not go over:\n{}", up.program.output());
+        println!("the coordinator was replaced; no answer took longer than {longest:?}");
+        let ended = within(RECOVERY, || old.has_ended());
+        old.ended_well(ended);
+        until_it_moves("bytes after", &mut transfers, &world);
+        talk.echo();
+        world.stub.says_after(0, RECOVERY, "the coordinator is restarting");
+    }
+    transfers.finish();
+    talk.ends_well();
+    let said = up.program.output();
+    assert!(!said.contains("interrupted") && up.tunnels() == 1, "{said}");
+}
+
+#[test]
+fn a_direct_session_has_a_way_through_the_next_coordinator() {
+    let redis = Redis::start();
+    let (mut world, _way, _) = Linked::with_direct_way();
+    let up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    world.until_it_goes("direct", true);
+    let mut old = world.coordinator.replace();
+    let ended = within(RECOVERY, || old.has_ended());
+    old.ended_well(ended);
+    world.until_it_goes("direct", true);
+    talk.echo();
+    talk.ends_well();
+    assert!(!up.program.output().contains("interrupted"), "{}", up.program.output());
+}
+
+#[test]
+fn a_coordinator_that_stops_ends_when_its_time_is_over_and_the_session_waits() {
+    let redis = Redis::start();
+    let mut world = Linked::with(&["--drain", "1s"], |machine| machine);
+    let _up = Linked::up(&world.near, &world.laptop);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    // Nobody follows: the port is free, and what is relayed goes on for as long as was said.
+    world.coordinator.program.signal(nix::sys::signal::Signal::SIGTERM);
+    world.coordinator.program.says("stopping");
+    assert!(world.coordinator.program.ends().success(), "{}", world.coordinator.program.output());
+    world.coordinator.start_again();
+    talk.echo_within(RECOVERY);
+    talk.ends_well();
+}
+
+#[test]
+fn a_second_signal_ends_a_coordinator_at_once() {
+    let mut world = Linked::with(&DRAIN, |machine| machine);
+    let _up = Linked::up(&world.near, &world.laptop);
+    let coordinator = &mut world.coordinator.program;
+    coordinator.signal(nix::sys::signal::Signal::SIGTERM);
+    coordinator.says("stopping");
+    coordinator.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(coordinator.ends().code(), Some(130), "{}", coordinator.output());
+}
+
+#[test]
+fn a_laptop_that_waits_for_its_workspace_is_told_to_come_back() {
+    let mut world = Linked::with(&DRAIN, |machine| machine);
+    assert!(world.stub.stop(nix::sys::signal::Signal::SIGTERM).success());
+    let words = ["up", "box", "--no-direct", "--coordinator", &world.near.url()];
+    let mut up = Running::start(world.laptop.command(&words));
+    up.says("waiting for the workspace's stub");
+    let mut old = world.coordinator.replace();
+    up.says("the coordinator is restarting");
+    assert!(old.ends().success(), "{}", old.output());
+    world.stub = world.machine.stub(None);
+    up.says("end-to-end verified");
+    assert!(!up.output().contains("is not connected"), "{}", up.output());
+}
