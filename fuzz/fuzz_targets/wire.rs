@@ -152,7 +152,7 @@ fn response(bytes: &[u8]) {
 
 fn version(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let offered = text.split(',').any(|name| name.trim() == "nexus.v1");
+    let offered = text.split(',').any(|name| name.trim() == Version::V2.subprotocol());
     assert_eq!(Version::choose(text).is_some(), offered);
 }
 
