@@ -108,7 +108,7 @@ fn it_is_of_a_key_that_the_authority_certified_now() {
     assert_eq!(error, AssertionError::Certificate(IdentityError::WrongAuthority));
 
     // The authority itself, and the coordinator, are no clients.
-    let ca = format!("{signed}.{}", BASE64URL_NOPAD.encode(&world.authority.trust().ca));
+    let ca = format!("{signed}.{}", BASE64URL_NOPAD.encode(&world.authority.trust().newest().ca));
     assert!(matches!(world.judge(&ca, now()).unwrap_err(), AssertionError::Certificate(_)));
     let coordinator = certified(&world.authority, Role::Coordinator, 3600);
     let error = world.judge(&assert(&coordinator, &PURPOSE, now()).unwrap(), now()).unwrap_err();

@@ -10,7 +10,6 @@ pub mod coordinator;
 pub mod files;
 #[cfg(feature = "proxy")]
 pub mod proxy;
-#[cfg(any(feature = "proxy", feature = "stub"))]
 pub mod renewal;
 #[cfg(feature = "stub")]
 pub mod stub;

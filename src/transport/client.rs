@@ -4,7 +4,7 @@
 //! first contact; or TLS ends at a load balancer, which is known by the ordinary rules of the web, and what proves the
 //! client is an assertion.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -23,9 +23,9 @@ use crate::identity::assertion::{Purpose, assert};
 use crate::identity::code::Code;
 use crate::identity::error::IdentityError;
 use crate::identity::verify::{Expect, bootstrap_client_config, client_config};
-use crate::identity::{Credential, Trust};
+use crate::identity::{Bundle, Credential, KeyPin, Trust};
 use crate::wire::name::WorkspaceName;
-use crate::wire::onboarding::{NamesAuthority, RENEW_PATH, RenewAnswer, RenewRequest};
+use crate::wire::onboarding::{AUTHORITIES_PATH, Authorities, NamesAuthority, RENEW_PATH, RenewAnswer, RenewRequest};
 use crate::wire::{Refusal, RefusalCode};
 
 /// The protocol spoken inside the outer TLS. WebSockets upgrade from HTTP/1.1 only.
@@ -106,13 +106,13 @@ pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
     path: &str,
     body: &Q,
 ) -> Result<(A, Trust), ClientError> {
-    match outer {
+    let (answer, trust): (A, Trust) = match outer {
         OuterTls::Coordinator => {
             let (tls, learned) = bootstrap_client_config(code.ca_prefix(), ALPN)?;
             let io = dial(url, tls).await?;
             let trust =
                 learned.trust().ok_or_else(|| ClientError::Identity("the coordinator showed no authority".into()))?;
-            Ok((http::post_json(io, &url.authority(), path, body).await?, trust))
+            (http::post_json(io, &url.authority(), path, body).await?, trust)
         }
         OuterTls::Balancer(tls) => {
             let io = dial(url, tls.clone()).await.map_err(|error| match balancer_fault(&error) {
@@ -125,9 +125,15 @@ pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
             if trust.ca_pin().prefix() != *code.ca_prefix() {
                 return Err(IdentityError::NotOfThisCode.into());
             }
-            Ok((answer, trust))
+            (answer, trust)
         }
+    };
+    if answer.authorities().is_empty() {
+        return Ok((answer, trust));
     }
+    // A code is of one authority, and another may be taking its place.
+    let trust = trust.follow(&Bundle::from_pem(answer.authorities())?, SystemTime::now())?;
+    Ok((answer, trust))
 }
 
 /// What is wrong with a load balancer, when that is why there is no connection.
@@ -141,14 +147,42 @@ fn balancer_fault(error: &DialError) -> Option<String> {
 pub struct CoordinatorClient {
     url: CoordinatorUrl,
     outer: OuterTls,
-    trust: Trust,
+    trust: ArcSwap<Trust>,
     credential: ArcSwap<Credential>,
+    heard: Mutex<Heard>,
+}
+
+/// What was said of authorities since this program began.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Which one signs, as the coordinator said last.
+    signs: Option<KeyPin>,
+    /// The newest that is believed, as the coordinator was told last.
+    told: Option<KeyPin>,
+}
+
+/// What a program keeps of its coordinator and has to write down when it changes: authorities first, because a
+/// certificate without its authority is of no use.
+#[derive(Debug, Clone)]
+pub struct Fresh {
+    /// Whom to trust.
+    pub trust: Arc<Trust>,
+    /// The certificate and key in use.
+    pub credential: Arc<Credential>,
 }
 
 impl CoordinatorClient {
     /// A client at `url` with the certificate it was given.
     pub fn new(url: CoordinatorUrl, trust: Trust, credential: Credential) -> CoordinatorClient {
-        CoordinatorClient { url, outer: OuterTls::Coordinator, trust, credential: ArcSwap::from_pointee(credential) }
+        // Whoever was paired, enrolled or renewed with these authorities has told of them.
+        let heard = Heard { signs: None, told: Some(trust.ca_pin()) };
+        CoordinatorClient {
+            url,
+            outer: OuterTls::Coordinator,
+            trust: ArcSwap::from_pointee(trust),
+            credential: ArcSwap::from_pointee(credential),
+            heard: Mutex::new(heard),
+        }
     }
 
     /// The same, with TLS ended by whom `outer` says.
@@ -162,8 +196,8 @@ impl CoordinatorClient {
     }
 
     /// Whom to trust.
-    pub fn trust(&self) -> &Trust {
-        &self.trust
+    pub fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
     }
 
     /// The certificate and key in use.
@@ -187,27 +221,90 @@ impl CoordinatorClient {
         self.upgrade(&format!("/v1/connect/{workspace}")).await
     }
 
-    /// Fetches a fresh certificate for the same key when two thirds of the old one's life are over.
-    /// Gives it when there is one; connections that stand keep the old one.
-    pub async fn renew_if_due(&self, now: SystemTime) -> Result<Option<Arc<Credential>>, ClientError> {
+    /// Asks which authorities are in force, and follows those that the ones known here vouch for. Gives what has to be
+    /// written down, if anything.
+    pub async fn look(&self, now: SystemTime) -> Result<Option<Fresh>, ClientError> {
+        let io = self.dial(None).await?;
+        let answer: Authorities = http::read_json(io, &self.url.authority(), AUTHORITIES_PATH).await?;
+        let learned = self.follow(&answer.authorities, now)?;
+        Ok(learned.then(|| self.fresh()))
+    }
+
+    /// Fetches a fresh certificate for the same key when two thirds of the old one's life are over, when another
+    /// authority signs, or when the coordinator has not been told yet which one is believed here. Gives what has to be
+    /// written down, if anything; connections that stand keep the old certificate.
+    pub async fn renew_if_due(&self, now: SystemTime) -> Result<Option<Fresh>, ClientError> {
         let current = self.credential();
-        if now < current.renew_at() {
+        if now < current.renew_at() && !self.is_overtaken(&current) {
             return Ok(None);
         }
         let csr = current.key.csr_pem()?;
+        let trusts = self.trust().ca_pin();
         // Without a client certificate: the request proves the key, and an expired certificate would be refused.
         let io = self.dial(None).await?;
-        let request = RenewRequest { csr };
+        let request = RenewRequest { csr, trusts: Some(trusts.to_string()) };
         let answer: RenewAnswer = http::post_json(io, &self.url.authority(), RENEW_PATH, &request).await?;
         let fresh = Arc::new(Credential::from_pem(&answer.chain, current.key.clone())?);
         if fresh.identity() != current.identity() {
             return Err(ClientError::Identity("the coordinator renewed our certificate under another name".into()));
         }
-        self.credential.store(fresh.clone());
-        Ok(Some(fresh))
+        self.heard().told = Some(trusts);
+        if !answer.authorities.is_empty() {
+            self.follow(&answer.authorities, now)?;
+        }
+        self.credential.store(fresh);
+        Ok(Some(self.fresh()))
     }
 
+    /// Whether a rotation of authorities asks for another certificate, whatever time this one has left.
+    fn is_overtaken(&self, current: &Credential) -> bool {
+        let (trust, heard) = (self.trust(), self.heard());
+        let age = |pin: KeyPin| trust.age(pin).unwrap_or(usize::MAX);
+        let by_an_older = heard.signs.is_some_and(|signs| current.issuer().map_or(usize::MAX, age) > age(signs));
+        by_an_older || heard.told != Some(trust.ca_pin())
+    }
+
+    /// Whether what is believed has changed.
+    fn follow(&self, authorities: &str, now: SystemTime) -> Result<bool, ClientError> {
+        let before = self.trust();
+        let followed = Bundle::from_pem(authorities).and_then(|bundle| Ok((before.follow(&bundle, now)?, bundle)));
+        // Something between may have said it, and passes: what is believed stays as it is.
+        let (trust, bundle) = followed.map_err(|e| ClientError::Dial(format!("{e}. hint: {}", e.hint())))?;
+        self.heard().signs = Some(bundle.signs());
+        let changed = trust != *before;
+        if changed {
+            tracing::info!(authorities = trust.anchors().len(), newest = %trust.ca_pin(), "authorities learned");
+            self.trust.store(Arc::new(trust));
+        }
+        Ok(changed)
+    }
+
+    fn fresh(&self) -> Fresh {
+        Fresh { trust: self.trust(), credential: self.credential() }
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A refusal may mean that the authority of our certificate is no longer in force, which is for us to find out: then
+    /// it passes, because the next attempt begins with a renewal.
     async fn upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {
+        let error = match self.try_upgrade(path).await {
+            Err(error @ ClientError::Refused(_)) => error,
+            other => return other,
+        };
+        if let Err(error) = Box::pin(self.look(SystemTime::now())).await {
+            tracing::debug!(%error, "the authorities could not be looked at");
+        }
+        if self.is_overtaken(&self.credential()) {
+            let text = "the coordinator has another authority by now; our certificate is renewed for the next attempt";
+            return Err(ClientError::Dial(text.into()));
+        }
+        Err(error)
+    }
+
+    async fn try_upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {
         let credential = self.credential();
         let io = self.dial(Some(&credential)).await?;
         let authority = self.url.authority();
@@ -226,7 +323,7 @@ impl CoordinatorClient {
     async fn dial(&self, credential: Option<&Credential>) -> Result<TlsStream<ReadAhead<TcpStream>>, ClientError> {
         match &self.outer {
             OuterTls::Coordinator => {
-                let tls = client_config(&self.trust, Expect::Coordinator, credential, ALPN)?;
+                let tls = client_config(&self.trust(), Expect::Coordinator, credential, ALPN)?;
                 Ok(dial(&self.url, tls).await?)
             }
             // A certificate that was forgotten to be renewed, or a network that answers in the balancer's place: both

@@ -25,6 +25,7 @@ mod proxies;
 mod reliability;
 mod reliability_load;
 mod reliability_programs;
+mod rotation;
 mod stub_take_over;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;

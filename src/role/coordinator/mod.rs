@@ -3,15 +3,18 @@
 
 pub mod api;
 pub mod authority;
+pub mod authority_store;
 pub mod balancer;
 pub mod files;
 pub mod membership;
 mod newcomers;
+pub mod own;
 pub mod public_url;
 mod rate;
 pub mod registry;
 pub mod rendezvous;
 mod replays;
+pub mod rotation;
 mod rules;
 pub mod server;
 pub mod store;

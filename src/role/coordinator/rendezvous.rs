@@ -34,6 +34,7 @@ pub const DRAIN_SPREAD: Duration = Duration::from_secs(3);
 pub struct Rendezvous<T> {
     parked: Mutex<HashMap<WorkspaceName, Slot<T>>>,
     revoked: watch::Receiver<Revoked>,
+    authorities: watch::Receiver<i64>,
     stop: CancellationToken,
 }
 
@@ -59,9 +60,14 @@ struct Claim<T> {
 
 impl<T: Io> Rendezvous<T> {
     /// Ends everything it holds when `stop` is cancelled, telling clients when to come back. Stubs are told of
-    /// `revoked` devices: sessions that need no coordinator any more end, too.
-    pub fn new(revoked: watch::Receiver<Revoked>, stop: CancellationToken) -> Rendezvous<T> {
-        Rendezvous { parked: Mutex::new(HashMap::new()), revoked, stop }
+    /// `revoked` devices: sessions that need no coordinator any more end, too. They are told when `authorities` change,
+    /// because they have to have a certificate that laptops believe before the next one comes.
+    pub fn new(
+        revoked: watch::Receiver<Revoked>,
+        authorities: watch::Receiver<i64>,
+        stop: CancellationToken,
+    ) -> Rendezvous<T> {
+        Rendezvous { parked: Mutex::new(HashMap::new()), revoked, authorities, stop }
     }
 
     /// How many connections of a workspace are parked.
@@ -76,6 +82,8 @@ impl<T: Io> Rendezvous<T> {
         }
         let mut revoked = self.revoked.clone();
         revoked.mark_changed();
+        let mut authorities = self.authorities.clone();
+        authorities.mark_unchanged();
         let (claim, mut claimed) = oneshot::channel();
         let id = rand::random();
         self.with(|parked| {
@@ -93,6 +101,10 @@ impl<T: Io> Rendezvous<T> {
                         // A connection that does not take it is seen to be dead below.
                         let _ = carrier.send_control(&Control::Revoked { pins: pins.iter().map(KeyPin::to_string).collect() }).await;
                     }
+                    continue;
+                }
+                Ok(()) = authorities.changed() => {
+                    let _ = carrier.send_control(&Control::Authorities {}).await;
                     continue;
                 }
                 claim = &mut claimed => match claim {
@@ -232,6 +244,10 @@ mod tests {
         watch::channel(Revoked::default()).1
     }
 
+    fn steps() -> watch::Receiver<i64> {
+        watch::channel(0).1
+    }
+
     fn control(arrival: std::io::Result<Option<Arrival>>) -> Control {
         match arrival {
             Ok(Some(Arrival::Control(control))) => control,
@@ -242,7 +258,7 @@ mod tests {
     #[tokio::test]
     async fn joins_whoever_comes_first() {
         for stub_first in [true, false] {
-            let rendezvous = Arc::new(Rendezvous::new(nobody(), CancellationToken::new()));
+            let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), CancellationToken::new()));
             let (mut stub, stub_far) = ends().await;
             let (mut laptop, laptop_far) = ends().await;
             let name: WorkspaceName = "w".parse().unwrap();
@@ -276,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_stop_tells_everyone_when_to_come_back() {
         let stop = CancellationToken::new();
-        let rendezvous = Arc::new(Rendezvous::new(nobody(), stop.clone()));
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), stop.clone()));
         let (mut stub, far) = ends().await;
         let park = tokio::spawn({
             let rendezvous = rendezvous.clone();
@@ -293,7 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_connections_stay_parked() {
-        let rendezvous = Arc::new(Rendezvous::new(nobody(), CancellationToken::new()));
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), CancellationToken::new()));
         let mut tasks = tokio::task::JoinSet::new();
         let mut stubs = Vec::new();
         for _ in 0..MAX_PARKED + 2 {

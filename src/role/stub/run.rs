@@ -148,7 +148,7 @@ pub async fn run(
     doors.spawn({
         let (stub, taking) = (stub.clone(), taking.clone());
         async move {
-            let keep = renewal::keep_fresh(&stub.client, |fresh| stub.state().save_credential(fresh.clone()));
+            let keep = renewal::keep_fresh(&stub.client, |fresh| stub.state().save_fresh(fresh));
             tokio::select! {
                 () = keep => {}
                 () = taking.cancelled() => {}
@@ -360,6 +360,10 @@ impl Stub {
                     let pins: Vec<_> = pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()).collect();
                     self.sessions.end_devices(&pins, &revoked()).await;
                 }
+                Ok(Some(Arrival::Control(Control::Authorities {}))) => {
+                    // A laptop that comes meanwhile waits for it: it may not believe the certificate from before.
+                    Box::pin(renewal::follow(&self.client, |fresh| self.state().save_fresh(fresh))).await;
+                }
                 Ok(Some(Arrival::Control(Control::Unknown))) => {}
                 Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
                 Err(error) => {
@@ -372,7 +376,7 @@ impl Stub {
 
     async fn renew(&self) -> Result<(), ClientError> {
         if let Some(fresh) = self.client.renew_if_due(SystemTime::now()).await?
-            && let Err(error) = self.state().save_credential((*fresh).clone())
+            && let Err(error) = self.state().save_fresh(&fresh)
         {
             tracing::error!(%error, "the renewed certificate could not be kept");
         }
@@ -475,7 +479,7 @@ impl Stub {
             }
         });
         let credential = self.client.credential();
-        server_config(self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])
+        server_config(&self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, StubState> {
