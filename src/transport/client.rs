@@ -159,6 +159,8 @@ struct Heard {
     signs: Option<KeyPin>,
     /// The newest that is believed, as the coordinator was told last.
     told: Option<KeyPin>,
+    /// A renewal that nobody has asked for was made on the way, and has to be written down.
+    unkept: bool,
 }
 
 /// What a program keeps of its coordinator and has to write down when it changes: authorities first, because a
@@ -175,7 +177,7 @@ impl CoordinatorClient {
     /// A client at `url` with the certificate it was given.
     pub fn new(url: CoordinatorUrl, trust: Trust, credential: Credential) -> CoordinatorClient {
         // Whoever was paired, enrolled or renewed with these authorities has told of them.
-        let heard = Heard { signs: None, told: Some(trust.ca_pin()) };
+        let heard = Heard { signs: None, told: Some(trust.ca_pin()), unkept: false };
         CoordinatorClient {
             url,
             outer: OuterTls::Coordinator,
@@ -236,7 +238,8 @@ impl CoordinatorClient {
     pub async fn renew_if_due(&self, now: SystemTime) -> Result<Option<Fresh>, ClientError> {
         let current = self.credential();
         if now < current.renew_at() && !self.is_overtaken(&current) {
-            return Ok(None);
+            let unkept = std::mem::take(&mut self.heard().unkept);
+            return Ok(unkept.then(|| self.fresh()));
         }
         let csr = current.key.csr_pem()?;
         let trusts = self.trust().ca_pin();
@@ -288,20 +291,30 @@ impl CoordinatorClient {
     }
 
     /// A refusal may mean that the authority of our certificate is no longer in force, which is for us to find out: then
-    /// it passes, because the next attempt begins with a renewal.
+    /// it is tried once more, with another certificate.
     async fn upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {
-        let error = match self.try_upgrade(path).await {
-            Err(error @ ClientError::Refused(_)) => error,
-            other => return other,
-        };
-        if let Err(error) = Box::pin(self.look(SystemTime::now())).await {
+        match self.try_upgrade(path).await {
+            Err(error @ ClientError::Refused(_)) => {
+                if !Box::pin(self.catch_up(SystemTime::now())).await? {
+                    return Err(error);
+                }
+                self.try_upgrade(path).await
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a rotation of authorities had left us behind, and does so no more.
+    async fn catch_up(&self, now: SystemTime) -> Result<bool, ClientError> {
+        if let Err(error) = self.look(now).await {
             tracing::debug!(%error, "the authorities could not be looked at");
         }
-        if self.is_overtaken(&self.credential()) {
-            let text = "the coordinator has another authority by now; our certificate is renewed for the next attempt";
-            return Err(ClientError::Dial(text.into()));
+        if !self.is_overtaken(&self.credential()) {
+            return Ok(false);
         }
-        Err(error)
+        let fresh = self.renew_if_due(now).await?;
+        self.heard().unkept = fresh.is_some();
+        Ok(fresh.is_some())
     }
 
     async fn try_upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {

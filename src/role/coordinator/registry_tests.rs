@@ -1,7 +1,7 @@
 //! Every decision and every refusal, on a real file.
 
 use super::*;
-use crate::identity::{Credential, PrivateKey};
+use crate::identity::{Authority, Credential, PrivateKey};
 use crate::wire::limits::MAX_DEVICES;
 use crate::wire::onboarding::CodeText;
 
@@ -17,17 +17,14 @@ impl World {
     async fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
-        let store = Store::open(dir.path()).await.unwrap();
-        let authorities = authority::load(&store, now).await.unwrap();
-        let registry = Registry::new(store, authorities);
+        let authority = Authority::create("d".parse().unwrap(), now).unwrap();
+        let registry = Registry::new(Store::open(dir.path()).await.unwrap(), authority.into());
         World { dir, registry, now }
     }
 
     /// As after a restart, or in another process.
     async fn again(&self) -> Registry {
-        let store = Store::open(self.dir.path()).await.unwrap();
-        let authorities = authority::load(&store, self.now).await.unwrap();
-        Registry::new(store, authorities)
+        Registry { store: Store::open(self.dir.path()).await.unwrap(), ..self.registry.clone() }
     }
 
     async fn pair(&self, name: &str, key: &PrivateKey) -> Result<PairAnswer, Refusal> {
@@ -267,11 +264,11 @@ async fn renewal_works_after_the_end() {
 #[tokio::test]
 async fn strangers_are_not_authorized() {
     let world = World::new().await;
-    let authority = world.registry.authority();
+    let authorities = world.registry.authorities();
     let certificate = |domain: &str, role| {
         let key = key();
         let other = Authority::create(domain.parse().unwrap(), world.now).unwrap();
-        let by = if domain == "d" { authority } else { &other };
+        let by = if domain == "d" { authorities.signing() } else { &other };
         let identity = Identity::new(domain.parse().unwrap(), role);
         let chain = by.issue(&key.csr_der().unwrap(), &identity, MINUTE, world.now, &[]).unwrap();
         PeerCertificate::parse(&chain[0]).unwrap()

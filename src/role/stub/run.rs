@@ -334,6 +334,7 @@ impl Stub {
         // A stub that was off past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
         let mut carrier = self.client.park().await?;
+        self.renew().await?;
         let mut confirmed = false;
         loop {
             let arrival = tokio::select! {
