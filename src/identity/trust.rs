@@ -225,6 +225,11 @@ impl Bundle {
         std::iter::once(self.trust.to_pem()).chain(crossed).collect()
     }
 
+    /// How many authorities are in force.
+    pub fn in_force(&self) -> usize {
+        self.trust.anchors.len()
+    }
+
     /// The pin of the authority that signs.
     pub fn signs(&self) -> KeyPin {
         self.trust.ca_pin()

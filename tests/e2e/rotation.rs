@@ -17,6 +17,9 @@ use crate::support::*;
 const REFUSED: i32 = 4;
 const UNAVAILABLE: i32 = 3;
 
+/// What `authority rotate` says, step by step.
+const STEPS: [&str; 3] = ["is published", "next authority signs", "is retired; the rotation is complete"];
+
 struct World {
     laptop: Laptop,
     machine: Machine,
@@ -54,6 +57,23 @@ impl World {
     fn forward(&self, port: u16) -> (u16, Running) {
         let (line, program) = self.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{port}")], "forward");
         (laptop::port_in(&line), program)
+    }
+
+    /// Takes all steps at once, and waits until what serves has noticed the last.
+    #[track_caller]
+    fn force(&self, steps: &[&str]) {
+        for words in steps {
+            let said = self.coordinator.run(&["authority", "rotate", "--force"]).ok();
+            assert!(said.contains(words), "{said}");
+        }
+        let url = format!("{}/v1/authorities", self.url);
+        let next = read(&self.coordinator.data().join("ca.pem"));
+        until("the coordinator to notice", || {
+            let served: serde_json::Value = serde_json::from_str(&Run::of(curl(&["-k", &url])).ok()).expect("JSON");
+            let served = served["authorities"].as_str().expect("PEM");
+            // Beside the one that signs there are those that vouch, and no other authority in force.
+            (served.starts_with(&next) && Bundle::from_pem(served).unwrap().in_force() == 1).then_some(())
+        });
     }
 
     /// The laptop's and the stub's files of this name.
@@ -113,7 +133,7 @@ fn a_download_and_an_ssh_connection_outlive_a_rotation_and_a_crash_after_it() {
     until("the download to begin", || fs::metadata(&got).is_ok_and(|file| file.len() > 0).then_some(()));
 
     let steps = world.coordinator.run(&["authority", "rotate", "--wait", "5m"]).ok();
-    for words in ["is published", "signs", "is retired; the rotation is complete"] {
+    for words in STEPS {
         assert!(steps.contains(words), "{steps}");
     }
     talk.ask(PATIENCE, str::to_owned);
@@ -160,9 +180,7 @@ fn who_was_away_all_the_while_follows_and_who_was_revoked_does_not() {
     assert_eq!(refused.status.code(), Some(UNAVAILABLE), "{}", refused.stderr);
     assert!(refused.stderr.contains("device `anna`") && refused.stderr.contains("--force"), "{}", refused.stderr);
     assert!(world.coordinator.run(&["authority", "rotate", "--overlap", "7d"]).err().contains("bert"));
-    for words in ["signs", "is retired"] {
-        assert!(world.coordinator.run(&["authority", "rotate", "--force"]).ok().contains(words));
-    }
+    world.force(&STEPS[1..]);
 
     // Their certificates are good for a day, by an authority that is nobody's any more.
     world.stub = world.machine.stub(None);
@@ -174,9 +192,7 @@ fn who_was_away_all_the_while_follows_and_who_was_revoked_does_not() {
     assert_eq!(revoked.status.code(), Some(REFUSED), "{}", revoked.stderr);
     assert!(revoked.stderr.contains("revoked"), "{}", revoked.stderr);
     // One who comes after yet another rotation has two steps to take at once.
-    for _ in 0..3 {
-        world.coordinator.run(&["authority", "rotate", "--force"]).ok();
-    }
+    world.force(&STEPS);
     let _up = bert.up(&world.words());
     assert_eq!(bert.exec("box", &["echo", "hi"]).ok(), "hi\n");
     let kept = find_below(bert.home(), "ca.pem").expect("it is kept");
@@ -191,9 +207,7 @@ fn who_is_connected_when_a_rotation_is_forced_stays_connected() {
     let (port, _forward) = world.forward(sshd.port);
     let mut talk = Dialogue::with(sshd.client(port, &["there", "cat"]));
     talk.ask(PATIENCE, str::to_owned);
-    for _ in 0..3 {
-        world.coordinator.run(&["authority", "rotate", "--force"]).ok();
-    }
+    world.force(&STEPS);
     talk.ask(PATIENCE, str::to_owned);
     // The laptop begins a session with what it had, and the workspace is told of the rotation while it waits.
     let twin = world.laptop.twin();
