@@ -122,6 +122,22 @@ fn it_is_of_a_key_that_the_authority_certified_now() {
 }
 
 #[test]
+fn during_a_rotation_either_authority_will_do_and_afterwards_the_next() {
+    let (world, next) = (world(), Authority::create("d".parse().unwrap(), now()).unwrap());
+    let both = Trust::of_all(vec![next.trust().clone(), world.authority.trust().clone()]).unwrap();
+    let moved = certified(&next, Role::Workspace("web".parse().unwrap()), 3600);
+    let said = [&world.stub, &moved].map(|credential| assert(credential, &PURPOSE, now()).unwrap());
+    let heard = |trust: &Trust| {
+        let judge = Judge::new(trust, AUDIENCE.to_owned()).unwrap();
+        said.each_ref().map(|header| judge.judge(header.as_bytes(), "GET", "/v1/park", now()).map(drop))
+    };
+    let refused = Err(AssertionError::Certificate(IdentityError::WrongAuthority));
+    assert_eq!(heard(world.authority.trust()), [Ok(()), refused.clone()]);
+    assert_eq!(heard(&both), [Ok(()), Ok(())]);
+    assert_eq!(heard(next.trust()), [refused, Ok(())]);
+}
+
+#[test]
 fn ed25519_signs_as_well() {
     use rcgen::{CertificateParams, KeyPair};
     let world = world();

@@ -25,7 +25,10 @@ pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fre
             0 => until(client.credential().renew_at(), SystemTime::now()),
             _ => backoff.next(rand::random()).clamp(SHORTEST, LONGEST),
         };
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = client.caught_up() => {}
+        }
         // A certificate of seconds is renewed before this matters, and its renewal says the same.
         match step(client, &keep, wait == LONGEST).await {
             Ok(()) => backoff.reset(),
@@ -39,7 +42,8 @@ pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fre
     }
 }
 
-/// Learns at once which authorities are in force, and gets a certificate by the one that signs; gives up in time.
+/// Learns at once which authorities are in force, and gets a certificate by the one that signs; gives up in time. Whoever
+/// awaits it keeps a peer waiting meanwhile that may not believe the certificate from before.
 pub async fn follow<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) -> Result<(), E>) {
     match tokio::time::timeout(FOLLOW_TIMEOUT, step(client, &keep, true)).await {
         Ok(Ok(())) => {}

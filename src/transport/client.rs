@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::client::TlsStream;
 
 use super::address::CoordinatorUrl;
@@ -150,6 +151,7 @@ pub struct CoordinatorClient {
     trust: ArcSwap<Trust>,
     credential: ArcSwap<Credential>,
     heard: Mutex<Heard>,
+    caught_up: Notify,
 }
 
 /// What was said of authorities since this program began.
@@ -184,6 +186,7 @@ impl CoordinatorClient {
             trust: ArcSwap::from_pointee(trust),
             credential: ArcSwap::from_pointee(credential),
             heard: Mutex::new(heard),
+            caught_up: Notify::new(),
         }
     }
 
@@ -314,7 +317,13 @@ impl CoordinatorClient {
         }
         let fresh = self.renew_if_due(now).await?;
         self.heard().unkept = fresh.is_some();
+        self.caught_up.notify_one();
         Ok(fresh.is_some())
+    }
+
+    /// Returns when [`renew_if_due`](Self::renew_if_due) has something to be written down that nobody has asked for.
+    pub async fn caught_up(&self) {
+        self.caught_up.notified().await;
     }
 
     async fn try_upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {

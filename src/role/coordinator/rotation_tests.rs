@@ -254,3 +254,19 @@ async fn two_operators_take_one_step_each() {
     assert_eq!(steps, [Step::Published, Step::Switched]);
     assert_eq!(world.again().await.authorities().trust().anchors().len(), 2);
 }
+
+#[tokio::test]
+async fn a_data_directory_from_before_rotations_begins_with_what_it_has() {
+    let world = World::new().await;
+    let mut anna = world.pair("anna").await;
+    let first = world.signs();
+    let before = "DROP TABLE authority; DROP TABLE leaf; PRAGMA user_version = 1";
+    sqlx::raw_sql(before).execute(&world.registry.store().pool).await.unwrap();
+    let again = world.again().await;
+    assert_eq!(again.authorities().signing().trust().ca_pin(), first);
+    let world = World { registry: again, ..world };
+    world.rotate().await.unwrap();
+    assert_eq!(world.waiting().await, ["device `anna`"]);
+    anna.renew(&world).await.unwrap();
+    assert_eq!(world.rotate().await.unwrap(), Step::Switched);
+}

@@ -430,7 +430,6 @@ impl Tunnel {
         // A laptop that slept past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
         let carrier = self.client.connect(&self.workspace).await?;
-        self.renew().await?;
         let late = |_| ClientError::Dial("the coordinator did not join us to the workspace in time".into());
         tokio::time::timeout(JOIN_TIMEOUT, joined(carrier)).await.map_err(late)?
     }

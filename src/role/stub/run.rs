@@ -334,7 +334,6 @@ impl Stub {
         // A stub that was off past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
         let mut carrier = self.client.park().await?;
-        self.renew().await?;
         let mut confirmed = false;
         loop {
             let arrival = tokio::select! {
@@ -362,7 +361,6 @@ impl Stub {
                     self.sessions.end_devices(&pins, &revoked()).await;
                 }
                 Ok(Some(Arrival::Control(Control::Authorities {}))) => {
-                    // A laptop that comes meanwhile waits for it: it may not believe the certificate from before.
                     Box::pin(renewal::follow(&self.client, |fresh| self.state().save_fresh(fresh))).await;
                 }
                 Ok(Some(Arrival::Control(Control::Unknown))) => {}
