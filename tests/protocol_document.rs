@@ -283,6 +283,8 @@ fn times_and_bounds_of_lifeline_and_carrier() {
         ("MAX_CARRIERS", core::MAX_CARRIERS as u64),
         ("ACK_DELAY", millis(core::ACK_DELAY)),
         ("LEAST_PATIENCE", millis(core::LEAST_PATIENCE)),
+        ("QUIET", millis(core::QUIET)),
+        ("QUIET_PATIENCE", millis(core::QUIET_PATIENCE)),
         ("UNANSWERED", core::UNANSWERED.into()),
         ("ALERT_PATIENCE", millis(core::ALERT_PATIENCE)),
         ("ALERT", millis(core::ALERT)),

@@ -107,7 +107,7 @@ async fn enrolled(data: &Path, url: &CoordinatorUrl, count: usize) -> Result<Vec
         let request = EnrollRequest { code: CodeText::new(code.reveal().as_str()), csr: key.csr_pem()? };
         let answer = registry.enroll(&request, now).await.map_err(|refusal| anyhow!("{refusal}"))?;
         let credential = Credential::from_pem(&answer.chain, key)?;
-        clients.push(CoordinatorClient::new(url.clone(), registry.authority().trust().clone(), credential));
+        clients.push(CoordinatorClient::new(url.clone(), registry.authorities().trust().clone(), credential));
     }
     Ok(clients)
 }

@@ -66,13 +66,15 @@ impl<'a> MakeWriter<'a> for Audit {
 /// Starts logging. Only the first call in a process counts. What a workspace asked for goes to `audit` as well, at
 /// every verbosity.
 pub fn start(common: &Common, audit: Option<&Path>) {
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let level = match common.verbose {
-        0 => "warn",
+        // On a terminal the lines of the output say when the way goes and comes back.
+        0 if terminal => "warn",
+        0 => "warn,nexus_proxy::way=info",
         1 => "warn,nexus_proxy=info,audit=info",
         _ => "info,nexus_proxy=debug,audit=info",
     };
     let filter = EnvFilter::try_from_env("NEXUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let layer = tracing_subscriber::fmt::layer().with_ansi(terminal).with_writer(std::io::stderr);
     let layer = match common.log_format {
         LogFormat::Text => layer.boxed(),

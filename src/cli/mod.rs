@@ -4,6 +4,8 @@
 mod authority_command;
 #[cfg(any(feature = "proxy", feature = "stub"))]
 mod ca_file;
+#[cfg(feature = "proxy")]
+mod config_check;
 #[cfg(feature = "coordinator")]
 pub mod coordinator;
 mod descriptors;
@@ -28,8 +30,12 @@ mod signals;
 mod status;
 #[cfg(feature = "stub")]
 pub mod stub;
+#[cfg(feature = "stub")]
+mod stub_status;
 #[cfg(feature = "proxy")]
 mod up;
+#[cfg(any(feature = "proxy", feature = "stub"))]
+mod way;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

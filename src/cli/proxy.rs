@@ -10,6 +10,7 @@ use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::config_check;
 use super::failure::{self, Failure};
 use super::generate::{self, Generate};
 use super::home::Home;
@@ -272,24 +273,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         }
         Command::Secret(what) => secret(what, output).await,
         Command::Device(what) => device(what, output).await,
-        Command::Config(ConfigCommand::Check { path }) => {
-            let config = load(path.as_deref(), &Home::find()?)?;
-            configured(&config)?;
-            let path = &config.path;
-            let declared = config.declared();
-            let tools: Vec<_> = declared.tools.keys().collect();
-            let tokens: Vec<_> = declared.tokens.keys().collect();
-            let text = format!(
-                "{} is in order: {} tools, {} tokens, {} files or directories",
-                path.display(),
-                tools.len(),
-                tokens.len(),
-                declared.files.len()
-            );
-            output
-                .plain(&text, &json!({"path": path, "tools": tools, "tokens": tokens, "files": declared.files.len()}));
-            Ok(0)
-        }
+        Command::Config(ConfigCommand::Check { path }) => config_check::check(path.as_deref(), output),
         Command::Generate(what) => generate::run::<Arguments>(&what),
     }
 }

@@ -1,10 +1,13 @@
 //! `nexus-proxy status` and `down`: asks what is up, shows it, ends it.
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::failure::{self, Failure};
 use super::home::Home;
 use super::output::Output;
+use super::way::{next_attempt, path_text, second, within_line};
 use crate::lifeline::Route;
 use crate::role::proxy::control::{self, socket_path};
 use crate::role::proxy::daemon::Status;
@@ -54,37 +57,47 @@ fn running(home: &Home) -> Vec<WorkspaceName> {
     names
 }
 
-/// A time to the second; fractions help nobody.
-fn second(time: &str) -> String {
-    time.split_once('.').map_or_else(|| time.to_owned(), |(whole, _)| format!("{whole}Z"))
+/// A time that `up` told.
+fn moment(value: &Value) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()
+}
+
+/// How the tunnel is: since when, why, and what is next.
+fn tunnel(status: &Status) -> String {
+    let tunnel = &status.tunnel;
+    let since = moment(&tunnel["since"]).map(second).unwrap_or_default();
+    let text = |key: &str| within_line(tunnel[key].as_str().unwrap_or_default());
+    let next = next_attempt(moment(&tunnel["next"]));
+    match tunnel["state"].as_str() {
+        Some("up") => {
+            let path = if status.path == "direct" { Route::Direct } else { Route::Relay };
+            format!("up since {since}, {}", path_text(path, tunnel["round_trip_ms"].as_f64()))
+        }
+        Some("resuming") => {
+            let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();
+            format!("interrupted since {since}: {}{last} ({next})", text("why"))
+        }
+        Some("waiting") => format!("down since {since}: {} ({next})", text("why")),
+        Some("connecting") if tunnel["why"].is_string() => {
+            let attempt = tunnel["attempt"].as_u64().unwrap_or_default();
+            format!("down since {since}: {} (attempt {attempt} is under way: {})", text("why"), doing(tunnel))
+        }
+        Some("connecting") => format!("connecting since {since}: {}", doing(tunnel)),
+        _ => format!("failed: {}", text("why")),
+    }
+}
+
+/// What an attempt waits for.
+fn doing(tunnel: &Value) -> &'static str {
+    match tunnel["doing"].as_str() {
+        Some("waits_for_stub") => "it waits for the workspace's stub at the coordinator",
+        Some("verifies") => "it verifies the workspace",
+        _ => "it waits for the coordinator",
+    }
 }
 
 fn show_status(output: Output, status: &Status) {
-    let tunnel = &status.tunnel;
-    let text = |key: &str| tunnel[key].as_str().unwrap_or_default().to_owned();
-    let state = match tunnel["state"].as_str() {
-        Some("up") => {
-            let path = if status.path == "direct" { Route::Direct } else { Route::Relay };
-            let path = super::up::path_text(path, tunnel["round_trip_ms"].as_f64());
-            format!("up since {}, {path}", second(&text("since")))
-        }
-        Some("resuming") => {
-            let last =
-                tunnel["last"].as_str().map(|last| format!("; {}", last.replace("hint: ", ""))).unwrap_or_default();
-            let next = match tunnel["retry_ms"].as_u64() {
-                Some(0) | None => "an attempt is under way".to_owned(),
-                Some(ms) => format!("next attempt in {:.1} s", ms as f64 / 1000.0),
-            };
-            format!("interrupted since {}: {}{last} ({next})", second(&text("since")), text("why"))
-        }
-        Some("waiting") => {
-            let next = tunnel["retry_ms"].as_u64().unwrap_or_default() as f64 / 1000.0;
-            let why = text("why").replace("hint: ", "");
-            format!("down since {}: {why} (waits {next:.1} s for the next attempt)", second(&text("since")))
-        }
-        Some("connecting") => "connecting".into(),
-        _ => format!("failed: {}", text("why")),
-    };
+    let state = tunnel(status);
     let none = Value::Null;
     output.line("workspace", &format!("{} (process {})", status.workspace, status.pid), &none);
     output.line("coordinator", &format!("{}, as device {}", status.coordinator, status.device), &none);
@@ -104,7 +117,7 @@ fn show_status(output: Output, status: &Status) {
             "{} open, {} so far, {} B up, {} B down",
             forward.open, forward.total, forward.sent, forward.received
         );
-        let error = forward.error.as_ref().map(|e| format!("; {}", e.replace("hint: ", ""))).unwrap_or_default();
+        let error = forward.error.as_ref().map(|e| format!("; {}", within_line(e))).unwrap_or_default();
         output.line("forward", &format!("{flag} {} {from} → {target}{to} ({counts}){error}", forward.listen), &none);
     }
 }

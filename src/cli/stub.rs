@@ -19,6 +19,7 @@ use super::json_lines;
 use super::log::Common;
 use super::output::Output;
 use super::signals;
+use super::stub_status;
 use crate::role::stub::direct::{Addresses, DirectConfig};
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
 use crate::role::stub::hand_over::{self, HandedOver};
@@ -59,6 +60,8 @@ struct Arguments {
 enum Command {
     /// Serves laptops: enrols with a one-time code if needed, then keeps a connection parked at the coordinator.
     Run(RunArguments),
+    /// How the stub is: whether it reaches the coordinator, since when, why not, and which laptops are there by which way.
+    Status,
     /// The laptop's tools.
     #[command(subcommand)]
     Tool(Tool),
@@ -171,6 +174,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
     let socket = arguments.socket;
     match arguments.command {
         Command::Run(run) => serve(run, socket, output).await,
+        Command::Status => stub_status::show(&place(socket), output).await,
         Command::Generate(what) => generate::run::<Arguments>(&what),
         Command::Tool(Tool::List) => {
             let answer = ask(output.is_json(), socket, "tool.list", Value::Null).await?;
@@ -232,7 +236,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
 
 /// Calls the laptop; output of the call goes to standard output and standard error as it comes.
 async fn ask(json: bool, socket: Option<PathBuf>, method: &str, params: Value) -> Result<Value, Failure> {
-    let socket = socket.unwrap_or_else(|| home::stub_state().join(SOCKET));
+    let socket = place(socket);
     let stream = connect(&socket).await.map_err(|e| {
         let text =
             format!("the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?", socket.display());
@@ -243,6 +247,11 @@ async fn ask(json: bool, socket: Option<PathBuf>, method: &str, params: Value) -
     let (stdout, stderr) = json_lines::sinks(json);
     // A signal ends this process; the laptop sees the stream end and ends the tool.
     Ok(client::call(stream, method, params, stdout, stderr).await?)
+}
+
+/// Where the stub listens.
+fn place(socket: Option<PathBuf>) -> PathBuf {
+    socket.unwrap_or_else(|| home::stub_state().join(SOCKET))
 }
 
 /// Connects to the stub. While one takes over from another, nobody listens for a moment.
@@ -285,7 +294,12 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         super::ca_file::keep(&dir, &run.coordinator, run.ca_file.as_deref())?;
     }
     let state = match (StubState::load(&dir), &run.enroll) {
-        (Ok(state), _) => state,
+        (Ok(state), code) => {
+            if code.is_some() {
+                tracing::warn!("{}", code_ignored(&state.workspace().to_string(), &dir));
+            }
+            state
+        }
         (Err(StateError::NotEnrolled | StateError::Damaged { .. }), Some(code)) => {
             StubState::enroll(&dir, &run.coordinator, code).await.map_err(state_failure)?
         }
@@ -364,6 +378,14 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         () = parent => Ok(()),
     };
     outcome.map(|()| 0).map_err(|error| Failure::new(failure::REFUSED, error))
+}
+
+/// A code that is not needed is no error: it stays in the environment of a workspace that is started again.
+fn code_ignored(workspace: &str, dir: &Path) -> String {
+    let (dir, is) = (dir.display(), "is enrolled already; the code of --enroll is not used");
+    format!(
+        "workspace `{workspace}` {is}. hint: to enrol as another one, name another --state than {dir}, or remove that"
+    )
 }
 
 /// Refuses what no hand-over can mend: a coordinator that is not reached, an address that this machine does not have. A

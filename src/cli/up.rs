@@ -19,6 +19,7 @@ use super::log::{Common, LogFormat};
 use super::output::Output;
 use super::proxy::ForwardFlags;
 use super::signals;
+use super::way::{path_text, within_line};
 use crate::lifeline::Route;
 use crate::role::files;
 use crate::role::proxy::config::Config;
@@ -26,6 +27,7 @@ use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
 use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::profile::{self, Profile};
 use crate::role::proxy::tunnel::{Tunnel, TunnelState};
+use crate::role::proxy::tunnel_state::Doing;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -280,7 +282,7 @@ async fn show(
                 output.line("tunnel", &format!("{went}, {path}; nothing was lost"), &json);
             }
             TunnelState::Resuming { why, last, retry_ms, .. } => {
-                let last = last.map(|last| format!("; {}", last.replace("hint: ", ""))).unwrap_or_default();
+                let last = last.map(|last| format!("; {}", within_line(&last))).unwrap_or_default();
                 let next =
                     if retry_ms > 0 { format!(", tried in {:.1} s", retry_ms as f64 / 1000.0) } else { String::new() };
                 output.line(
@@ -305,18 +307,26 @@ async fn show(
             }
             TunnelState::Waiting { why, retry_ms, .. } => {
                 let retry = retry_ms as f64 / 1000.0;
-                let why = why.replace("hint: ", "");
+                let why = within_line(&why);
                 output.line("tunnel", &format!("down: {why} (next attempt in {retry:.1} s)"), &json);
             }
             TunnelState::Failed { .. } => {}
         }
-        let waiting = matches!(*state.borrow(), TunnelState::Connecting { .. });
+        let waits_for = match *state.borrow() {
+            TunnelState::Connecting { doing: Doing::ReachesCoordinator, .. } => {
+                Some("waiting for the coordinator (is it there, and the network to it?)")
+            }
+            TunnelState::Connecting { .. } => {
+                Some("waiting for the workspace's stub (is `nexus-stub run` running there?)")
+            }
+            _ => None,
+        };
         tokio::select! {
             changed = state.changed() => if changed.is_err() {
                 return std::future::pending().await;
             },
-            () = tokio::time::sleep(PATIENCE), if waiting => {
-                let text = "waiting for the workspace's stub (is `nexus-stub run` running there?)";
+            () = tokio::time::sleep(PATIENCE), if waits_for.is_some() => {
+                let text = waits_for.unwrap_or_default();
                 output.line("tunnel", text, &json!({"event": "waiting"}));
                 if state.changed().await.is_err() {
                     return std::future::pending().await;
@@ -344,15 +354,6 @@ impl Told {
             TunnelState::Waiting { why, retry_ms, .. } => Told::Down { why: why.clone(), retry_ms: *retry_ms },
         }
     }
-}
-
-/// The way that bytes take, and its length.
-pub fn path_text(path: Route, round_trip_ms: Option<f64>) -> String {
-    let way = match path {
-        Route::Relay => "through the coordinator",
-        Route::Direct => "directly",
-    };
-    round_trip_ms.map_or_else(|| way.to_owned(), |ms| format!("{way}, {ms:.1} ms there and back"))
 }
 
 /// Starts the same command in the background, waits until its tunnel is up, and leaves it.

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::core::{ATTACH_PATIENCE, CarrierId, Core, MAX_CARRIERS, RETENTION, SLACK, Side};
+use super::core::{
+    ATTACH_PATIENCE, CarrierId, Core, HEARTBEAT, LEAST_PATIENCE, MAX_CARRIERS, QUIET, QUIET_PATIENCE, RETENTION, SLACK,
+    Side, UNANSWERED,
+};
 use super::key::{ResumeKey, SECRET};
 use super::path::MOST_WINDOW;
 use super::replay::PAYLOAD;
@@ -288,24 +291,92 @@ fn a_silent_carrier_is_suspected_and_believed_again() {
     assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { .. }));
 }
 
+/// What a side has to say on a link, and what the other one answers.
+fn exchange(world: &mut World, link: usize, side: usize) {
+    for side in [side, 1 - side, side] {
+        world.pump(link, side);
+        while link < world.links.len() && !world.links[link].queues[1 - side].is_empty() {
+            world.deliver(link, 1 - side);
+        }
+        world.read(1 - side);
+    }
+}
+
+#[test]
+fn what_is_sent_after_a_silence_finds_a_dead_way_soon() {
+    for side in [DIALER, LISTENER] {
+        let mut world = steady();
+        exchange(&mut world, 0, DIALER);
+        exchange(&mut world, 0, LISTENER);
+        world.pass(QUIET);
+        world.links[0].hole = [true; 2];
+        world.write(side, 10);
+        world.pump(0, side);
+        world.pass(QUIET_PATIENCE - Duration::from_millis(10));
+        assert!(matches!(world.cores[side].standing(), Standing::Attached { .. }), "it may still come");
+        world.pass(Duration::from_millis(10));
+        assert!(matches!(world.cores[side].standing(), Standing::Suspect { .. }), "side {side}");
+    }
+}
+
+#[test]
+fn on_a_busy_way_an_answer_may_take_longer() {
+    let mut world = steady();
+    exchange(&mut world, 0, DIALER);
+    world.write(LISTENER, 10);
+    world.pump(0, LISTENER);
+    world.pass(QUIET_PATIENCE);
+    assert!(matches!(world.cores[LISTENER].standing(), Standing::Attached { .. }));
+    world.pass(LEAST_PATIENCE);
+    assert!(matches!(world.cores[LISTENER].standing(), Standing::Suspect { .. }));
+}
+
+#[test]
+fn a_listener_that_sends_nothing_misses_the_heartbeat() {
+    let mut world = steady();
+    exchange(&mut world, 0, DIALER);
+    exchange(&mut world, 0, LISTENER);
+    let well = |world: &World| matches!(world.cores[LISTENER].standing(), Standing::Attached { .. });
+    for _ in 0..600 {
+        world.pass(Duration::from_secs(1));
+        exchange(&mut world, 0, DIALER);
+        assert!(well(&world), "heartbeats come");
+    }
+    world.links[0].hole[LISTENER] = true;
+    world.pass(HEARTBEAT);
+    assert!(well(&world));
+    world.pass(LEAST_PATIENCE * UNANSWERED);
+    assert!(!well(&world));
+    // It was only slow: a heartbeat that comes after all is believed.
+    world.links[0].hole[LISTENER] = false;
+    world.cores[DIALER].probe(world.now);
+    exchange(&mut world, 0, DIALER);
+    assert!(well(&world));
+}
+
+#[test]
+fn a_way_that_was_suspected_first_is_gone_since_then() {
+    let mut world = steady();
+    world.pass(Duration::from_millis(100));
+    world.cores[DIALER].probe(world.now);
+    world.pass(Duration::from_millis(600));
+    let Standing::Suspect { since, .. } = world.cores[DIALER].standing() else { panic!() };
+    world.pass(Duration::from_secs(3));
+    world.cut(0, DIALER, "cut");
+    let Standing::Lost { since: gone, why } = world.cores[DIALER].standing() else { panic!() };
+    assert_eq!((gone, why.as_str()), (since, "cut"));
+}
+
 #[test]
 fn a_standby_takes_over_without_being_asked() {
     let mut world = steady();
     world.dial(Route::Direct, AttachMode::Standby);
-    let exchange = |world: &mut World, link: usize| {
-        for _ in 0..3 {
-            world.pump(link, DIALER);
-            world.deliver(link, LISTENER);
-            world.pump(link, LISTENER);
-            world.deliver(link, DIALER);
-        }
-    };
-    exchange(&mut world, 1);
+    exchange(&mut world, 1, DIALER);
     assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { standby: true, route: Route::Relay, .. }));
     world.cut(0, DIALER, "cut");
     world.bury();
     let last = world.links.len() - 1;
-    exchange(&mut world, last);
+    exchange(&mut world, last, DIALER);
     assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { route: Route::Direct, .. }));
     world.write(DIALER, 10);
     world.settle();

@@ -1,8 +1,15 @@
-//! Notices what often costs a connection without a word: the machine slept, this program was stopped, the network changed.
+//! Notices what often costs a connection without a word, or brings back the way to one: the machine slept, this program
+//! was stopped, the network changed, or its name servers did.
 //!
-//! Looks once a second; one system call for each family of addresses. Sends nothing.
+//! Looks once a second: a system call or two for each address and each file. Sends nothing, and asks no name server.
 
+use std::collections::hash_map::DefaultHasher;
+use std::fs::File;
+use std::hash::{Hash, Hasher};
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
@@ -16,6 +23,15 @@ const HELD_UP: Duration = Duration::from_secs(3);
 /// Addresses of documentation (RFC 5737, RFC 3849): nobody is there, but there is a route to them or there is none.
 const ANYWHERE: [&str; 2] = ["198.51.100.1:9", "[2001:db8::1]:9"];
 
+/// Files that say where names lead: the system's own, and where systemd keeps the name servers that it asks.
+const NAMES: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/run/systemd/resolve/resolv.conf"];
+
+/// Bytes of such a file that are looked at.
+const MAX_NAMES: u64 = 64 * 1024;
+
+/// Addresses of the next hop whose routes are looked at. One of each family says where the others lead as well.
+const MAX_TOWARD: usize = 4;
+
 /// What happened last, and how often something has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
@@ -25,12 +41,12 @@ pub struct Change {
     pub what: &'static str,
 }
 
-/// Looks for as long as it is polled. `toward` is where the connections go, when that is known as an address.
-pub async fn notice(toward: Option<SocketAddr>, changes: watch::Sender<Change>) {
-    let mut before = Look::now(toward);
+/// Looks for as long as it is polled. `toward` says where the connections go, as far as that is known.
+pub async fn notice(toward: impl Fn() -> Vec<SocketAddr>, changes: watch::Sender<Change>) {
+    let mut before = Look::now(toward(), None);
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = Look::now(toward);
+        let now = Look::now(toward(), Some(&before));
         if let Some(what) = before.changed(&now) {
             tracing::info!(what, "a change");
             changes.send_modify(|change| *change = Change { count: change.count + 1, what });
@@ -42,14 +58,26 @@ pub async fn notice(toward: Option<SocketAddr>, changes: watch::Sender<Change>) 
 struct Look {
     monotonic: Instant,
     wall: SystemTime,
-    sources: Vec<Option<IpAddr>>,
+    /// From which address this machine would send to these.
+    sources: Vec<(SocketAddr, Option<IpAddr>)>,
+    names: Vec<Option<Names>>,
+}
+
+/// A file about names: what tells cheaply that it may have changed, and what tells whether it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Names {
+    stamp: (u64, i64, i64),
+    content: u64,
 }
 
 impl Look {
-    fn now(toward: Option<SocketAddr>) -> Look {
+    fn now(toward: Vec<SocketAddr>, before: Option<&Look>) -> Look {
         let anywhere = ANYWHERE.iter().filter_map(|address| address.parse().ok());
-        let sources = toward.into_iter().chain(anywhere).map(source).collect();
-        Look { monotonic: Instant::now(), wall: SystemTime::now(), sources }
+        let targets = toward.into_iter().take(MAX_TOWARD).chain(anywhere);
+        let sources = targets.map(|target| (target, source(target))).collect();
+        let known = |at: usize| before.and_then(|before| before.names.get(at).copied().flatten());
+        let names = NAMES.iter().enumerate().map(|(at, file)| Names::of(Path::new(file), known(at))).collect();
+        Look { monotonic: Instant::now(), wall: SystemTime::now(), sources, names }
     }
 
     /// A network that is gone is no change yet: there is nothing to try until one is there.
@@ -60,8 +88,32 @@ impl Look {
         if monotonic > HELD_UP || wall > monotonic + HELD_UP {
             return Some("the machine or the program slept");
         }
-        let came = now.sources.iter().zip(&self.sources).any(|(now, before)| now.is_some() && now != before);
-        came.then_some("the network changed")
+        // A next hop that was not known before says nothing of the network.
+        let before = |target| self.sources.iter().find(|(known, _)| *known == target).map(|(_, source)| *source);
+        let came = |(target, source): &(SocketAddr, Option<IpAddr>)| {
+            source.is_some() && before(*target).is_some_and(|before| before != *source)
+        };
+        if now.sources.iter().any(came) {
+            return Some("the network changed");
+        }
+        let content = |names: &Option<Names>| names.map(|names| names.content);
+        let other = |(now, before): (&Option<Names>, &Option<Names>)| now.is_some() && content(now) != content(before);
+        now.names.iter().zip(&self.names).any(other).then_some("where names are looked up changed")
+    }
+}
+
+impl Names {
+    fn of(file: &Path, before: Option<Names>) -> Option<Names> {
+        let metadata = std::fs::metadata(file).ok()?;
+        let stamp = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
+        if let Some(before) = before.filter(|before| before.stamp == stamp) {
+            return Some(before);
+        }
+        let mut content = Vec::new();
+        File::open(file).ok()?.take(MAX_NAMES).read_to_end(&mut content).ok()?;
+        let mut hasher = DefaultHasher::new();
+        content.hash(&mut hasher);
+        Some(Names { stamp, content: hasher.finish() })
     }
 }
 
@@ -80,8 +132,9 @@ mod tests {
 
     fn look(after: Duration, slept: Duration, sources: &[Option<&str>]) -> Look {
         let begin = Instant::now();
-        let sources = sources.iter().map(|s| s.map(|s| s.parse().unwrap())).collect();
-        Look { monotonic: begin + after, wall: SystemTime::UNIX_EPOCH + after + slept, sources }
+        let target = |number: usize| SocketAddr::from(([192, 0, 2, number as u8], 9));
+        let sources = sources.iter().enumerate().map(|(i, s)| (target(i), s.map(|s| s.parse().unwrap()))).collect();
+        Look { monotonic: begin + after, wall: SystemTime::UNIX_EPOCH + after + slept, sources, names: vec![] }
     }
 
     #[test]
@@ -95,6 +148,34 @@ mod tests {
         assert!(at_home.changed(&look(second, zero, &[Some("10.0.0.2"), Some("2001:db8::2")])).is_some());
         assert!(at_home.changed(&look(second * 60, zero, &[Some("10.0.0.2"), None])).is_some(), "stopped");
         assert!(at_home.changed(&look(second, second * 3600, &[Some("10.0.0.2"), None])).is_some(), "slept");
+        let looked_up = look(second, zero, &[Some("10.0.0.2"), None, Some("10.0.0.2")]);
+        assert_eq!(at_home.changed(&looked_up), None, "a name that was looked up");
+        assert!(looked_up.changed(&look(second * 2, zero, &[Some("10.0.0.2"), None, Some("10.8.0.2")])).is_some());
+    }
+
+    #[test]
+    fn name_servers_that_come_are_changes_and_a_file_that_is_only_touched_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf");
+        let looks = |names| Look { names: vec![names], ..look(Duration::ZERO, Duration::ZERO, &[]) };
+        let none = Names::of(&file, None);
+        assert_eq!(none, None);
+        let write = |text: &str, second: u64| {
+            std::fs::write(&file, text).unwrap();
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+            File::options().write(true).open(&file).unwrap().set_modified(at).unwrap();
+        };
+        write("nameserver 192.0.2.1", 1);
+        let first = Names::of(&file, none);
+        assert!(looks(none).changed(&looks(first)).is_some());
+        assert_eq!(looks(first).changed(&looks(none)), None, "nothing to ask yet");
+        assert_eq!(looks(first).changed(&looks(Names::of(&file, first))), None);
+        write("nameserver 192.0.2.1", 2);
+        let touched = Names::of(&file, first);
+        assert_ne!(touched, first);
+        assert_eq!(looks(first).changed(&looks(touched)), None);
+        write("nameserver 192.0.2.2", 3);
+        assert!(looks(touched).changed(&looks(Names::of(&file, touched))).is_some());
     }
 
     #[test]

@@ -13,3 +13,7 @@ pub mod proxy;
 pub mod renewal;
 #[cfg(feature = "stub")]
 pub mod stub;
+
+/// Where the log says that the way to the other end goes and comes back: once for each time, at every verbosity.
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub(crate) const WAY: &str = "nexus_proxy::way";

@@ -45,12 +45,22 @@ pub struct Counts {
 pub struct Meter {
     sent: AtomicU64,
     received: AtomicU64,
+    got_through: AtomicU64,
 }
 
 impl Meter {
     /// Bytes so far.
     pub fn counts(&self) -> Counts {
         Counts { sent: self.sent.load(Relaxed), received: self.received.load(Relaxed) }
+    }
+
+    /// Connections or flows whose target was reached.
+    pub fn got_through(&self) -> u64 {
+        self.got_through.load(Relaxed)
+    }
+
+    pub(crate) fn add_got_through(&self) {
+        self.got_through.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn add_sent(&self, n: usize) {
@@ -165,6 +175,9 @@ pub async fn relay_metered<L: Into<Socket>, S: Io>(
     let FramedStream { mut reader, mut writer } = stream;
     reader.limit(MAX_DATA);
     let midway = AtomicBool::new(false);
+    if answer == Answer::Given {
+        meter.add_got_through();
+    }
     let fault = {
         let mut incoming = Incoming { reader, answer, unwritten: Bytes::new(), ended: false };
         let mut outgoing = pin!(outgoing(&local, &mut writer, &midway, meter));
@@ -278,13 +291,16 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
                 return Poll::Ready(Ok(()));
             }
             let frame = ready!(self.reader.poll_next(cx)).and_then(|frame| frame.ok_or(StreamError::Truncated));
-            frame.and_then(|frame| self.take(frame, local)).map_err(Fault::Stream)?;
+            frame.and_then(|frame| self.take(frame, local, meter)).map_err(Fault::Stream)?;
         }
     }
 
-    fn take(&mut self, frame: Frame, local: &Socket) -> Result<(), StreamError> {
+    fn take(&mut self, frame: Frame, local: &Socket, meter: &Meter) -> Result<(), StreamError> {
         match (frame.kind, self.answer) {
-            (FrameKind::Accept, Answer::Due) => self.answer = Answer::Given,
+            (FrameKind::Accept, Answer::Due) => {
+                self.answer = Answer::Given;
+                meter.add_got_through();
+            }
             (FrameKind::Refuse, Answer::Due) | (FrameKind::Abort, _) => {
                 return Err(StreamError::Refused(frame.refusal()));
             }

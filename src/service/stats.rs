@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::service::copy::{Counts, Meter};
 use crate::wire::{Refusal, RefusalCode};
@@ -13,7 +14,16 @@ pub struct ForwardStats {
     open: AtomicU64,
     total: AtomicU64,
     dropped: AtomicU64,
-    last_error: Mutex<Option<Refusal>>,
+    last_failure: Mutex<Option<Failure>>,
+}
+
+/// Why a connection failed.
+#[derive(Debug, Clone)]
+struct Failure {
+    refusal: Refusal,
+    at: Instant,
+    /// How many had got through before.
+    got_through: u64,
 }
 
 impl ForwardStats {
@@ -37,9 +47,24 @@ impl ForwardStats {
         self.dropped.load(Relaxed)
     }
 
-    /// Why the last connection that failed did.
+    /// Why the last connection that failed did, unless one has got through since then.
     pub fn last_error(&self) -> Option<Refusal> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_failure().map(|failure| failure.refusal)
+    }
+
+    /// As [`last_error`](Self::last_error); of one that failed for want of a way to the other side, only when that was
+    /// after `way_since`, when the way that there is came to be.
+    pub fn last_error_on(&self, way_since: Option<Instant>) -> Option<Refusal> {
+        let mended = |failure: &Failure| {
+            let way = matches!(failure.refusal.code, RefusalCode::Unavailable | RefusalCode::Timeout);
+            way && way_since.is_some_and(|since| failure.at < since)
+        };
+        self.last_failure().filter(|failure| !mended(failure)).map(|failure| failure.refusal)
+    }
+
+    fn last_failure(&self) -> Option<Failure> {
+        let last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone().filter(|failure| failure.got_through == self.meter.got_through())
     }
 
     /// Remembers a failure. That one end hung up in the middle is its own affair, and no failure of the forward.
@@ -47,7 +72,8 @@ impl ForwardStats {
         if refusal.code == RefusalCode::Cancelled {
             return;
         }
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+        let failure = Failure { refusal, at: Instant::now(), got_through: self.meter.got_through() };
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 
     pub(crate) fn drop_one(&self) {
@@ -69,5 +95,25 @@ pub(crate) struct OpenGuard(Arc<ForwardStats>);
 impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_until_it_is_mended() {
+        let stats = ForwardStats::default();
+        let before = Instant::now();
+        stats.failed(Refusal::new(RefusalCode::Timeout, "interrupted"));
+        assert!(stats.last_error_on(None).is_some() && stats.last_error_on(Some(before)).is_some());
+        assert_eq!(stats.last_error_on(Some(Instant::now())), None, "there is a way again");
+        stats.failed(Refusal::new(RefusalCode::TargetRefused, "nothing listens"));
+        assert!(stats.last_error_on(Some(Instant::now())).is_some(), "the way has no part in that");
+        stats.failed(Refusal::new(RefusalCode::Cancelled, "hung up"));
+        assert_eq!(stats.last_error().unwrap().code, RefusalCode::TargetRefused);
+        stats.meter.add_got_through();
+        assert_eq!(stats.last_error(), None, "one got through");
     }
 }

@@ -294,7 +294,7 @@ impl FlowTask {
         let incoming = async {
             let first = reader.expect().await?;
             match first.kind {
-                FrameKind::Accept => {}
+                FrameKind::Accept => self.stats.meter.add_got_through(),
                 FrameKind::Refuse | FrameKind::Abort => return Err(StreamError::Refused(first.refusal())),
                 kind => return Err(StreamError::OutOfPlace(kind)),
             }

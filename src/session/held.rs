@@ -27,6 +27,11 @@ impl HeldOpener {
         HeldOpener { opener, standing: lifeline.standing() }
     }
 
+    /// The way to the other end, for who waits for an answer on a stream that was opened.
+    pub fn way(&self) -> Way {
+        Way::of(self.standing.clone())
+    }
+
     /// Whether the other end is heard.
     pub fn is_attached(&self) -> bool {
         interrupted(&self.standing.borrow()).is_none()
@@ -60,9 +65,69 @@ impl Opener for HeldOpener {
     }
 }
 
+/// The way to the other end of a session.
+#[derive(Debug, Clone)]
+pub struct Way(watch::Receiver<Standing>);
+
+impl Way {
+    /// Of the lifeline whose standing this is.
+    pub fn of(standing: watch::Receiver<Standing>) -> Way {
+        Way(standing)
+    }
+
+    /// Returns when the way has been interrupted for so long. Never when the session ends: who has a stream of it sees
+    /// that. Safe to cancel.
+    pub async fn interrupted_for(&mut self, time: Duration) {
+        loop {
+            let since = interrupted(&self.0.borrow_and_update());
+            let due = async {
+                match since {
+                    Some(since) => tokio::time::sleep_until((since + time).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => return,
+                changed = self.0.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+            }
+        }
+    }
+}
+
 fn interrupted(standing: &Standing) -> Option<std::time::Instant> {
     match standing {
         Standing::Suspect { since, .. } | Standing::Lost { since, .. } => Some(*since),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifeline::Route;
+
+    #[tokio::test]
+    async fn an_interruption_is_timed_from_its_beginning_and_forgotten_when_it_is_over() {
+        const TIME: Duration = Duration::from_millis(50);
+        let attached = || Standing::Attached { route: Route::Relay, round_trip: None, standby: false, moves: 0 };
+        let suspect = |since| Standing::Suspect { since, why: "silent".into() };
+        let sender = watch::Sender::new(attached());
+        let mut way = Way::of(sender.subscribe());
+        let waits = async |way: &mut Way| tokio::time::timeout(TIME * 3, way.interrupted_for(TIME)).await.is_err();
+        assert!(waits(&mut way).await, "there is a way");
+        let since = std::time::Instant::now();
+        sender.send_replace(suspect(since));
+        way.interrupted_for(TIME).await;
+        assert!(since.elapsed() >= TIME);
+        way.interrupted_for(TIME).await;
+        sender.send_replace(attached());
+        assert!(waits(&mut way).await, "it is over");
+        sender.send_replace(suspect(since));
+        assert!(!waits(&mut way).await, "it has been for long enough");
+        sender.send_replace(attached());
+        drop(sender);
+        assert!(waits(&mut way).await, "the session is over");
     }
 }

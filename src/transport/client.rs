@@ -4,6 +4,7 @@
 //! first contact; or TLS ends at a load balancer, which is known by the ordinary rules of the web, and what proves the
 //! client is an assertion.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -16,8 +17,9 @@ use tokio_rustls::client::TlsStream;
 
 use super::address::CoordinatorUrl;
 use super::carrier::Carrier;
-use super::dial::{DialError, dial};
+use super::dial::{DialError, dial, dial_by};
 use super::http;
+use super::names::Names;
 use super::outer::{self, OuterTls};
 use super::read_ahead::ReadAhead;
 use crate::identity::assertion::{Purpose, assert};
@@ -41,6 +43,10 @@ pub enum ClientError {
     /// It was not reached, or is not who it must be.
     #[error("{0}")]
     Dial(String),
+    /// The name of the coordinator, or of the proxy before it, could not be looked up: the network may be there before its
+    /// name servers are.
+    #[error("{0}")]
+    Name(String),
     /// As [`Dial`](Self::Dial), and trying again will not help: its certificate or ours is wrong.
     #[error("{0}")]
     Identity(String),
@@ -53,7 +59,7 @@ impl ClientError {
     /// Whether trying again without changing anything may help.
     pub fn is_passing(&self) -> bool {
         match self {
-            ClientError::Dial(_) => true,
+            ClientError::Dial(_) | ClientError::Name(_) => true,
             ClientError::Identity(_) => false,
             ClientError::Refused(refusal) => {
                 use RefusalCode::{Busy, Internal, Timeout, Unavailable};
@@ -68,6 +74,11 @@ impl ClientError {
     pub fn is_impostor(&self) -> bool {
         matches!(self, ClientError::Identity(_))
     }
+
+    /// Whether it is for a name that there is no way. Name servers come back without a word, and asking them costs little.
+    pub fn is_name(&self) -> bool {
+        matches!(self, ClientError::Name(_))
+    }
 }
 
 impl From<DialError> for ClientError {
@@ -79,7 +90,7 @@ impl From<DialError> for ClientError {
                 }
                 None => ClientError::Dial(DialError::Tls { address, error }.to_string()),
             },
-            error => ClientError::Dial(error.to_string()),
+            error => unsettled(&error),
         }
     }
 }
@@ -119,7 +130,7 @@ pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
             let io = dial(url, tls.clone()).await.map_err(|error| match balancer_fault(&error) {
                 // Nothing was settled yet: it is the address, or --ca-file.
                 Some(why) => ClientError::Identity(why),
-                None => ClientError::Dial(error.to_string()),
+                None => unsettled(&error),
             })?;
             let answer: A = http::post_json(io, &url.authority(), path, body).await?;
             let trust = Trust::from_pem(answer.authority())?;
@@ -137,6 +148,12 @@ pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
     Ok((answer, trust))
 }
 
+/// No connection, for a reason that may pass.
+fn unsettled(error: &DialError) -> ClientError {
+    let text = error.to_string();
+    if matches!(error, DialError::Name { .. }) { ClientError::Name(text) } else { ClientError::Dial(text) }
+}
+
 /// What is wrong with a load balancer, when that is why there is no connection.
 fn balancer_fault(error: &DialError) -> Option<String> {
     let DialError::Tls { address, error } = error else { return None };
@@ -148,6 +165,7 @@ fn balancer_fault(error: &DialError) -> Option<String> {
 pub struct CoordinatorClient {
     url: CoordinatorUrl,
     outer: OuterTls,
+    names: Names,
     trust: ArcSwap<Trust>,
     credential: ArcSwap<Credential>,
     heard: Mutex<Heard>,
@@ -183,6 +201,7 @@ impl CoordinatorClient {
         CoordinatorClient {
             url,
             outer: OuterTls::Coordinator,
+            names: Names::default(),
             trust: ArcSwap::from_pointee(trust),
             credential: ArcSwap::from_pointee(credential),
             heard: Mutex::new(heard),
@@ -198,6 +217,12 @@ impl CoordinatorClient {
     /// Where the coordinator is.
     pub fn url(&self) -> &CoordinatorUrl {
         &self.url
+    }
+
+    /// Where connections go, as far as that is known: the addresses of the coordinator, or of the proxy before it.
+    pub fn toward(&self) -> Vec<SocketAddr> {
+        let toward = self.names.toward();
+        if toward.is_empty() { self.url.literal().into_iter().collect() } else { toward }
     }
 
     /// Whom to trust.
@@ -346,13 +371,13 @@ impl CoordinatorClient {
         match &self.outer {
             OuterTls::Coordinator => {
                 let tls = client_config(&self.trust(), Expect::Coordinator, credential, ALPN)?;
-                Ok(dial(&self.url, tls).await?)
+                Ok(dial_by(&self.names, &self.url, tls).await?)
             }
             // A certificate that was forgotten to be renewed, or a network that answers in the balancer's place: both
             // pass, and a workspace's stub has nobody near to start it again.
-            OuterTls::Balancer(tls) => dial(&self.url, tls.clone())
+            OuterTls::Balancer(tls) => dial_by(&self.names, &self.url, tls.clone())
                 .await
-                .map_err(|error| ClientError::Dial(balancer_fault(&error).unwrap_or_else(|| error.to_string()))),
+                .map_err(|error| balancer_fault(&error).map_or_else(|| unsettled(&error), ClientError::Dial)),
         }
     }
 }

@@ -6,10 +6,12 @@
 pub mod address;
 pub mod carrier;
 pub mod client;
+pub mod connect;
 pub mod dial;
 pub mod direct;
 pub mod http;
 pub mod memory;
+pub mod names;
 pub mod outer;
 pub mod pass;
 pub mod read_ahead;

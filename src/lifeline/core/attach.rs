@@ -40,8 +40,9 @@ impl Core {
         }
         self.active = None;
         self.asked = None;
-        self.suspect = false;
-        self.trouble = Some((now, why.to_owned()));
+        // A carrier that was suspected first was of no use since then.
+        let since = self.trouble.take().filter(|_| std::mem::take(&mut self.suspect)).map_or(now, |(since, _)| since);
+        self.trouble = Some((since, why.to_owned()));
         if self.key.is_none() {
             self.end(Ended::BrokenEarly(why.to_owned()));
         } else if self.side == Side::Dialer {

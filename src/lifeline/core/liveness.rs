@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    ALERT_PATIENCE, ATTACH_PATIENCE, CarrierId, Core, HEARTBEAT, LEAST_PATIENCE, MEASURE, Member, RETENTION, Side,
-    UNANSWERED,
+    ALERT_PATIENCE, ATTACH_PATIENCE, CarrierId, Core, HEARTBEAT, LEAST_PATIENCE, MEASURE, Member, QUIET,
+    QUIET_PATIENCE, RETENTION, Side, UNANSWERED,
 };
 use crate::lifeline::standing::{Ended, Standing};
 use crate::wire::lifeline::{AttachMode, LifelineMessage, kind};
@@ -90,15 +90,29 @@ impl Core {
     }
 
     /// When to suspect the carrier in use: nothing was heard on it for the patience there is, or what we say is not
-    /// answered for some times that, though the other direction works.
+    /// answered for some times that, though the other direction works. The listener, which asks nothing, suspects it
+    /// when the dialer's heartbeat stays away.
     fn suspicious_at(&self) -> Option<Instant> {
-        let asked = self.asked?;
         let active = self.members.iter().find(|member| Some(member.id) == self.active)?;
-        let least = if self.alert.is_some() { ALERT_PATIENCE } else { LEAST_PATIENCE };
-        let patience = (self.path.round_trip().unwrap_or_default() * 3).max(least);
+        let Some(asked) = self.asked else {
+            let expected = active.heard + HEARTBEAT + self.patience(LEAST_PATIENCE) * UNANSWERED;
+            return (self.side == Side::Listener && self.key.is_some()).then_some(expected);
+        };
+        // A heartbeat is in nobody's way, and can wait for a busy machine.
+        let after_silence = self.replay.under_way() > 0 && asked.saturating_duration_since(active.heard) >= QUIET;
+        let patience = self.patience(match (self.alert, after_silence) {
+            (Some(_), _) => ALERT_PATIENCE,
+            (None, true) => QUIET_PATIENCE,
+            (None, false) => LEAST_PATIENCE,
+        });
         let silent = asked.max(active.heard) + patience;
         let unanswered = self.answered.map_or(asked, |answered| asked.max(answered)) + patience * UNANSWERED;
         Some(silent.min(unanswered))
+    }
+
+    /// How long an answer may take on this path.
+    fn patience(&self, least: Duration) -> Duration {
+        (self.path.round_trip().unwrap_or_default() * 3).max(least)
     }
 
     /// How it is.

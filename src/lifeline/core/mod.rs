@@ -35,7 +35,13 @@ pub const HEARTBEAT: Duration = Duration::from_secs(12);
 /// The time that an answer may take is three round trips, and at least this.
 pub const LEAST_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How many times that, while something is heard that is no answer.
+/// The same for what is sent after a silence: no queue is in its way, and somebody waits for it who may find a dead way.
+pub const QUIET_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A carrier on which nothing was heard for this long was silent.
+pub const QUIET: Duration = Duration::from_secs(1);
+
+/// How many times that patience, while something is heard that is no answer, and for a sign that the listener expects.
 pub const UNANSWERED: u32 = 2;
 
 /// The same shortly after something happened that often costs a carrier: the machine slept, the network changed.

@@ -5,14 +5,18 @@
 //! a bulk transfer waits for milliseconds and not for a full buffer. On a long one the window is only a bound, and bulk
 //! keeps to a pace. Pure: times come in; a window and a time come out.
 
+mod company;
 mod pace;
 mod recent;
+mod start;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use self::company::Company;
 use self::pace::Pace;
 use self::recent::Recent;
+use self::start::Start;
 use super::paced::MOST_BULK;
 
 /// Bytes that may always be under way, where bulk is alone: two full messages and a little. Less, with as few
@@ -30,10 +34,6 @@ pub const FIRST_WINDOW: u64 = 512 * 1024;
 /// sends in a round trip; this one must not be what holds it up.
 const START_GROWTH: u64 = 8;
 
-/// A round in which the rate grew by less found the end of the path's capacity; this many in a row end the start.
-const START_RATE_GROWTH: f64 = 1.25;
-const START_PATIENCE: u32 = 2;
-
 /// A round trip that is longer than the shortest by three eighths of it, but at least and at most this, shows a queue:
 /// the path is full.
 const LEAST_SIGN: Duration = Duration::from_millis(1);
@@ -50,24 +50,10 @@ const MOST_JITTER: Duration = Duration::from_millis(2);
 /// Round trips from which on a path is long: clocks tell one part of them from another, and no busy machine seems so far away.
 const LONG: Duration = Duration::from_millis(5);
 
-/// Round trips up to which a path is within one machine, or next door: what it holds is less than a call can wait for.
-const NEAR: Duration = Duration::from_millis(1);
-
 /// Time beyond the round trip for which the window of a long path has room: half of it, at least and at most this. It
 /// stands in no queue, as long as the pace is right; it keeps the path busy while a busy machine answers late.
 const LEAST_ROOM: Duration = Duration::from_millis(20);
 const MOST_ROOM: Duration = Duration::from_millis(60);
-
-/// For how long after something small left bulk keeps short: a person types, a program calls again.
-const COMPANY: Duration = Duration::from_millis(100);
-
-/// Bytes of bulk under way on a near path meanwhile, and of one piece of it. It costs bulk a part of its speed. On a path
-/// that is short and not near they are what it holds.
-const COMPANY_WINDOW: u64 = 64 * 1024;
-const COMPANY_BULK: usize = 16 * 1024;
-
-/// Bytes of a burst of which the arrival tells a rate.
-const TRAIN: u64 = 192 * 1024;
 
 /// A round is one round trip, but no less than this: shorter ones measure the scheduler.
 const LEAST_ROUND: Duration = Duration::from_millis(5);
@@ -123,12 +109,9 @@ pub struct Path {
     /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
     rising: Option<u64>,
     recent: Recent,
-    /// The first of marks that left in one burst.
-    train: Option<Train>,
     /// Whether the path, and not the sender, was the limit since the round began.
     limited: bool,
-    /// Until when bulk keeps short.
-    company: Option<Instant>,
+    company: Company,
     acked: u64,
 }
 
@@ -139,19 +122,6 @@ struct Mark {
     sent: Instant,
     /// What had been acknowledged then: what is since then arrived within one round trip.
     acked: u64,
-}
-
-#[derive(Debug)]
-struct Train {
-    position: u64,
-    sent: Instant,
-    arrived: Instant,
-}
-
-#[derive(Debug, Default)]
-struct Start {
-    best: f64,
-    without_growth: u32,
 }
 
 /// Since this mark was acknowledged the round goes on.
@@ -193,9 +163,8 @@ impl Path {
             look: None,
             rising: None,
             recent: Recent::default(),
-            train: None,
             limited: false,
-            company: None,
+            company: Company::default(),
             acked: 0,
         }
     }
@@ -211,38 +180,38 @@ impl Path {
             (Some(_), Some(product)) => (product / 4).saturating_mul(LOOK_QUARTERS).clamp(LEAST_WINDOW, MOST_WINDOW),
             _ => self.rising.map_or(self.window, |rising| rising.min(self.window)),
         };
-        if !self.has_company() {
-            return window;
+        match self.shortest {
+            Some((shortest, _)) if self.has_company() => window.min(company::window(shortest, self.product())),
+            _ => window,
         }
-        let is_near = self.shortest.is_some_and(|(shortest, _)| shortest < NEAR);
-        window.min(self.product().filter(|_| !is_near).unwrap_or(0).max(COMPANY_WINDOW))
     }
 
     /// What may become of bulk, while that many bytes are under way.
     pub fn bulk(&mut self, under_way: u64, now: Instant) -> Bulk {
-        self.company.take_if(|until| *until <= now);
+        self.company.passes(now);
         if under_way >= self.window() {
             return Bulk::Full;
         }
         match &mut self.pace {
             Some(pace) => pace.due(now).map_or(Bulk::Piece(pace.bulk()), Bulk::Later),
-            None => Bulk::Piece(if self.has_company() { COMPANY_BULK } else { MOST_BULK }),
+            None => Bulk::Piece(if self.has_company() { company::BULK } else { MOST_BULK }),
         }
     }
 
     /// Something small left, which others like it will follow: bulk keeps short for a while. On a long path it does so
     /// all the time, since its queue would be long.
     pub fn sparse(&mut self, now: Instant) {
-        self.company = Some(now + COMPANY);
+        self.company.came(now);
     }
 
     fn has_company(&self) -> bool {
-        self.company.is_some() && self.shortest.is_some_and(|(shortest, _)| shortest < LONG)
+        self.company.is_there() && !self.is_long() && self.shortest.is_some()
     }
 
-    /// Bytes after which an acknowledgement is asked for.
+    /// Bytes after which an acknowledgement is asked for. On a slow long path that is sooner: a round must not take seconds.
     pub fn mark_after(&self) -> u64 {
-        between_marks(self.window())
+        let after = between_marks(self.window());
+        self.pace.as_ref().map_or(after, |pace| after.min(pace.within(LEAST_LONG_ROUND)))
     }
 
     /// The round trip as it is, smoothed.
@@ -283,7 +252,7 @@ impl Path {
         let Some(mark) = passed else { return };
         let round_trip = now.saturating_duration_since(mark.sent);
         self.timed(round_trip, now);
-        let burst = self.rate_of_burst(&mark, now);
+        let burst = self.start.as_mut().and_then(|start| start.rate_of_burst(&mark, now));
         self.delivered(acked.saturating_sub(mark.acked), burst, now);
         let Some(round) = &mut self.round else {
             let Mark { position, sent, .. } = mark;
@@ -295,6 +264,8 @@ impl Path {
         let took = now.saturating_duration_since(round.arrived);
         let (least, marks) = if self.pace.is_some() { (LEAST_LONG_ROUND, LONG_ROUND_MARKS) } else { (LEAST_ROUND, 1) };
         let length = self.smooth.unwrap_or_default().max(least);
+        // So few bytes leave that one of them is all that a long while has.
+        let marks = if took >= length * LONG_ROUND_MARKS { 1 } else { marks };
         // A round that ended with an answer that came late would seem slow, and the next one fast.
         let is_late = round_trip > round.shortest + LATE.max(took / LATE_PART) && took < length * 2;
         let is_known = self.pace.as_ref().is_some_and(|pace| !pace.is_fresh());
@@ -324,8 +295,8 @@ impl Path {
         let bytes = mark.position.saturating_sub(round.position) as f64;
         let per = |from: Instant, to: Instant| bytes / to.saturating_duration_since(from).as_secs_f64().max(1e-6);
         let rate = per(round.arrived, now);
-        // A sender that had little to send says nothing about the path, unless it was more than ever before.
-        if limited || rate > self.best() {
+        // A sender that had little to send, or kept short, says nothing about the path, unless it was more than ever before.
+        if (limited && !self.has_company()) || rate > self.best() {
             self.rated(rate);
         }
         // While the path is looked at, it is the window that holds bulk back.
@@ -336,15 +307,8 @@ impl Path {
             pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited }, now);
         }
         self.look_again(limited, now);
-        if limited && let Some(start) = &mut self.start {
-            if rate > start.best * START_RATE_GROWTH {
-                (start.best, start.without_growth) = (rate, 0);
-            } else {
-                start.without_growth += 1;
-                if start.without_growth >= START_PATIENCE {
-                    self.start = None;
-                }
-            }
+        if limited {
+            self.start.take_if(|start| start.is_over(rate));
         }
         self.steady(now);
     }
@@ -369,20 +333,6 @@ impl Path {
         } else if bytes >= FIRST_WINDOW / 2 {
             self.window = self.window.max(bytes * START_GROWTH).min(MOST_WINDOW);
         }
-    }
-
-    /// What left in one burst arrives as fast as the path lets it: so many bytes in a second.
-    fn rate_of_burst(&mut self, mark: &Mark, now: Instant) -> Option<f64> {
-        self.start.as_ref()?;
-        let next = Train { position: mark.position, sent: mark.sent, arrived: now };
-        let train = self.train.get_or_insert(next);
-        let (sent, arrived) = (mark.sent.saturating_duration_since(train.sent), now - train.arrived);
-        if arrived < sent * 2 {
-            *train = Train { position: mark.position, sent: mark.sent, arrived: now };
-            return None;
-        }
-        let bytes = mark.position - train.position;
-        (arrived >= LEAST_SIGN && bytes >= TRAIN).then(|| bytes as f64 / arrived.as_secs_f64())
     }
 
     fn rated(&mut self, rate: f64) {
@@ -482,195 +432,4 @@ fn between_marks(window: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A path with a rate, a length and a queue without end.
-    struct Wire {
-        rate: f64,
-        length: Duration,
-        /// How late the acknowledgement of the n-th message is.
-        late: fn(u64) -> Duration,
-    }
-
-    /// What became of a transfer.
-    struct Sent {
-        /// Bytes delivered within each whole second.
-        delivered: Vec<u64>,
-        /// Waits in the queue after the first two seconds, sorted.
-        waits: Vec<Duration>,
-    }
-
-    impl Sent {
-        fn steady(&self) -> f64 {
-            self.delivered[2..].iter().sum::<u64>() as f64 / (self.delivered.len() - 2) as f64
-        }
-
-        fn wait(&self, percent: usize) -> Duration {
-            self.waits.get(self.waits.len() * percent / 100).copied().unwrap_or_default()
-        }
-    }
-
-    /// A sender that always has more to send.
-    fn run(wire: &Wire, seconds: u64) -> Sent {
-        let begin = Instant::now();
-        let mut path = Path::new();
-        let (mut sent, mut acked, mut since_mark, mut n) = (0u64, 0u64, 0u64, 0u64);
-        let mut acks: VecDeque<(Instant, u64)> = VecDeque::new();
-        let (mut free, mut now) = (begin, begin);
-        let mut delivered = vec![0; seconds as usize];
-        let mut waits = Vec::new();
-        // What began the session has told how long the path is.
-        path.timed(wire.length, begin);
-        while now < begin + Duration::from_secs(seconds) {
-            while acks.front().is_some_and(|(at, _)| *at <= now) {
-                let (_, position) = acks.pop_front().unwrap();
-                delivered[((now - begin).as_secs() as usize).min(seconds as usize - 1)] += position - acked;
-                acked = position;
-                path.acked(acked, now);
-            }
-            let due = loop {
-                let message = match path.bulk(sent - acked, now) {
-                    Bulk::Piece(bytes) => bytes as u64,
-                    Bulk::Later(due) => break Some(due),
-                    Bulk::Full => break None,
-                };
-                sent += message;
-                since_mark += message;
-                path.sent(message, now);
-                if now - begin > Duration::from_secs(2) {
-                    waits.push(free.saturating_duration_since(now));
-                }
-                free = free.max(now) + Duration::from_secs_f64(message as f64 / wire.rate);
-                if since_mark >= path.mark_after() {
-                    (since_mark, n) = (0, n + 1);
-                    path.marked(sent, now);
-                    let at = free + wire.length + (wire.late)(n);
-                    acks.push_back((at.max(acks.back().map_or(begin, |(at, _)| *at)), sent));
-                }
-            };
-            path.limited();
-            if acks.is_empty() {
-                // What nobody asked for comes late.
-                acks.push_back((free.max(now) + wire.length + Duration::from_millis(25), sent));
-            }
-            // Clocks tick in milliseconds.
-            let due = due.map(|due| due.max(now + Duration::from_millis(1)));
-            now = acks.front().map(|(at, _)| *at).into_iter().chain(due).min().unwrap_or(now).max(now);
-        }
-        waits.sort();
-        Sent { delivered, waits }
-    }
-
-    #[test]
-    fn a_long_path_is_filled_and_its_queue_stays_short() {
-        const GIGABIT: f64 = 125_000_000.0;
-        let paths = [
-            (GIGABIT, 1, 5),
-            (GIGABIT, 3, 8),
-            (GIGABIT, 20, 8),
-            (GIGABIT, 60, 8),
-            (GIGABIT, 150, 12),
-            (GIGABIT / 100.0, 60, 20),
-        ];
-        for (rate, round_trip, queue) in paths {
-            let sent = run(&Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO }, 40);
-            let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);
-            assert!(sent.steady() > 0.97 * rate, "{what}: {}", sent.steady() / rate);
-            // Told one round trip after it left.
-            let first = sent.delivered[0] as f64 / rate / (1.0 - round_trip as f64 / 1000.0);
-            assert!(first > 0.6, "{what}: {first} in the first second");
-            assert!(sent.wait(99) < Duration::from_millis(queue), "{what}: a queue of {:?}", sent.wait(99));
-        }
-    }
-
-    /// A sender that never has as much to send as the window takes, and still more than the path holds.
-    #[test]
-    fn a_queue_shows_without_the_window_being_the_limit() {
-        let begin = Instant::now();
-        let mut path = Path::new();
-        let round_trip = Duration::from_millis(60);
-        for i in 1..40u64 {
-            let now = begin + round_trip * i as u32;
-            path.marked(i * 8_000_000, now - round_trip - Duration::from_millis(10 * i));
-            path.acked(i * 8_000_000, now);
-        }
-        assert!(path.window() < 24_000_000, "{}", path.window());
-    }
-
-    /// A machine that is busy answers late, now and then by tens of milliseconds: that is no queue, and no slow path.
-    #[test]
-    fn a_busy_machine_does_not_make_a_path_slow() {
-        let late = |n| Duration::from_millis([0, 3, 11, 5, 24, 2, 9, 38][(n * 7 % 8) as usize]);
-        for round_trip in [20, 60, 150] {
-            let (rate, length) = (125_000_000.0, Duration::from_millis(round_trip));
-            let sent = run(&Wire { rate, length, late }, 12);
-            assert!(sent.steady() > 0.85 * rate, "{round_trip} ms: {} of {rate}", sent.steady());
-            assert!(sent.wait(95) < Duration::from_millis(70), "{round_trip} ms: a queue of {:?}", sent.wait(95));
-        }
-    }
-
-    #[test]
-    fn bulk_keeps_short_where_something_small_shares_a_short_path() {
-        let now = Instant::now();
-        for (round_trip, shares) in [(300, true), (60_000, false)] {
-            let mut path = Path::new();
-            path.timed(Duration::from_micros(round_trip), now);
-            assert_eq!(path.bulk(COMPANY_WINDOW, now), Bulk::Piece(MOST_BULK));
-            path.sparse(now);
-            assert_eq!(path.bulk(COMPANY_WINDOW, now) == Bulk::Full, shares, "{round_trip} µs");
-            assert_eq!(path.bulk(0, now) == Bulk::Piece(COMPANY_BULK), shares, "{round_trip} µs");
-            assert_eq!(path.bulk(COMPANY_WINDOW, now + COMPANY), Bulk::Piece(MOST_BULK), "alone again");
-        }
-    }
-
-    #[test]
-    fn a_sender_with_little_to_send_learns_no_false_rate() {
-        let begin = Instant::now();
-        let mut path = Path::new();
-        for i in 0..1000u64 {
-            let now = begin + Duration::from_millis(i * 100);
-            path.marked(i * 100, now);
-            path.acked(i * 100, now + Duration::from_millis(10));
-        }
-        assert_eq!(path.window(), FIRST_WINDOW);
-        assert_eq!(path.round_trip(), Some(Duration::from_millis(10)));
-    }
-
-    #[test]
-    fn a_round_trip_that_became_longer_is_believed_in_time() {
-        let begin = Instant::now();
-        let mut path = Path::new();
-        path.timed(Duration::from_millis(1), begin);
-        for i in 0..800u64 {
-            let now = begin + Duration::from_millis(100 * i);
-            path.marked(i, now);
-            path.acked(i, now + Duration::from_millis(80));
-        }
-        assert_eq!(path.shortest.map(|(shortest, _)| shortest), Some(Duration::from_millis(80)));
-    }
-
-    #[test]
-    fn what_arrived_by_another_path_does_not_widen_a_new_one() {
-        let begin = Instant::now();
-        let (moved, message) = (1 << 40, 64 * 1024);
-        let mut path = Path::beginning_at(moved);
-        path.limited();
-        path.marked(moved + message, begin);
-        path.acked(moved + message, begin + Duration::from_millis(50));
-        assert!(path.window() <= FIRST_WINDOW + message * START_GROWTH, "{}", path.window());
-    }
-
-    #[test]
-    fn no_path_is_so_long_that_its_window_has_no_bound() {
-        let begin = Instant::now();
-        let mut path = Path::new();
-        path.timed(Duration::from_secs(60), begin);
-        path.acked(0, begin);
-        for i in 1..100 {
-            path.limited();
-            path.acked(i << 33, begin + Duration::from_secs(61) * i as u32);
-            assert!((LEAST_WINDOW..=MOST_WINDOW).contains(&path.window()), "{}", path.window());
-        }
-    }
-}
+mod path_tests;

@@ -22,7 +22,7 @@ const MOST_AIM: Duration = Duration::from_millis(3);
 const LEAST_GAIN: f64 = 0.75;
 const MOST_GAIN: f64 = 1.05;
 
-/// The same where a path may hold much more: one of which no queue was seen yet, and one that had none for a while.
+/// The same where a path may hold much more: one of which no queue was seen yet, and at most one that had none for a while.
 const FIRST_GAIN: f64 = 2.0;
 const SEARCH_GAIN: f64 = 1.25;
 
@@ -37,15 +37,30 @@ const FRESH_ROUNDS: u32 = 3;
 /// not of our making. Others use the path, or a busy machine answers late.
 const THEIRS_AFTER: u32 = 3;
 
+/// The part of the rate below which the pace itself never sends.
+const HELD_BACK: f64 = LEAST_GAIN * 0.95;
+
 /// What is sent of the path's rate while a queue is drained, at most; and how much more arrives then, at least.
 const DRAINS: f64 = 0.97;
 const DRAINED: f64 = 1.03;
 
-/// Rounds in which more than ever arrived, without a queue, after which much more is tried.
-const SEARCH_AFTER: u32 = 2;
+/// Rounds that leave no queue, though one was aimed at, after which more is tried: so much more, then twice that in each
+/// round that leaves none either. A search that finds nothing leaves no more than its first step.
+const SEARCH_AFTER: u32 = 5;
+const SEARCH_STEP: f64 = 0.05;
 
-/// By how much more that is.
-const MORE: f64 = 1.01;
+/// Such rounds after which nothing is known of the path any more: it may have become a thousand times faster.
+const FRESH_AFTER: u32 = SEARCH_AFTER + 4;
+
+/// By how much the rate grew meanwhile, if so.
+const FOUND: f64 = 1.05;
+
+/// The part of the aim up to which a queue is none.
+const NONE_PART: u32 = 2;
+
+/// What the queue is away from the aim is drained within one round, and filled within so many: what a round did shows
+/// a round later, and filling sooner would swing.
+const FILL_ROUNDS: f64 = 2.0;
 
 /// What arrives of what was sent while a queue grows, at most.
 const GROWS: f64 = 0.98;
@@ -83,8 +98,10 @@ pub struct Pace {
     fresh: bool,
     /// Rounds in which a fresh path showed nothing new, and the rate before.
     stale: (u32, f64),
-    /// Rounds in a row in which more arrived than before.
-    faster: u32,
+    /// Rounds without a queue, though one was aimed at, since the last that had one.
+    idle: u32,
+    /// The rate when more was tried.
+    searched: f64,
     /// The queue that stays whatever is sent.
     theirs: Duration,
     /// Rounds in which it seemed to be longer than that.
@@ -103,7 +120,8 @@ impl Pace {
             counted: now,
             fresh,
             stale: (0, rate),
-            faster: 0,
+            idle: 0,
+            searched: rate,
             theirs: Duration::ZERO,
             standing: 0,
             before: Duration::ZERO,
@@ -128,6 +146,11 @@ impl Pace {
         }
         let wait = Duration::from_secs_f64((-self.credit / self.speed()).clamp(0.0, 1.0));
         Some(now + wait.max(STEP))
+    }
+
+    /// Bytes that leave within that time, and at least one piece of bulk.
+    pub fn within(&self, time: Duration) -> u64 {
+        (self.rate * time.as_secs_f64()).max(self.bulk() as f64) as u64
     }
 
     /// Bytes of one piece of bulk.
@@ -161,7 +184,11 @@ impl Pace {
         let queued = queue > aim;
         // Of its making, and not of an acknowledgement that came late.
         let grows = queue > std::mem::replace(&mut self.before, queue) && round.arrived < round.sent * GROWS;
-        self.faster = if !queued && round.arrived > self.rate * MORE { self.faster + 1 } else { 0 };
+        if self.fresh || queued {
+            self.idle = 0;
+        } else if round.limited && queue < aim / NONE_PART {
+            self.idle += 1;
+        }
         self.tell_theirs(&round, queue, aim);
         if self.fresh && queued && round.arrived < round.sent * FULL_SHARE {
             // What was sent beyond the path's rate stands in its queue, so this is what it delivers.
@@ -171,22 +198,32 @@ impl Pace {
             self.fresh = false;
         } else if round.arrived > self.rate {
             self.rate += (round.arrived - self.rate) / if self.fresh { 1.0 } else { 2.0 };
-        } else if grows && queued && !self.fresh {
+        } else if (queued && grows && !self.fresh) || self.is_held_back(&round, aim) {
             self.rate += (round.arrived - self.rate) / 2.0;
         }
         if !round.limited {
             self.gain = self.gain.min(1.0);
             return;
         }
-        // What the queue is away from the aim is made good within a round.
-        let away = aim.as_secs_f64() - queue.as_secs_f64();
-        self.gain = if self.fresh {
-            FIRST_GAIN
-        } else if self.faster >= SEARCH_AFTER {
-            SEARCH_GAIN
-        } else {
-            (1.0 + away / round.took.as_secs_f64()).clamp(LEAST_GAIN, MOST_GAIN)
-        };
+        if self.idle == SEARCH_AFTER {
+            self.searched = self.rate;
+        } else if self.idle >= FRESH_AFTER {
+            (self.fresh, self.stale) = (self.rate > self.searched * FOUND, (0, self.rate));
+            self.idle = 0;
+        }
+        self.gain =
+            if self.fresh { FIRST_GAIN } else { self.search().unwrap_or_else(|| regulated(aim, queue, round.took)) };
+    }
+
+    /// How much more is tried, after a while without a queue.
+    fn search(&self) -> Option<f64> {
+        let step = self.idle.checked_sub(SEARCH_AFTER)?;
+        Some((1.0 + SEARCH_STEP * f64::from(2u32.saturating_pow(step))).min(SEARCH_GAIN))
+    }
+
+    /// Whether the window held back more than the pace does, though a queue stands, whosever it is: the path became slower.
+    fn is_held_back(&self, round: &Round, aim: Duration) -> bool {
+        !self.fresh && round.limited && round.queue > aim && round.sent.max(round.arrived) < self.rate * HELD_BACK
     }
 
     fn is_stale(&mut self, round: &Round) -> bool {
@@ -217,4 +254,11 @@ impl Pace {
         self.theirs = Duration::ZERO;
         self.standing = 0;
     }
+}
+
+/// What is sent of the path's rate, so that the queue comes to the aim.
+fn regulated(aim: Duration, queue: Duration, round: Duration) -> f64 {
+    let away = aim.as_secs_f64() - queue.as_secs_f64();
+    let rounds = if away > 0.0 { FILL_ROUNDS } else { 1.0 };
+    (1.0 + away / (round.as_secs_f64() * rounds)).clamp(LEAST_GAIN, MOST_GAIN)
 }

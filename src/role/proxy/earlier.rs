@@ -53,7 +53,7 @@ impl Earlier {
     /// when one was cut that nothing took the place of, because `leaving` is cancelled.
     pub async fn keep(
         &self,
-        mut retired: mpsc::UnboundedReceiver<Retired<'_>>,
+        mut retired: mpsc::Receiver<Retired<'_>>,
         leaving: &CancellationToken,
     ) -> Result<(), TunnelError> {
         let mut lives = FuturesUnordered::new();
@@ -144,21 +144,23 @@ mod tests {
 
     #[tokio::test]
     async fn earlier_sessions_are_counted_and_bounded_and_the_oldest_ends_first() {
-        let (retire, retired) = mpsc::unbounded_channel();
+        let (retire, retired) = mpsc::channel(MAX_DRAINING);
         let (earlier, leaving) = (Earlier::default(), CancellationToken::new());
         let (openers, _drivers): (Vec<_>, Vec<_>) = (0..=MAX_DRAINING).map(|_| session()).unzip();
         let mut keep = Box::pin(earlier.keep(retired, &leaving));
         let mut streams = Vec::new();
         for opener in &openers[..MAX_DRAINING] {
             streams.push(opener.open().await.unwrap());
-            retire.send(Retired { opener: opener.clone(), life: Box::pin(std::future::pending()) }).unwrap();
+            retire.try_send(Retired { opener: opener.clone(), life: Box::pin(std::future::pending()) }).unwrap();
         }
         assert!(futures::poll!(&mut keep).is_pending());
         assert_eq!(earlier.streams(None), MAX_DRAINING);
         assert_eq!(earlier.streams(Some(&openers[0])), MAX_DRAINING);
         streams.push(openers[MAX_DRAINING].open().await.unwrap());
         assert_eq!(earlier.streams(Some(&openers[MAX_DRAINING])), MAX_DRAINING + 1);
-        retire.send(Retired { opener: openers[MAX_DRAINING].clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        retire
+            .try_send(Retired { opener: openers[MAX_DRAINING].clone(), life: Box::pin(std::future::pending()) })
+            .unwrap();
         assert!(futures::poll!(&mut keep).is_pending());
         let left: Vec<bool> =
             openers.iter().map(|one| earlier.sessions().iter().any(|(kept, _)| kept.is_same(one))).collect();
@@ -168,20 +170,20 @@ mod tests {
     /// A workspace that drained a session and never ends it cannot use it when this program hands over.
     #[tokio::test]
     async fn earlier_sessions_drain_with_the_program_and_end_when_nothing_is_open() {
-        let (retire, retired) = mpsc::unbounded_channel();
+        let (retire, retired) = mpsc::channel(MAX_DRAINING);
         let (earlier, leaving) =
             (Earlier { idle_look: Duration::from_millis(5), ..Earlier::default() }, CancellationToken::new());
         let (before, after, idle) = (session(), session(), session());
         let mut keep = Box::pin(earlier.keep(retired, &leaving));
         let held = [before.0.open().await.unwrap(), after.0.open().await.unwrap()];
-        retire.send(Retired { opener: before.0.clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        retire.try_send(Retired { opener: before.0.clone(), life: Box::pin(std::future::pending()) }).unwrap();
         assert!(futures::poll!(&mut keep).is_pending());
         assert!(!before.0.is_draining());
         leaving.cancel();
         earlier.drain();
         assert!(before.0.is_draining());
-        retire.send(Retired { opener: after.0.clone(), life: Box::pin(std::future::pending()) }).unwrap();
-        retire.send(Retired { opener: idle.0, life: Box::pin(std::future::pending()) }).unwrap();
+        retire.try_send(Retired { opener: after.0.clone(), life: Box::pin(std::future::pending()) }).unwrap();
+        retire.try_send(Retired { opener: idle.0, life: Box::pin(std::future::pending()) }).unwrap();
         drop(retire);
         let one_ends = async {
             while earlier.sessions().len() != 2 {
@@ -200,13 +202,13 @@ mod tests {
     #[tokio::test]
     async fn a_session_that_was_cut_is_how_a_program_that_leaves_ends_and_nothing_otherwise() {
         for leaves in [false, true] {
-            let (retire, retired) = mpsc::unbounded_channel();
+            let (retire, retired) = mpsc::channel(MAX_DRAINING);
             let (earlier, leaving) = (Earlier::default(), CancellationToken::new());
             if leaves {
                 leaving.cancel();
             }
             for text in ["one", "two"] {
-                retire.send(Retired { opener: session().0, life: Box::pin(async move { cut(text) }) }).unwrap();
+                retire.try_send(Retired { opener: session().0, life: Box::pin(async move { cut(text) }) }).unwrap();
             }
             drop(retire);
             let outcome = earlier.keep(retired, &leaving).await;

@@ -284,7 +284,7 @@ impl Forwards {
     }
 
     fn status_of(&self, id: u32) -> Option<ForwardStatus> {
-        let up = self.opener.is_up();
+        let (up, interrupted) = (self.opener.is_up(), self.opener.is_interrupted());
         let entries = self.entries();
         let entry = entries.of.get(&id)?;
         let listening = entry.listening.borrow().clone();
@@ -292,14 +292,15 @@ impl Forwards {
         let error = match &listening {
             Listening::Refused(_, refusal) => Some(refusal.to_string()),
             _ if !up => Some("the tunnel is down".into()),
-            _ => entry.stats.last_error().map(|refusal| refusal.to_string()),
+            _ if interrupted => Some("the connection to the workspace is interrupted, and being mended".into()),
+            _ => entry.stats.last_error_on(self.opener.way_since()).map(|refusal| refusal.to_string()),
         };
         Some(ForwardStatus {
             id,
             kind: entry.request.kind,
             listen: listening.endpoint().to_string(),
             target: entry.target.as_ref().map(ToString::to_string),
-            ready: up && matches!(listening, Listening::At(_)),
+            ready: up && !interrupted && matches!(listening, Listening::At(_)),
             error,
             open: entry.stats.open(),
             total: entry.stats.total(),

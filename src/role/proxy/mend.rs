@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::life::Life;
 use super::tunnel::TunnelError;
-use super::tunnel_state::{TunnelState, time_of};
+use super::tunnel_state::{TunnelState, time_in, time_of};
 use crate::lifeline::{Route, Standing};
-use crate::role::backoff::Backoff;
+use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
 use crate::wire::lifeline::AttachMode;
 
 /// How long one attempt may take as a whole: the way to the coordinator, and its wait for the stub.
@@ -63,14 +63,14 @@ impl Life<'_> {
                 wait = asked;
             }
             let interrupted = Interrupted { why, since };
-            tracing::info!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
+            tracing::debug!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
             let resumed = tokio::select! {
                 outcome = self.resume(&interrupted, wait) => outcome,
                 // It answers again, or the lifeline helped itself to another way.
                 _ = standing.wait_for(|s| !matches!(s, Standing::Suspect { .. } | Standing::Lost { .. })) => Ok(()),
             };
             match resumed {
-                Ok(()) => tracing::info!(after = ?interrupted.since.elapsed(), "the session goes on"),
+                Ok(()) => tracing::debug!(after = ?interrupted.since.elapsed(), "the session goes on"),
                 Err(error) => return error,
             }
         }
@@ -99,14 +99,15 @@ impl Life<'_> {
                     continue;
                 }
             };
-            let error = match attempt {
+            let (error, longest) = match attempt {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) if !error.is_passing() && !error.is_impostor() => return Err(error),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no connection within {} s", ATTEMPT.as_secs()),
+                Ok(Err(error)) if error.is_name() => (error.to_string(), LONGEST_FOR_A_NAME),
+                Ok(Err(error)) => (error.to_string(), LONGEST),
+                Err(_) => (format!("no connection within {} s", ATTEMPT.as_secs()), LONGEST),
             };
             // What waited for the stub at the coordinator has waited: it would be there when the stub is.
-            wait = backoff.next(rand::random()).saturating_sub(began.elapsed());
+            wait = backoff.next_up_to(longest, rand::random()).saturating_sub(began.elapsed());
             tracing::info!(error, ?wait, "the session could not be resumed yet");
             last = Some(error);
         }
@@ -133,6 +134,7 @@ impl Interrupted {
             attempt,
             last: last.clone(),
             retry_ms: wait.as_millis() as u64,
+            next: (!wait.is_zero()).then(|| time_in(wait)),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The laptop's program: keeps the tunnel to a workspace up, forwards ports over it, and serves the workspace's calls
 //! from what its owner declared.
 
+pub mod attempt;
 pub mod config;
 pub mod control;
 pub mod daemon;
@@ -11,4 +12,5 @@ pub mod life;
 pub mod mend;
 pub mod profile;
 pub mod tunnel;
+pub mod tunnel_opener;
 pub mod tunnel_state;

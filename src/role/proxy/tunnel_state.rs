@@ -1,11 +1,15 @@
-//! How the tunnel is, as `up`, `status` and the logs tell it.
+//! How the tunnel is, as `up`, `status` and the logs tell it. The log has a line when the way goes and one when it is back,
+//! and none for each attempt between.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use crate::lifeline::Route;
+use crate::role::WAY;
 
 /// How the tunnel is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -15,6 +19,14 @@ pub enum TunnelState {
     Connecting {
         /// Attempts since it was last up.
         attempt: u32,
+        /// Since when there is no session.
+        #[serde(with = "time::serde::rfc3339")]
+        since: OffsetDateTime,
+        /// What the attempt waits for.
+        doing: Doing,
+        /// What became of the attempt before this one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
     },
     /// Up, verified end to end.
     Up {
@@ -47,15 +59,21 @@ pub enum TunnelState {
         /// What became of the last one.
         #[serde(skip_serializing_if = "Option::is_none")]
         last: Option<String>,
-        /// Milliseconds until the next attempt; 0 when it is under way.
+        /// Milliseconds until the next attempt, when this was told; 0 when it is under way.
         retry_ms: u64,
+        /// When the next attempt is, unless it is under way.
+        #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+        next: Option<OffsetDateTime>,
     },
     /// Down; another attempt follows.
     Waiting {
         /// Why.
         why: String,
-        /// Milliseconds until the next attempt.
+        /// Milliseconds until the next attempt, when this was told.
         retry_ms: u64,
+        /// When the next attempt is.
+        #[serde(with = "time::serde::rfc3339")]
+        next: OffsetDateTime,
         /// Since when it has been down.
         #[serde(with = "time::serde::rfc3339")]
         since: OffsetDateTime,
@@ -65,6 +83,18 @@ pub enum TunnelState {
         /// Why.
         why: String,
     },
+}
+
+/// What an attempt waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doing {
+    /// A connection to the coordinator.
+    ReachesCoordinator,
+    /// The coordinator, which waits for the workspace's stub.
+    WaitsForStub,
+    /// The proof of who is at the other end.
+    Verifies,
 }
 
 /// A session that stands: what its state says of it in every `Up`.
@@ -97,4 +127,151 @@ impl Standing {
 /// The time of day of a moment in the past.
 pub fn time_of(moment: Instant) -> OffsetDateTime {
     OffsetDateTime::now_utc() - moment.elapsed()
+}
+
+/// The time of day of a moment that is so far ahead.
+pub fn time_in(wait: Duration) -> OffsetDateTime {
+    OffsetDateTime::now_utc() + wait
+}
+
+/// The state as it is told to whoever watches, and to the log.
+#[derive(Debug)]
+pub struct Told {
+    state: watch::Sender<TunnelState>,
+    way_since: WaySince,
+    gone: Mutex<Option<Instant>>,
+}
+
+/// Since when the way to the workspace is what it is; nothing while there is none.
+#[derive(Debug, Clone, Default)]
+pub struct WaySince(Arc<Mutex<Option<Instant>>>);
+
+impl WaySince {
+    /// Since when.
+    pub fn get(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+}
+
+impl Default for Told {
+    fn default() -> Told {
+        let (since, doing) = (OffsetDateTime::now_utc(), Doing::ReachesCoordinator);
+        let state = watch::Sender::new(TunnelState::Connecting { attempt: 1, since, doing, why: None });
+        Told { state, way_since: WaySince::default(), gone: Mutex::default() }
+    }
+}
+
+impl Told {
+    /// The state, as it changes.
+    pub fn watch(&self) -> watch::Receiver<TunnelState> {
+        self.state.subscribe()
+    }
+
+    /// Since when there is a way.
+    pub fn way_since(&self) -> WaySince {
+        self.way_since.clone()
+    }
+
+    /// What an attempt waits for from here on. Nothing, while a session stands.
+    pub fn doing(&self, what: Doing) {
+        self.state.send_if_modified(|state| match state {
+            TunnelState::Connecting { doing, .. } => std::mem::replace(doing, what) != what,
+            _ => false,
+        });
+    }
+
+    /// How it is from here on.
+    pub fn tell(&self, state: TunnelState) {
+        self.state.send_if_modified(|before| {
+            if *before == state {
+                return false;
+            }
+            self.log(before, &state);
+            *before = state;
+            true
+        });
+    }
+
+    fn log(&self, before: &TunnelState, now: &TunnelState) {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        // Texts, not as they print: a line end in one would begin a line of the log.
+        match (before, now) {
+            (TunnelState::Resuming { .. }, TunnelState::Resuming { .. })
+            | (TunnelState::Up { .. }, TunnelState::Up { .. }) => {}
+            (_, TunnelState::Up { path, .. }) => {
+                self.way_since.set(Some(Instant::now()));
+                let goes_on = matches!(before, TunnelState::Resuming { .. });
+                let what = if goes_on { "the session goes on" } else { "the tunnel is up" };
+                match gone.take() {
+                    Some(gone) => tracing::info!(target: WAY, after = ?gone.elapsed(), ?path, "{what}"),
+                    None => tracing::info!(target: WAY, ?path, "{what}"),
+                }
+            }
+            (_, TunnelState::Resuming { why, .. }) => {
+                self.way_since.set(None);
+                gone.get_or_insert_with(Instant::now);
+                let next = "another connection is tried until there is one";
+                tracing::info!(target: WAY, why = why.as_str(), next, "the connection is interrupted; everything waits");
+            }
+            (_, TunnelState::Waiting { why, retry_ms, .. }) => {
+                self.way_since.set(None);
+                // Only the first attempt that fails is news.
+                if !matches!(before, TunnelState::Connecting { why: Some(_), .. }) {
+                    gone.get_or_insert_with(Instant::now);
+                    let next = "it is tried until it is up";
+                    tracing::info!(target: WAY, why = why.as_str(), retry_ms, next, "the tunnel is down");
+                }
+            }
+            // Why it ends, the program says last of all.
+            (_, TunnelState::Connecting { .. } | TunnelState::Failed { .. }) => self.way_since.set(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up() -> TunnelState {
+        let since = OffsetDateTime::UNIX_EPOCH;
+        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0)
+    }
+
+    #[test]
+    fn there_is_a_way_while_the_session_has_a_connection() {
+        let told = Told::default();
+        let way = told.way_since();
+        assert_eq!(way.get(), None);
+        told.tell(up());
+        let first = way.get().unwrap();
+        let (why, since) = ("it broke".to_owned(), OffsetDateTime::UNIX_EPOCH);
+        told.tell(TunnelState::Resuming { why, since, attempt: 0, last: None, retry_ms: 0, next: None });
+        assert_eq!(way.get(), None);
+        told.tell(up());
+        assert!(way.get().unwrap() > first);
+        let waiting = TunnelState::Waiting { why: "gone".into(), retry_ms: 5, next: since, since };
+        told.tell(waiting);
+        assert_eq!(way.get(), None);
+        assert!(matches!(*told.watch().borrow(), TunnelState::Waiting { .. }));
+    }
+
+    #[test]
+    fn an_attempt_says_what_it_waits_for_and_what_became_of_the_last() {
+        let told = Told::default();
+        let says = || serde_json::to_value(&*told.watch().borrow()).unwrap();
+        assert_eq!((&says()["attempt"], &says()["doing"]), (&1.into(), &"reaches_coordinator".into()));
+        assert!(says()["since"].is_string() && says()["why"].is_null());
+        told.doing(Doing::WaitsForStub);
+        assert_eq!(says()["doing"], "waits_for_stub");
+        let (since, doing) = (OffsetDateTime::UNIX_EPOCH, Doing::ReachesCoordinator);
+        told.tell(TunnelState::Connecting { attempt: 3, since, doing, why: Some("refused".into()) });
+        assert_eq!((&says()["since"], &says()["why"]), (&"1970-01-01T00:00:00Z".into(), &"refused".into()));
+        told.tell(up());
+        told.doing(Doing::WaitsForStub);
+        assert_eq!(says()["state"], "up");
+    }
 }

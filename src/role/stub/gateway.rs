@@ -1,5 +1,5 @@
 //! The workspace's own socket: programs here call their laptop through it, and a successor of this stub asks it to hand
-//! over. It lets calls pass and nothing else.
+//! over, or how it is. It lets calls pass and nothing else.
 //!
 //! A Unix socket, 0600; only the user that runs the stub, and root, may connect. The laptop decides on every call. A
 //! connection begins with an `Open` frame, which is passed on, or with a `Message` frame, which is for the stub itself.
@@ -14,10 +14,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::call;
 use super::hand_over::{self, Asked};
 use super::laptops::Laptops;
 use super::local;
-use crate::service::copy::splice;
+use super::status::{self, Told};
 use crate::session::framed::{FramedStream, StreamError};
 use crate::wire::call::Request;
 use crate::wire::limits::{MAX_CALLS, MAX_OPEN, OPEN_TIMEOUT};
@@ -39,6 +40,8 @@ pub struct Doorbell {
     pub successors: Option<mpsc::Sender<Asked>>,
     /// When this stub took over from another, if it did.
     pub took_over: Option<Instant>,
+    /// How the stub is.
+    pub told: Arc<Told>,
 }
 
 /// A bound socket; the file is removed with it.
@@ -118,7 +121,7 @@ async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: 
                 Err(refusal) => refusal,
             },
             FrameKind::Message => match Request::parse(&frame.payload) {
-                Ok(request) => return own(local, pid, request, bell).await,
+                Ok(request) => return own(local, pid, request, laptops, bell).await,
                 Err(refusal) => refusal,
             },
             kind => StreamError::OutOfPlace(kind).into_refusal(),
@@ -128,7 +131,17 @@ async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: 
 }
 
 /// A call to this stub itself.
-async fn own(mut local: FramedStream<UnixStream>, pid: Option<i32>, request: Request, bell: &Doorbell) {
+async fn own(
+    mut local: FramedStream<UnixStream>,
+    pid: Option<i32>,
+    request: Request,
+    laptops: &Laptops,
+    bell: &Doorbell,
+) {
+    if request.method == status::METHOD {
+        let answer = bell.told.status(laptops).await;
+        return drop(local::answer(&mut local, request.id, answer).await);
+    }
     let outcome = match (request.method.as_str(), &bell.successors) {
         (hand_over::METHOD, Some(successors)) => {
             let (asking, answer) = oneshot::channel();
@@ -157,15 +170,15 @@ async fn pass(local: FramedStream<UnixStream>, open: &Open, laptops: &Laptops, b
         return local.refuse(&Refusal::new(RefusalCode::Busy, text)).await;
     };
     let patience = bell.took_over.map(|at| EXPECTED.saturating_sub(at.elapsed())).unwrap_or_default();
-    let remote = match laptops.open_within(patience).await {
-        Ok(remote) => remote,
+    let (remote, way) = match laptops.open_within(patience).await {
+        Ok(opened) => opened,
         Err(refusal) => return local.refuse(&refusal).await,
     };
-    let Ok(payload) = open.to_bytes() else { return };
-    let mut remote = FramedStream::new(remote);
-    if remote.writer.send(FrameKind::Open, &payload).await.is_err() {
-        let refusal = Refusal::new(RefusalCode::Unavailable, "the laptop's connection broke. hint: try again");
-        return local.refuse(&refusal).await;
+    match FramedStream::open(remote, open).await {
+        Ok(remote) => call::pass(local, remote, way).await,
+        Err(_) => {
+            let refusal = Refusal::new(RefusalCode::Unavailable, "the laptop's connection broke. hint: try again");
+            local.refuse(&refusal).await;
+        }
     }
-    let _ = splice(local.into_inner(), remote.into_inner()).await;
 }

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::status::LaptopStatus;
 use crate::identity::KeyPin;
 use crate::lifeline::{Ended, LifelineHandle};
-use crate::session::held::HeldOpener;
+use crate::session::held::{HeldOpener, Way};
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
 use crate::wire::lifeline::LifelineId;
@@ -34,6 +36,7 @@ struct Connected {
     opener: MuxOpener,
     lifeline: LifelineHandle,
     end: CancellationToken,
+    since: OffsetDateTime,
 }
 
 /// The laptops that are connected now.
@@ -78,7 +81,8 @@ impl Laptops {
             if self.draining.load(Relaxed) {
                 opener.drain();
             }
-            connected.push(Connected { id, device, opener, lifeline, end: end.clone() });
+            let since = OffsetDateTime::now_utc();
+            connected.push(Connected { id, device, opener, lifeline, end: end.clone(), since });
         });
         for (old, refusal) in replaced {
             self.remember(old.lifeline.id(), refusal.clone());
@@ -129,6 +133,17 @@ impl Laptops {
         self.count.subscribe()
     }
 
+    /// How each is doing.
+    pub fn status(&self) -> Vec<LaptopStatus> {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |c: &Connected| {
+            let standing = c.lifeline.standing().borrow().clone();
+            let (drains, streams) = (c.opener.is_draining(), c.opener.streams());
+            LaptopStatus::new(c.device.to_string(), c.since, drains, streams, &standing)
+        };
+        connected.iter().map(of).collect()
+    }
+
     fn change(&self, f: impl FnOnce(&mut Vec<Connected>)) {
         let mut connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         f(&mut connected);
@@ -156,7 +171,7 @@ impl Laptops {
     }
 
     /// As [`open`](Self::open); when there is no laptop, the first that comes within `patience` is waited for.
-    pub async fn open_within(&self, patience: Duration) -> Result<MuxStream, Refusal> {
+    pub async fn open_within(&self, patience: Duration) -> Result<(MuxStream, Way), Refusal> {
         let mut count = self.count();
         let opened = self.open().await;
         if patience.is_zero() || opened.is_ok() {
@@ -166,8 +181,9 @@ impl Laptops {
         self.open().await
     }
 
-    /// A stream to the laptop that came last. While the only one hands over, its next session is waited for.
-    pub async fn open(&self) -> Result<MuxStream, Refusal> {
+    /// A stream to the laptop that came last, and the way that it takes. While the only laptop hands over, its next session
+    /// is waited for.
+    pub async fn open(&self) -> Result<(MuxStream, Way), Refusal> {
         let mut count = self.count();
         let deadline = tokio::time::Instant::now() + HANDOVER;
         loop {
@@ -175,7 +191,7 @@ impl Laptops {
             match self.last() {
                 Last::Serves(opener) => match opener.open().await {
                     Err(_) if opener.is_draining() => {}
-                    opened => return opened,
+                    opened => return opened.map(|stream| (stream, opener.way())),
                 },
                 Last::HandsOver if tokio::time::timeout_at(deadline, count.changed()).await.is_ok() => {}
                 Last::HandsOver | Last::None => {

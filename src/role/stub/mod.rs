@@ -2,6 +2,7 @@
 //! created for, and gives the programs of the workspace a socket to call their laptop through. It hands over to another
 //! process of the workspace and breaks nothing.
 
+pub mod call;
 pub mod devices;
 pub mod direct;
 pub mod earlier;
@@ -15,3 +16,4 @@ pub mod run;
 pub mod session;
 pub mod sessions;
 pub mod state;
+pub mod status;

@@ -21,12 +21,13 @@ use super::orphans::{self, Spare};
 use super::session::{Workspace, serve};
 use super::sessions::{Place, Sessions};
 use super::state::StubState;
+use super::status::Told;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
 use crate::lifeline::core::RETENTION;
 use crate::lifeline::{Route, Standing, first_attach};
-use crate::role::backoff::Backoff;
+use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
 use crate::session::establish;
@@ -96,6 +97,7 @@ struct Stub {
     /// Where whoever serves the workspace listens.
     socket: PathBuf,
     events: Box<dyn Fn(StubEvent) + Send + Sync>,
+    told: Arc<Told>,
     changes: watch::Sender<Change>,
 }
 
@@ -120,6 +122,7 @@ pub async fn run(
     if count > 0 {
         tracing::info!(count, "earlier stubs live on until what they have is done");
     }
+    let told = Arc::new(Told::new(state.workspace().to_string(), config.coordinator.to_string(), earlier.clone()));
     let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone())
         .with_outer(config.outer);
     let sessions =
@@ -132,13 +135,17 @@ pub async fn run(
         successor: AtomicI32::new(0),
         socket: config.socket,
         events: Box::new(events),
+        told: told.clone(),
         changes: watch::Sender::default(),
     });
     // Cancelled when nothing more is taken: at the end, or at a hand-over.
     let taking = stop.child_token();
     let (successors, mut asked) = mpsc::channel(1);
-    let bell =
-        Doorbell { successors: config.hands_over.then_some(successors), took_over: config.took_over.map(|(_, at)| at) };
+    let bell = Doorbell {
+        successors: config.hands_over.then_some(successors),
+        took_over: config.took_over.map(|(_, at)| at),
+        told,
+    };
     // What takes, and what was taken.
     let (doors, taken) = (TaskTracker::new(), TaskTracker::new());
     doors.spawn(gateway.run(stub.sessions.laptops.clone(), bell, taken.clone(), taking.clone(), stop.clone()));
@@ -156,10 +163,10 @@ pub async fn run(
         }
     });
     doors.spawn({
-        let (toward, changes, taking) = (stub.client.url().literal(), stub.changes.clone(), taking.clone());
+        let (stub, taking) = (stub.clone(), taking.clone());
         async move {
             tokio::select! {
-                () = changes::notice(toward, changes) => {}
+                () = changes::notice(|| stub.client.toward(), stub.changes.clone()) => {}
                 () = taking.cancelled() => {}
             }
         }
@@ -299,28 +306,22 @@ impl Stub {
                 }
                 () = taking.cancelled() => return Ok(()),
             };
-            let wait = match parked {
+            let (why, wait) = match parked {
                 Ok(Parked::Joined { carrier, session }) => {
                     let (stub, stop) = (self.clone(), stop.clone());
                     tasks.spawn(async move { stub.joined(carrier, session, stop).await });
                     continue;
                 }
-                Ok(Parked::Drain(wait)) => {
-                    (self.events)(StubEvent::Waiting("the coordinator is restarting".into(), wait));
-                    wait
-                }
-                Ok(Parked::Ended) => {
-                    let wait = backoff.next(rand::random());
-                    (self.events)(StubEvent::Waiting("the connection to the coordinator broke".into(), wait));
-                    wait
-                }
+                Ok(Parked::Drain(wait)) => ("the coordinator is restarting".into(), wait),
+                Ok(Parked::Ended) => ("the connection to the coordinator broke".into(), backoff.next(rand::random())),
                 Err(error) if !(error.is_passing() || parked_once && error.is_impostor()) => return Err(error),
                 Err(error) => {
-                    let wait = backoff.next(rand::random());
-                    (self.events)(StubEvent::Waiting(error.to_string(), wait));
-                    wait
+                    let longest = if error.is_name() { LONGEST_FOR_A_NAME } else { LONGEST };
+                    (error.to_string(), backoff.next_up_to(longest, rand::random()))
                 }
             };
+            self.told.away(&why, wait);
+            (self.events)(StubEvent::Waiting(why, wait));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = changes.changed() => backoff.reset(),
@@ -345,6 +346,7 @@ impl Stub {
                     confirmed = true;
                     *parked_once = true;
                     backoff.reset();
+                    self.told.ready();
                     (self.events)(StubEvent::Parked);
                 }
                 Ok(Some(Arrival::Control(Control::Join { session, .. }))) => {

@@ -7,6 +7,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -75,6 +76,11 @@ async fn answer<S: Io>(
     };
     let cut = |text: &str| text.chars().take(MAX_AUDITED).collect();
     *audit = Audit { method: cut(&request.method), resource: cut(resource(&request)) };
+    let mut gone = pin!(gone(&mut reader));
+    // A caller that gave up while its request was on its way wants nothing begun.
+    if gone.as_mut().now_or_never().is_some() {
+        return Err(RefusalCode::Cancelled);
+    }
 
     let cancel = CancellationToken::new();
     let (output, frames) = output::channel(cancel.clone());
@@ -84,7 +90,6 @@ async fn answer<S: Io>(
     let mut outcome = None;
     {
         let mut write = pin!(write(frames, &mut writer));
-        let mut gone = pin!(gone(&mut reader));
         while outcome.is_none() || written.is_none() {
             tokio::select! {
                 done = &mut work, if outcome.is_none() => outcome = Some(done),

@@ -30,6 +30,11 @@ impl Laptop {
         Laptop { home: TempDir::new().expect("a temporary folder"), place: place.clone() }
     }
 
+    /// Where its programs run.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Where everything of this laptop is.
     pub fn home(&self) -> &Path {
         self.home.path()

@@ -34,7 +34,7 @@ pub use iperf3::Iperf3;
 pub use laptop::Laptop;
 pub use link::{Direction, Link, Wire};
 pub use linked::{Dialogue, Linked};
-pub use place::{Hosts, Place};
+pub use place::{Hosts, Names, Place};
 pub use postgres::Postgres;
 pub use program::{Run, Running, command, find};
 pub use redis::Redis;

@@ -1,8 +1,13 @@
-//! Where a program runs: on this host, or on one of three hosts that are network namespaces.
+//! Where a program runs: on this host, on this host with names of its own, or on one of three hosts that are network
+//! namespaces.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::TempDir;
 
 use super::program::{Run, command, find, is_root, take_surroundings};
 
@@ -15,6 +20,8 @@ pub enum Place {
     Here,
     /// A network namespace by this name.
     Namespace(String),
+    /// This one, with `hosts` and `resolv.conf` of this directory in place of those in `/etc`.
+    Named(PathBuf),
 }
 
 impl Place {
@@ -28,15 +35,53 @@ impl Place {
                 take_surroundings(&mut inside, &command);
                 inside
             }
+            Place::Named(dir) => {
+                let mut inside = Command::new(find("unshare"));
+                let mount =
+                    "for file in hosts resolv.conf; do mount --bind \"$0/$file\" \"/etc/$file\" || exit 9; done";
+                inside.args(["--mount", "--propagation", "private", "sh", "-c", &format!("{mount}; exec \"$@\"")]);
+                inside.arg(dir).arg(command.get_program()).args(command.get_args());
+                take_surroundings(&mut inside, &command);
+                inside
+            }
         }
     }
 
     /// The address that servers for other hosts listen on: all of a namespace, only the loopback here.
     pub fn bind(&self) -> IpAddr {
         match self {
-            Place::Here => LOOPBACK,
+            Place::Here | Place::Named(_) => LOOPBACK,
             Place::Namespace(_) => Ipv4Addr::UNSPECIFIED.into(),
         }
+    }
+}
+
+/// Names as some programs of this host look them up, and no others.
+#[derive(Debug)]
+pub struct Names {
+    dir: TempDir,
+}
+
+impl Names {
+    /// Only `localhost` is known, and name servers are asked at this address.
+    #[track_caller]
+    pub fn served_by(server: Ipv4Addr) -> Names {
+        assert!(is_root(), "names of a program's own need root. hint: run scripts/test as root, or with sudo");
+        let names = Names { dir: TempDir::new().expect("a temporary folder") };
+        fs::write(names.dir.path().join("resolv.conf"), format!("nameserver {server}\n")).expect("a file of ours");
+        names.say("");
+        names
+    }
+
+    /// Where programs look names up so.
+    pub fn place(&self) -> Place {
+        Place::Named(self.dir.path().to_owned())
+    }
+
+    /// What is known from here on, as lines of a `hosts` file.
+    pub fn say(&self, hosts: &str) {
+        // In place: another file by the same name would not be the one that is mounted.
+        fs::write(self.dir.path().join("hosts"), format!("127.0.0.1 localhost\n{hosts}\n")).expect("a file of ours");
     }
 }
 

@@ -1,0 +1,93 @@
+//! `nexus-stub status`: asks the stub that serves the workspace how it is, and shows that.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::failure::{self, Failure};
+use super::output::Output;
+use super::way::{next_attempt, path_text, second, within_line};
+use crate::role::stub::local;
+use crate::role::stub::status::{LaptopStatus, METHOD, Reached, Status};
+use crate::wire::refusal::printable;
+
+/// Shows the stub that listens at `socket`.
+pub async fn show(socket: &Path, output: Output) -> Result<u8, Failure> {
+    let Some(stream) = local::connect(socket).await? else {
+        let text = format!("no stub serves {}. hint: is `nexus-stub run` running here?", socket.display());
+        return Err(Failure::new(failure::UNAVAILABLE, text));
+    };
+    let asked = local::call::<Status>(stream, METHOD, Value::Null).await;
+    let (status, _) = asked.map_err(crate::session::framed::StreamError::into_refusal)?;
+    if output.is_json() {
+        output.plain("", &json!(status));
+        return Ok(0);
+    }
+    let line = |label: &str, text: String| output.line(label, &printable(&text), &Value::Null);
+    let minutes = status.uptime_s / 60;
+    line("workspace", format!("{} (process {}, for {minutes} minutes)", status.workspace, status.pid));
+    line("coordinator", format!("{}: {}", status.coordinator, reached(&status.reached)));
+    match status.laptops.is_empty() {
+        true => line("laptop", "none is connected".into()),
+        false => status.laptops.iter().for_each(|status| line("laptop", laptop(status))),
+    }
+    if status.earlier > 0 {
+        line("earlier", format!("{} stubs live on until what they have is done", status.earlier));
+    }
+    Ok(0)
+}
+
+fn reached(reached: &Reached) -> String {
+    match reached {
+        Reached::Connecting => "connecting".into(),
+        Reached::Ready { since } => format!("ready for laptops since {}", second(*since)),
+        Reached::Away { since, why, failed, next } => {
+            let (since, why, next) = (second(*since), within_line(why), next_attempt(Some(*next)));
+            let attempts = if *failed == 1 { "" } else { &format!("{failed} attempts, ") };
+            format!("not reached since {since}: {why} ({attempts}{next})")
+        }
+    }
+}
+
+fn laptop(status: &LaptopStatus) -> String {
+    let LaptopStatus { device, since, drains, streams, path, round_trip_ms, why, interrupted_s, .. } = status;
+    let way = match (path, interrupted_s, why) {
+        (Some(path), _, _) => path_text(*path, *round_trip_ms),
+        (None, Some(time), Some(why)) => {
+            format!("no way for {time:.1} s: {}; the laptop is expected to come back", within_line(why))
+        }
+        (None, _, _) => "its session begins".into(),
+    };
+    let drains = if *drains { ", replaced by a later session" } else { "" };
+    format!("{device} since {}, {way}; {streams} open{drains}", second(*since))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::lifeline::{Route, Standing};
+
+    #[test]
+    fn it_is_said_since_when_why_and_what_is_next() {
+        let since = OffsetDateTime::UNIX_EPOCH;
+        let why = "refused. hint: is it running?".to_owned();
+        let away = Reached::Away { since, why, failed: 3, next: OffsetDateTime::now_utc() + Duration::from_secs(60) };
+        let said = reached(&away);
+        assert!(said.starts_with("not reached since 1970-01-01T00:00:00Z: refused. is it running? (3 attempts, next"));
+        let of = |standing: Standing| laptop(&LaptopStatus::new("key".into(), since, false, 2, &standing));
+        let attached = Standing::Attached {
+            route: Route::Relay,
+            round_trip: Some(Duration::from_millis(2)),
+            standby: false,
+            moves: 0,
+        };
+        let said = of(attached);
+        assert_eq!(said, "key since 1970-01-01T00:00:00Z, through the coordinator, 2.0 ms there and back; 2 open");
+        let said = of(Standing::Lost { since: Instant::now(), why: "the connection broke".into() });
+        assert!(said.contains("no way for ") && said.contains("the connection broke"), "{said}");
+    }
+}

@@ -1,0 +1,255 @@
+//! A path on a simulated wire: what it delivers, how long its queue is, and what a machine that answers late does to it.
+
+use super::*;
+
+/// A path with a rate, a length and a queue without end.
+struct Wire {
+    rate: f64,
+    length: Duration,
+    /// How late the acknowledgement of the n-th message is.
+    late: fn(u64) -> Duration,
+    /// From when until when it has another rate, and which.
+    meanwhile: Option<(Duration, Duration, f64)>,
+}
+
+/// An acknowledgement on its way: when it arrives, and of what.
+type Ack = (Instant, u64);
+
+impl Wire {
+    fn rate_at(&self, time: Duration) -> f64 {
+        match self.meanwhile {
+            Some((from, until, rate)) if (from..until).contains(&time) => rate,
+            _ => self.rate,
+        }
+    }
+
+    /// What stands in the queue at `now` leaves at another rate from then on.
+    fn changed(&self, times: f64, now: Instant, free: &mut Instant, acks: &mut VecDeque<Ack>) {
+        let sooner = |at: Instant| if at > now { now + (at - now).div_f64(times) } else { at };
+        *free = sooner(*free);
+        for (at, _) in acks {
+            *at = sooner(*at - self.length) + self.length;
+        }
+    }
+}
+
+/// What became of a transfer.
+struct Sent {
+    /// Bytes delivered within each whole second.
+    delivered: Vec<u64>,
+    /// Waits in the queue after the first three seconds, sorted.
+    waits: Vec<Duration>,
+}
+
+impl Sent {
+    fn steady(&self) -> f64 {
+        self.delivered[2..].iter().sum::<u64>() as f64 / (self.delivered.len() - 2) as f64
+    }
+
+    fn wait(&self, percent: usize) -> Duration {
+        self.waits.get(self.waits.len() * percent / 100).copied().unwrap_or_default()
+    }
+}
+
+/// A sender that always has more to send.
+fn run(wire: &Wire, seconds: u64) -> Sent {
+    let begin = Instant::now();
+    let mut path = Path::new();
+    let (mut sent, mut acked, mut since_mark, mut n) = (0u64, 0u64, 0u64, 0u64);
+    let mut acks: VecDeque<Ack> = VecDeque::new();
+    let mut rate = wire.rate;
+    let (mut free, mut now) = (begin, begin);
+    let mut delivered = vec![0; seconds as usize];
+    let mut waits = Vec::new();
+    // What began the session has told how long the path is.
+    path.timed(wire.length, begin);
+    while now < begin + Duration::from_secs(seconds) {
+        let before = std::mem::replace(&mut rate, wire.rate_at(now - begin));
+        if rate != before {
+            wire.changed(rate / before, now, &mut free, &mut acks);
+        }
+        while acks.front().is_some_and(|(at, _)| *at <= now) {
+            let (_, position) = acks.pop_front().unwrap();
+            delivered[((now - begin).as_secs() as usize).min(seconds as usize - 1)] += position - acked;
+            acked = position;
+            path.acked(acked, now);
+        }
+        let due = loop {
+            let message = match path.bulk(sent - acked, now) {
+                Bulk::Piece(bytes) => bytes as u64,
+                Bulk::Later(due) => break Some(due),
+                Bulk::Full => break None,
+            };
+            sent += message;
+            since_mark += message;
+            path.sent(message, now);
+            if now - begin > Duration::from_secs(3) {
+                waits.push(free.saturating_duration_since(now));
+            }
+            free = free.max(now) + Duration::from_secs_f64(message as f64 / rate);
+            if since_mark >= path.mark_after() {
+                (since_mark, n) = (0, n + 1);
+                path.marked(sent, now);
+                let at = free + wire.length + (wire.late)(n);
+                acks.push_back((at.max(acks.back().map_or(begin, |(at, _)| *at)), sent));
+            }
+        };
+        path.limited();
+        if acks.is_empty() && due.is_none() {
+            // What nobody asked for comes late.
+            acks.push_back((free.max(now) + wire.length + Duration::from_millis(25), sent));
+        }
+        // Clocks tick in milliseconds.
+        let due = due.map(|due| due.max(now + Duration::from_millis(1)));
+        let changes = wire.meanwhile.iter().flat_map(|(from, until, _)| [from, until]);
+        let change = changes.filter_map(|after| begin.checked_add(*after)).find(|at| *at > now);
+        now = acks.front().map(|(at, _)| *at).into_iter().chain(due).chain(change).min().unwrap_or(now).max(now);
+    }
+    waits.sort();
+    Sent { delivered, waits }
+}
+
+#[test]
+fn a_long_path_is_filled_and_its_queue_stays_short() {
+    const GIGABIT: f64 = 125_000_000.0;
+    let paths = [
+        (GIGABIT, 1, 5),
+        (GIGABIT, 3, 8),
+        (GIGABIT, 20, 8),
+        (GIGABIT, 60, 8),
+        (GIGABIT, 150, 12),
+        (GIGABIT / 100.0, 60, 20),
+    ];
+    for (rate, round_trip, queue) in paths {
+        let sent = run(
+            &Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO, meanwhile: None },
+            40,
+        );
+        let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);
+        assert!(sent.steady() > 0.97 * rate, "{what}: {}", sent.steady() / rate);
+        // Told one round trip after it left.
+        let first = sent.delivered[0] as f64 / rate / (1.0 - round_trip as f64 / 1000.0);
+        assert!(first > 0.6, "{what}: {first} in the first second");
+        assert!(sent.wait(99) < Duration::from_millis(queue), "{what}: a queue of {:?}", sent.wait(99));
+    }
+}
+
+/// A sender that never has as much to send as the window takes, and still more than the path holds.
+#[test]
+fn a_queue_shows_without_the_window_being_the_limit() {
+    let begin = Instant::now();
+    let mut path = Path::new();
+    let round_trip = Duration::from_millis(60);
+    for i in 1..40u64 {
+        let now = begin + round_trip * i as u32;
+        path.marked(i * 8_000_000, now - round_trip - Duration::from_millis(10 * i));
+        path.acked(i * 8_000_000, now);
+    }
+    assert!(path.window() < 24_000_000, "{}", path.window());
+}
+
+/// A machine that is busy answers late, now and then by tens of milliseconds: that is no queue, and no slow path.
+#[test]
+fn a_busy_machine_does_not_make_a_path_slow() {
+    let late = |n| Duration::from_millis([0, 3, 11, 5, 24, 2, 9, 38][(n * 7 % 8) as usize]);
+    for round_trip in [20, 60, 150] {
+        let (rate, length) = (125_000_000.0, Duration::from_millis(round_trip));
+        let sent = run(&Wire { rate, length, late, meanwhile: None }, 12);
+        assert!(sent.steady() > 0.8 * rate, "{round_trip} ms: {} of {rate}", sent.steady());
+        assert!(sent.wait(95) < Duration::from_millis(70), "{round_trip} ms: a queue of {:?}", sent.wait(95));
+    }
+}
+
+#[test]
+fn a_long_path_that_changes_its_rate_is_followed() {
+    const RATE: f64 = 25_000_000.0;
+    let late = |n: u64| Duration::from_micros(n * 7919 % 2000);
+    for round_trip in [20, 60, 150] {
+        for times in [0.2, 5.0] {
+            let meanwhile = Some((Duration::from_secs(6), Duration::MAX, RATE * times));
+            let sent = run(&Wire { rate: RATE, length: Duration::from_millis(round_trip), late, meanwhile }, 20);
+            let share: Vec<f64> = sent.delivered[12..].iter().map(|bytes| *bytes as f64 / RATE / times).collect();
+            assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
+        }
+    }
+}
+
+/// A lift, a tunnel: nearly nothing comes through, and then everything again.
+#[test]
+fn a_long_path_that_was_slow_for_a_while_comes_back() {
+    const RATE: f64 = 12_500_000.0;
+    for round_trip in [20, 60, 150] {
+        for times in [0.1, 0.01, 0.001] {
+            let meanwhile = Some((Duration::from_secs(6), Duration::from_secs(16), RATE * times));
+            let length = Duration::from_millis(round_trip);
+            let sent = run(&Wire { rate: RATE, length, late: |_| Duration::ZERO, meanwhile }, 30);
+            let share: Vec<f64> = sent.delivered[25..].iter().map(|bytes| *bytes as f64 / RATE).collect();
+            assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
+        }
+    }
+}
+
+#[test]
+fn bulk_keeps_short_where_something_small_shares_a_short_path() {
+    const SHORT: u64 = 8 * 1024;
+    let now = Instant::now();
+    for (round_trip, shares) in [(300, true), (60_000, false)] {
+        let mut path = Path::new();
+        path.timed(Duration::from_micros(round_trip), now);
+        assert_eq!(path.bulk(SHORT, now), Bulk::Piece(MOST_BULK));
+        path.sparse(now);
+        assert_eq!(path.bulk(SHORT, now) == Bulk::Full, shares, "{round_trip} µs");
+        assert_eq!(path.bulk(0, now) == Bulk::Piece(company::BULK), shares, "{round_trip} µs");
+        assert_eq!(path.bulk(SHORT, now + Duration::from_millis(20)), Bulk::Piece(MOST_BULK), "alone again");
+    }
+}
+
+#[test]
+fn a_sender_with_little_to_send_learns_no_false_rate() {
+    let begin = Instant::now();
+    let mut path = Path::new();
+    for i in 0..1000u64 {
+        let now = begin + Duration::from_millis(i * 100);
+        path.marked(i * 100, now);
+        path.acked(i * 100, now + Duration::from_millis(10));
+    }
+    assert_eq!(path.window(), FIRST_WINDOW);
+    assert_eq!(path.round_trip(), Some(Duration::from_millis(10)));
+}
+
+#[test]
+fn a_round_trip_that_became_longer_is_believed_in_time() {
+    let begin = Instant::now();
+    let mut path = Path::new();
+    path.timed(Duration::from_millis(1), begin);
+    for i in 0..800u64 {
+        let now = begin + Duration::from_millis(100 * i);
+        path.marked(i, now);
+        path.acked(i, now + Duration::from_millis(80));
+    }
+    assert_eq!(path.shortest.map(|(shortest, _)| shortest), Some(Duration::from_millis(80)));
+}
+
+#[test]
+fn what_arrived_by_another_path_does_not_widen_a_new_one() {
+    let begin = Instant::now();
+    let (moved, message) = (1 << 40, 64 * 1024);
+    let mut path = Path::beginning_at(moved);
+    path.limited();
+    path.marked(moved + message, begin);
+    path.acked(moved + message, begin + Duration::from_millis(50));
+    assert!(path.window() <= FIRST_WINDOW + message * START_GROWTH, "{}", path.window());
+}
+
+#[test]
+fn no_path_is_so_long_that_its_window_has_no_bound() {
+    let begin = Instant::now();
+    let mut path = Path::new();
+    path.timed(Duration::from_secs(60), begin);
+    path.acked(0, begin);
+    for i in 1..100 {
+        path.limited();
+        path.acked(i << 33, begin + Duration::from_secs(61) * i as u32);
+        assert!((LEAST_WINDOW..=MOST_WINDOW).contains(&path.window()), "{}", path.window());
+    }
+}

@@ -1,0 +1,130 @@
+//! One attempt to reach the workspace: a connection that the coordinator joins to one of the workspace's, and a session on
+//! it that is verified end to end. What an attempt came to says whether another one may come to more.
+//!
+//! Refuses to try twice: when the next attempt is, the tunnel decides.
+
+use std::time::{Duration, SystemTime};
+
+use super::profile::ProfileError;
+use super::tunnel::Tunnel;
+use super::tunnel_state::Doing;
+use crate::identity::verify::{Expect, client_config};
+use crate::lifeline::Route;
+use crate::session::establish::{self, Greeting, Session, SessionError};
+use crate::transport::carrier::Arrival;
+use crate::transport::client::{ClientError, CoordinatorCarrier};
+use crate::wire::Refusal;
+use crate::wire::control::Control;
+
+/// How long the coordinator may take to join us: more than it waits for a stub.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Why the tunnel could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The way to the coordinator, or its refusal.
+    #[error("{0}")]
+    Coordinator(#[from] ClientError),
+    /// The session with the workspace.
+    #[error("{0}")]
+    Session(#[from] SessionError),
+    /// What is kept on disk.
+    #[error("{0}")]
+    Profile(#[from] ProfileError),
+    /// The coordinator is about to stop and said when to come back.
+    #[error("the coordinator is restarting")]
+    Drain(Duration),
+    /// A connection came to be, and the workspace did not take the session there.
+    #[error("the session was not resumed: {0}")]
+    Resume(String),
+    /// A later login of this device has the workspace now.
+    #[error("{0}")]
+    TakenOver(Refusal),
+}
+
+impl TunnelError {
+    /// Whether trying again without changing anything may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            TunnelError::Coordinator(error) => error.is_passing(),
+            TunnelError::Session(error) => !error.is_identity(),
+            TunnelError::Profile(_) => false,
+            TunnelError::Drain(_) | TunnelError::Resume(_) => true,
+            TunnelError::TakenOver(_) => false,
+        }
+    }
+
+    /// Whether something answered in the coordinator's place, as the networks of hotels do. It is left again.
+    pub(super) fn is_impostor(&self) -> bool {
+        matches!(self, TunnelError::Coordinator(error) if error.is_impostor())
+    }
+
+    /// Whether it is for a name that there is no way.
+    pub(super) fn is_name(&self) -> bool {
+        matches!(self, TunnelError::Coordinator(error) if error.is_name())
+    }
+
+    pub(super) fn resume(why: String) -> TunnelError {
+        TunnelError::Resume(why)
+    }
+}
+
+impl Tunnel {
+    /// A connection that the coordinator has joined to one of the workspace's.
+    pub(super) async fn join(&self) -> Result<CoordinatorCarrier, TunnelError> {
+        // A laptop that slept past its certificate's end gets a fresh one before it dials with it.
+        self.renew().await?;
+        let carrier = self.client().connect(self.workspace()).await?;
+        self.doing(Doing::WaitsForStub);
+        let late = |_| ClientError::Dial("the coordinator did not join us to the workspace in time".into());
+        tokio::time::timeout(JOIN_TIMEOUT, joined(carrier)).await.map_err(late)?
+    }
+
+    /// A session, and what the workspace said of itself.
+    pub(super) async fn connect(&self) -> Result<(Session, Greeting), TunnelError> {
+        let carrier = self.join().await?;
+        self.doing(Doing::Verifies);
+        let pin = self.profile().pin(self.workspace());
+        let expect = Expect::Workspace { name: self.workspace().clone(), pin };
+        let credential = self.client().credential();
+        let tls = client_config(&self.client().trust(), expect, Some(&credential), &[]).map_err(ClientError::from)?;
+        let (session, greeting) = establish::connect(Box::new(carrier), Route::Relay, tls, self.instance()).await?;
+        if pin.is_none() {
+            tracing::info!(workspace = %self.workspace(), pin = %session.peer.pin, "first contact: key pinned");
+            self.profile().set_pin(self.workspace(), session.peer.pin)?;
+        }
+        Ok((session, greeting))
+    }
+
+    async fn renew(&self) -> Result<(), TunnelError> {
+        if let Some(fresh) = self.client().renew_if_due(SystemTime::now()).await? {
+            self.profile().save_fresh(&fresh)?;
+            tracing::info!("certificate renewed");
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the coordinator has joined the carrier to the workspace's.
+async fn joined(mut carrier: CoordinatorCarrier) -> Result<CoordinatorCarrier, TunnelError> {
+    let broken = |why: String| TunnelError::Coordinator(ClientError::Dial(why));
+    loop {
+        match carrier.arrival().await {
+            Ok(Some(Arrival::Control(Control::Join { session, .. }))) => {
+                tracing::debug!(session, "joined");
+                return Ok(carrier);
+            }
+            Ok(Some(Arrival::Control(Control::Refused(refusal)))) => {
+                let refusal = Refusal::from_bytes(&refusal.to_bytes());
+                return Err(TunnelError::Coordinator(ClientError::Refused(refusal)));
+            }
+            Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
+                return Err(TunnelError::Drain(Duration::from_millis(reconnect_after_ms.min(60_000))));
+            }
+            Ok(Some(Arrival::Control(_))) => {}
+            Ok(Some(Arrival::Bytes(_))) => return Err(broken("the coordinator sent bytes before a join".into())),
+            Ok(None) => return Err(broken("the coordinator closed the connection".into())),
+            Err(error) => return Err(broken(format!("the connection to the coordinator broke: {error}"))),
+        }
+    }
+}

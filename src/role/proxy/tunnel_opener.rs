@@ -1,0 +1,100 @@
+//! Opens streams on whatever session of a tunnel stands. Whoever asks while there is none, or while it is interrupted, is held
+//! for a moment at the most, and then told.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::tunnel_state::{Told, TunnelState, WaySince};
+use crate::session::held::HOLD;
+use crate::session::mux::{MuxOpener, MuxStream};
+use crate::session::opener::Opener;
+use crate::wire::{Refusal, RefusalCode};
+
+/// Opens streams on whatever session stands at the moment.
+#[derive(Debug, Clone)]
+pub struct TunnelOpener {
+    current: watch::Receiver<Option<MuxOpener>>,
+    state: watch::Receiver<TunnelState>,
+    way_since: WaySince,
+}
+
+impl Opener for TunnelOpener {
+    type Io = MuxStream;
+
+    async fn open(&self) -> Result<MuxStream, Refusal> {
+        let current = self.current.borrow().clone();
+        match current {
+            Some(opener) => {
+                self.resumed().await?;
+                match opener.open().await {
+                    Err(_) if opener.is_draining() => self.next(&opener).await?.open().await,
+                    opened => opened,
+                }
+            }
+            None => {
+                Err(Refusal::new(RefusalCode::Unavailable, "the tunnel is down. hint: `nexus-proxy status` says why"))
+            }
+        }
+    }
+}
+
+impl TunnelOpener {
+    /// Of the sessions that stand one after the other in `current`, whose state is what is told.
+    pub(super) fn new(current: watch::Receiver<Option<MuxOpener>>, told: &Told) -> TunnelOpener {
+        TunnelOpener { current, state: told.watch(), way_since: told.way_since() }
+    }
+
+    /// Since when there is a way to the workspace; nothing while a session waits for one, and while there is no session.
+    pub fn way_since(&self) -> Option<Instant> {
+        self.way_since.get()
+    }
+
+    /// Waits a moment for the session that takes the place of `last`, which drains.
+    async fn next(&self, last: &MuxOpener) -> Result<MuxOpener, Refusal> {
+        let next = tokio::time::timeout(HOLD, self.clone().session_after(Some(last))).await;
+        next.ok().flatten().ok_or_else(|| {
+            let text =
+                "the session was handed over, and the next one has not begun. hint: `nexus-proxy status` says more";
+            Refusal::new(RefusalCode::Unavailable, text)
+        })
+    }
+
+    /// Waits a moment for a session that is being resumed.
+    async fn resumed(&self) -> Result<(), Refusal> {
+        let since = match &*self.state.borrow() {
+            TunnelState::Resuming { since, .. } => *since,
+            _ => return Ok(()),
+        };
+        let down: Duration = (time::OffsetDateTime::now_utc() - since).try_into().unwrap_or_default();
+        let mut state = self.state.clone();
+        let resumed = async { state.wait_for(|state| !matches!(state, TunnelState::Resuming { .. })).await.map(drop) };
+        match tokio::time::timeout(HOLD.saturating_sub(down), resumed).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let text = "the connection to the workspace is interrupted, and being mended. hint: `nexus-proxy status` says more";
+                Err(Refusal::new(RefusalCode::Timeout, text))
+            }
+        }
+    }
+
+    /// Whether the session that stands waits for a connection.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(*self.state.borrow(), TunnelState::Resuming { .. })
+    }
+
+    /// Whether a session stands now.
+    pub fn is_up(&self) -> bool {
+        self.current.borrow().as_ref().is_some_and(|opener| !opener.is_closed())
+    }
+
+    /// Waits until a session stands that is not `last`, and gives it.
+    pub async fn session_after(&mut self, last: Option<&MuxOpener>) -> Option<MuxOpener> {
+        let stands = |current: &Option<MuxOpener>| match (current, last) {
+            (Some(current), Some(last)) => !current.is_same(last),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        self.current.wait_for(stands).await.ok().and_then(|current| current.clone())
+    }
+}

@@ -1,0 +1,228 @@
+//! How the stub is: whether it reaches its coordinator, since when, why not and what it does about that; and which laptops
+//! are there, and by which way. For `nexus-stub status` and the log, which has a line when the coordinator is gone and one
+//! when it is back, and none for each attempt between.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::earlier::Earlier;
+use super::laptops::Laptops;
+use crate::lifeline::{Route, Standing};
+use crate::role::WAY;
+use crate::wire::{Refusal, RefusalCode};
+
+/// The call for it over the workspace's socket.
+pub const METHOD: &str = "status";
+
+/// Whether the coordinator is reached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Reached {
+    /// For the first time; nothing has failed yet.
+    Connecting,
+    /// A connection is parked there: laptops can come.
+    Ready {
+        /// Since when.
+        #[serde(with = "time::serde::rfc3339")]
+        since: OffsetDateTime,
+    },
+    /// It is not reached.
+    Away {
+        /// Since when.
+        #[serde(with = "time::serde::rfc3339")]
+        since: OffsetDateTime,
+        /// What became of the last attempt, or of the connection.
+        why: String,
+        /// Attempts that failed.
+        failed: u32,
+        /// When the next attempt is, or was when it is under way.
+        #[serde(with = "time::serde::rfc3339")]
+        next: OffsetDateTime,
+    },
+}
+
+/// A laptop's session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaptopStatus {
+    /// The key of its device.
+    pub device: String,
+    /// When its session began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Whether it is replaced by a later one, and goes on until what it has is done.
+    pub drains: bool,
+    /// Connections, processes and calls in it.
+    pub streams: usize,
+    /// `attached`, `suspect`, `lost` or `ended`.
+    pub state: String,
+    /// The way its bytes take, while it is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Route>,
+    /// Milliseconds to the laptop and back on that way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_ms: Option<f64>,
+    /// Why it is not attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Seconds for which it has not been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted_s: Option<f64>,
+}
+
+impl LaptopStatus {
+    /// Of a session on a lifeline that stands so.
+    pub fn new(device: String, since: OffsetDateTime, drains: bool, streams: usize, standing: &Standing) -> Self {
+        let (state, path, round_trip) = match standing {
+            Standing::Attached { route, round_trip, .. } => ("attached", Some(*route), *round_trip),
+            Standing::Beginning => ("attached", None, None),
+            Standing::Suspect { .. } => ("suspect", None, None),
+            Standing::Lost { .. } => ("lost", None, None),
+            Standing::Ended(_) => ("ended", None, None),
+        };
+        let interrupted = match standing {
+            Standing::Suspect { since, why } | Standing::Lost { since, why } => Some((since.elapsed(), why.clone())),
+            Standing::Ended(ended) => Some((Duration::ZERO, ended.to_string())),
+            _ => None,
+        };
+        let (interrupted_s, why) = interrupted.map(|(time, why)| (time.as_secs_f64(), why)).unzip();
+        let round_trip_ms = round_trip.map(|time| time.as_micros() as f64 / 1000.0);
+        let state = state.to_owned();
+        LaptopStatus { device, since, drains, streams, state, path, round_trip_ms, why, interrupted_s }
+    }
+}
+
+/// What `nexus-stub status` tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The workspace.
+    pub workspace: String,
+    /// The process that serves it.
+    pub pid: u32,
+    /// Its program version.
+    pub version: String,
+    /// Seconds since it began.
+    pub uptime_s: u64,
+    /// The coordinator's address.
+    pub coordinator: String,
+    /// Whether it is reached.
+    pub reached: Reached,
+    /// The laptops, the one that came last behind the others.
+    pub laptops: Vec<LaptopStatus>,
+    /// Stubs that handed over and live on until what they have is done.
+    pub earlier: usize,
+}
+
+/// Keeps what there is to tell.
+#[derive(Debug)]
+pub struct Told {
+    workspace: String,
+    coordinator: String,
+    earlier: Earlier,
+    began: Instant,
+    reached: Mutex<Reached>,
+}
+
+impl Told {
+    /// Nothing has happened yet.
+    pub fn new(workspace: String, coordinator: String, earlier: Earlier) -> Told {
+        Told { workspace, coordinator, earlier, began: Instant::now(), reached: Mutex::new(Reached::Connecting) }
+    }
+
+    /// A connection is parked.
+    pub fn ready(&self) {
+        let now = OffsetDateTime::now_utc();
+        let mut reached = self.reached();
+        match &*reached {
+            Reached::Connecting => tracing::info!(target: WAY, "the coordinator is reached"),
+            Reached::Away { since, .. } => {
+                let after_s = (now - *since).as_seconds_f64();
+                tracing::info!(target: WAY, after_s, "the coordinator is reached again");
+            }
+            // One parked connection takes the place of the other.
+            Reached::Ready { .. } => return,
+        }
+        *reached = Reached::Ready { since: now };
+    }
+
+    /// The coordinator is not reached; the next attempt is after `wait`.
+    pub fn away(&self, why: &str, wait: Duration) {
+        let now = OffsetDateTime::now_utc();
+        let mut reached = self.reached();
+        let (since, failed) = match &*reached {
+            Reached::Away { since, failed, .. } => (*since, failed.saturating_add(1)),
+            Reached::Connecting | Reached::Ready { .. } => {
+                let next = "it is tried until it is reached";
+                tracing::info!(target: WAY, why, next, ?wait, "the coordinator is not reached");
+                (now, 1)
+            }
+        };
+        *reached = Reached::Away { since, why: why.to_owned(), failed, next: now + wait };
+    }
+
+    /// All of it.
+    pub async fn status(&self, laptops: &Laptops) -> Result<Value, Refusal> {
+        let earlier = self.earlier.count().await;
+        let reached = self.reached().clone();
+        let status = Status {
+            workspace: self.workspace.clone(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: self.began.elapsed().as_secs(),
+            coordinator: self.coordinator.clone(),
+            reached,
+            laptops: laptops.status(),
+            earlier,
+        };
+        serde_json::to_value(status).map_err(|e| Refusal::new(RefusalCode::Internal, e.to_string()))
+    }
+
+    fn reached(&self) -> std::sync::MutexGuard<'_, Reached> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_told_since_when_the_coordinator_is_away_and_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = Told::new("box".into(), "https://h:1".into(), Earlier::new(dir.path()));
+        let laptops = Laptops::default();
+        let status = async || serde_json::from_value::<Status>(told.status(&laptops).await.unwrap()).unwrap();
+        assert_eq!(status().await.reached, Reached::Connecting);
+        told.ready();
+        let Reached::Ready { since: first } = status().await.reached else { panic!() };
+        told.ready();
+        assert_eq!(status().await.reached, Reached::Ready { since: first }, "the next parked connection is no news");
+        told.away("refused", Duration::from_secs(1));
+        let Reached::Away { since, .. } = status().await.reached else { panic!() };
+        told.away("no such name", Duration::from_secs(60));
+        let Reached::Away { since: still, why, failed, next } = status().await.reached else { panic!() };
+        assert_eq!((still, why.as_str(), failed), (since, "no such name", 2));
+        assert!(next > still + Duration::from_secs(50));
+        told.ready();
+        assert!(matches!(status().await.reached, Reached::Ready { since } if since >= still));
+    }
+
+    #[test]
+    fn a_laptop_is_told_by_its_way_or_why_there_is_none() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let status = |standing: Standing| LaptopStatus::new("key".into(), now, false, 2, &standing);
+        let round_trip = Some(Duration::from_micros(1500));
+        let attached = status(Standing::Attached { route: Route::Direct, round_trip, standby: true, moves: 1 });
+        assert_eq!(
+            (attached.state.as_str(), attached.path, attached.round_trip_ms),
+            ("attached", Some(Route::Direct), Some(1.5))
+        );
+        assert_eq!(attached.why, None);
+        let suspect = status(Standing::Suspect { since: Instant::now(), why: "silent".into() });
+        assert_eq!((suspect.state.as_str(), suspect.path, suspect.why.as_deref()), ("suspect", None, Some("silent")));
+        assert!(suspect.interrupted_s.is_some());
+    }
+}

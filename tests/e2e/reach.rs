@@ -1,0 +1,138 @@
+//! Nobody waits in silence: while the way between laptop and workspace is dead, whoever waits for it is told, on either
+//! side, and when it is back nothing says any more that it is dead.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::program::free_port;
+use crate::support::*;
+
+/// `nexus-stub` with these words, as a program in the workspace would run it.
+fn in_workspace(machine: &Machine, words: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-stub"));
+    command.arg("--socket").arg(machine.state().join("stub.sock")).args(words);
+    Run::of(command)
+}
+
+/// What `nexus-stub status --json` says.
+#[track_caller]
+fn stub_status(machine: &Machine) -> Value {
+    let text = in_workspace(machine, &["status", "--json"]).ok();
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("status --json is not JSON ({e}):\n{text}"))
+}
+
+#[test]
+fn a_call_whose_way_is_dead_ends_soon_and_says_why() {
+    let world = Linked::new();
+    let up = Linked::up(&world.near, &world.laptop);
+    let list = || in_workspace(&world.machine, &["tool", "list"]);
+    assert!(list().ok().contains("no tools are declared"));
+    for _ in 0..2 {
+        world.near.black_hole();
+        // The first finds it out; the next is told at once.
+        for _ in 0..2 {
+            let refused = list().err();
+            assert!(refused.contains("interrupted") && refused.contains("hint:"), "{refused}");
+        }
+        let laptop = stub_status(&world.machine)["laptops"][0].clone();
+        assert!(laptop["state"] == "suspect" || laptop["state"] == "lost", "{laptop}");
+        assert!(laptop["why"].is_string() && laptop["interrupted_s"].is_number(), "{laptop}");
+        world.near.heal();
+        until("a call to get through again", || list().status.success().then_some(()));
+    }
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+}
+
+#[test]
+fn the_workspace_says_how_it_is() {
+    let mut world = Linked::new();
+    let status = stub_status(&world.machine);
+    assert_eq!((&status["workspace"], &status["reached"]["state"]), (&"box".into(), &"ready".into()), "{status}");
+    assert_eq!(status["laptops"], Value::Array(vec![]));
+    let up = Linked::up(&world.near, &world.laptop);
+    let laptop = until("the laptop", || {
+        let laptop = stub_status(&world.machine)["laptops"][0].clone();
+        (laptop["state"] == "attached" && laptop["round_trip_ms"].is_number()).then_some(laptop)
+    });
+    assert_eq!(laptop["path"], "relay", "{laptop}");
+    let text = in_workspace(&world.machine, &["status"]).ok();
+    assert!(text.contains("ready for laptops since") && text.contains("through the coordinator"), "{text}");
+
+    world.coordinator.kill();
+    let away = until("the stub to say that the coordinator is gone", || {
+        let reached = stub_status(&world.machine)["reached"].clone();
+        (reached["state"] == "away" && reached["failed"].as_u64() > Some(1)).then_some(reached)
+    });
+    assert!(away["why"].is_string() && away["since"].is_string() && away["next"].is_string(), "{away}");
+    let text = in_workspace(&world.machine, &["status"]).ok();
+    assert!(text.contains("not reached since"), "{text}");
+    world.coordinator.start_again();
+    until("the stub to be ready again", || (stub_status(&world.machine)["reached"]["state"] == "ready").then_some(()));
+    // One line of the log for each time, however many attempts there were between.
+    let said = |text: &str| world.stub.lines().iter().filter(|line| line.contains(text)).count();
+    assert_eq!((said("the coordinator is not reached"), said("the coordinator is reached again")), (1, 1));
+    until("the session to go on", || (up.resumed() == 1).then_some(()));
+
+    world.stub.stop(nix::sys::signal::Signal::SIGTERM);
+    let gone = in_workspace(&world.machine, &["status"]);
+    assert_eq!(gone.status.code(), Some(3), "{}", gone.stderr);
+}
+
+#[test]
+fn what_is_mended_is_not_told_any_more() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let up = Linked::up(&world.near, &world.laptop);
+    let target = free_port();
+    let (port, _forward) = world.forward(format!("127.0.0.1:{target}"));
+    let forward = || world.laptop.workspace_status()["forwards"][0].clone();
+    assert!(forward()["error"].is_null(), "{}", forward());
+    let refused = || drop(std::net::TcpStream::connect(("127.0.0.1", port)));
+    until("the forward to say that nothing listens", || {
+        refused();
+        forward()["error"].as_str().filter(|error| error.contains("nothing listens")).map(drop)
+    });
+    // While the way is dead, that is what there is to say of each forward.
+    world.near.black_hole();
+    until("the forward to say that the way is dead", || {
+        let forward = forward();
+        let said = forward["error"].as_str().is_some_and(|error| error.contains("interrupted"));
+        (said && forward["ready"] == false).then_some(())
+    });
+    world.near.heal();
+    until("the forward to be ready", || (forward()["ready"] == true).then_some(()));
+    let serve = command(
+        "socat",
+        [&format!("TCP-LISTEN:{target},bind=127.0.0.1,reuseaddr,fork"), &format!("TCP:127.0.0.1:{}", redis.port)],
+    );
+    let server = Running::start(serve);
+    until("the target", || server.listens_on(target).then_some(()));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    assert!(forward()["error"].is_null(), "{}", forward());
+    // Coming and going are in the log without being asked for, once each.
+    let said = |text: &str| up.program.lines().iter().filter(|line| line.contains(text)).count();
+    let (gone, back) = (said("the connection is interrupted"), said("the session goes on"));
+    assert!(gone == back && gone >= 1, "{gone} and {back}:\n{}", up.program.output());
+    talk.ends_well();
+}
+
+#[test]
+fn a_code_that_is_not_needed_is_said_to_be_ignored() {
+    let mut world = Linked::new();
+    world.stub.stop(nix::sys::signal::Signal::SIGTERM);
+    let again = world.machine.stub(Some("ABCD-EFGH"));
+    let output = again.output();
+    assert!(output.contains("is enrolled already") && output.contains("hint:"), "{output}");
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_said_to_be_missing() {
+    let laptop = Laptop::new();
+    let text = laptop.run(&["config", "check"]).ok();
+    assert!(text.contains("there is no configuration at") && !text.contains("in order"), "{text}");
+    laptop.configure("version: 1\n");
+    assert!(laptop.run(&["config", "check"]).ok().contains("is in order"));
+    assert_eq!(laptop.run(&["config", "check", "/nonexistent.yaml"]).status.code(), Some(2));
+}
