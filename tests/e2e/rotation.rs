@@ -72,7 +72,7 @@ impl World {
             let served: serde_json::Value = serde_json::from_str(&Run::of(curl(&["-k", &url])).ok()).expect("JSON");
             let served = served["authorities"].as_str().expect("PEM");
             // Beside the one that signs there are those that vouch, and no other authority in force.
-            (served.starts_with(&next) && Bundle::from_pem(served).unwrap().in_force() == 1).then_some(())
+            (served.starts_with(&next) && Bundle::from_pem(served).expect("a bundle").in_force() == 1).then_some(())
         });
     }
 
@@ -108,7 +108,7 @@ fn only_the_next_is_left(coordinator: &Coordinator, before: &str, kept: &[PathBu
         Run::of(verify).ok();
     }
     let shown: serde_json::Value =
-        serde_json::from_str(&coordinator.run(&["--json", "authority", "show"]).ok()).unwrap();
+        serde_json::from_str(&coordinator.run(&["--json", "authority", "show"]).ok()).expect("--json is JSON");
     assert_eq!(shown["authorities"].as_array().map(Vec::len), Some(1), "{shown}");
     assert_eq!(shown["authorities"][0]["duty"], "signs", "{shown}");
 }
