@@ -121,6 +121,8 @@ fn limits_and_their_values() {
         MAX_ONBOARDING_ANSWER,
         MAX_DEVICES,
         MAX_CARRIER_MESSAGE,
+        MAX_AUTHORITIES,
+        MAX_CROSSED,
         MAX_SENTENCE,
         MAX_STREAMS,
         MAX_CALLS,
@@ -351,6 +353,7 @@ fn control_messages() {
         Control::Refused(Refusal::new(RefusalCode::Other, "")),
         Control::Drain { reconnect_after_ms: 1 },
         Control::Revoked { pins: Vec::new() },
+        Control::Authorities {},
     ];
     for control in &all {
         match control {
@@ -359,6 +362,7 @@ fn control_messages() {
             | Control::Refused(_)
             | Control::Drain { .. }
             | Control::Revoked { .. }
+            | Control::Authorities {}
             | Control::Unknown => {}
         }
     }

@@ -2,7 +2,6 @@
 //! Memory of the processes alone: what the kernel holds for sockets is the same for every tunnel.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -98,7 +97,7 @@ fn coordinator(programs: &Programs, report: &Report) -> Result<()> {
 /// Workspaces of the coordinator whose data is in `data`, each with a key of its own.
 async fn enrolled(data: &Path, url: &CoordinatorUrl, count: usize) -> Result<Vec<CoordinatorClient>> {
     let now = SystemTime::now();
-    let registry = Registry::new(Store::open(data).await?, Arc::new(load_or_create(data, now)?));
+    let registry = Registry::new(Store::open(data).await?, load_or_create(data, now)?.into());
     let options = AddWorkspace { trust_first_device: true, ..AddWorkspace::default() };
     let mut clients = Vec::with_capacity(count);
     for n in 0..count {
@@ -108,7 +107,7 @@ async fn enrolled(data: &Path, url: &CoordinatorUrl, count: usize) -> Result<Vec
         let request = EnrollRequest { code: CodeText::new(code.reveal().as_str()), csr: key.csr_pem()? };
         let answer = registry.enroll(&request, now).await.map_err(|refusal| anyhow!("{refusal}"))?;
         let credential = Credential::from_pem(&answer.chain, key)?;
-        clients.push(CoordinatorClient::new(url.clone(), registry.authority().trust().clone(), credential));
+        clients.push(CoordinatorClient::new(url.clone(), registry.authorities().trust().clone(), credential));
     }
     Ok(clients)
 }

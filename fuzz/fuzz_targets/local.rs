@@ -12,6 +12,7 @@ use nexus_proxy::identity::{KeyPin, Role};
 use nexus_proxy::role::files;
 use nexus_proxy::role::proxy::forwards::ForwardRequest;
 use nexus_proxy::role::stub::earlier::Earlier;
+use nexus_proxy::role::stub::kin::Kin;
 use nexus_proxy::role::stub::laptops::Laptops;
 use nexus_proxy::role::stub::orphans::{Process, parse};
 use nexus_proxy::role::stub::sessions::Sessions;
@@ -33,6 +34,9 @@ fn caller() -> KeyPin {
 }
 
 const PIN: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// What a successor must show.
+static KIN: LazyLock<Kin> = LazyLock::new(|| Kin::load_or_make(&directory("kin")).expect("a file of ours"));
 
 static STATE: LazyLock<Mutex<StubState>> = LazyLock::new(|| {
     let dir = directory("local");
@@ -80,7 +84,11 @@ const CHANGES: [&str; 3] = [
 
 fn request(bytes: &mut Unstructured<'_>, genuine: &[&str]) -> arbitrary::Result<Vec<u8>> {
     let genuine = bytes.choose(genuine)?.replace("PIN", PIN);
-    Ok(edited(genuine.as_bytes(), bytes)?.0)
+    let mut genuine: serde_json::Value = serde_json::from_str(&genuine).expect("it is written here");
+    if bytes.arbitrary()? {
+        genuine["params"] = KIN.show(genuine["params"].take());
+    }
+    Ok(edited(genuine.to_string().as_bytes(), bytes)?.0)
 }
 
 fn framed(payload: &[u8]) -> Vec<u8> {
@@ -98,7 +106,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Whoever asks: there is an answer in the format or none, no session is found, and only `end` ends.
+/// Whoever asks: there is an answer in the format or none, no session is found, and only `end` of kin ends.
 fn successor(said: &[u8]) {
     let asked = message(said).filter(|payload| payload.len() <= MAX_CONTROL).and_then(|p| Request::parse(p).ok());
     let end = CancellationToken::new();
@@ -112,11 +120,12 @@ fn successor(said: &[u8]) {
             let _ = other.shutdown().await;
             let _ = other.read_to_end(&mut answer).await;
         };
-        let (_, served) = tokio::join!(talk, link::serve(stream, &laptops, &end));
+        let (_, served) = tokio::join!(talk, link::serve(stream, &KIN, &laptops, &end));
         assert!(served.is_err() || asked.is_some(), "something was served that nobody asked for");
         answer
     });
-    assert_eq!(end.is_cancelled(), asked.as_ref().is_some_and(|asked| asked.method == link::END));
+    let ends = |asked: &Request| asked.method == link::END && KIN.check(&asked.params).is_ok();
+    assert_eq!(end.is_cancelled(), asked.as_ref().is_some_and(ends));
     assert_eq!(answer.is_empty(), asked.is_none(), "{answer:?} for {asked:?}");
     if let Some(asked) = asked {
         let response =
@@ -130,7 +139,7 @@ fn list(said: &[u8]) {
     let before = STATE.lock().expect("nothing panicked").devices().clone();
     let sessions = Arc::new(Sessions {
         laptops: Arc::default(),
-        earlier: Earlier::new(&directory("nobody")),
+        earlier: Earlier::new(&directory("nobody"), KIN.clone()),
         stop: CancellationToken::new(),
         endings: tokio_util::task::TaskTracker::new(),
     });

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
@@ -12,6 +11,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::authority_command::{self, AuthorityCommand};
 use super::failure::{self, Failure};
 use super::generate::{self, Generate};
 use super::home;
@@ -60,6 +60,9 @@ enum Command {
     /// Devices: the laptops that are paired.
     #[command(subcommand)]
     Device(Device),
+    /// The certificate authority, and how another takes its place.
+    #[command(subcommand)]
+    Authority(AuthorityCommand),
     /// Shell completions and man pages.
     #[command(subcommand)]
     Generate(Generate),
@@ -90,7 +93,8 @@ struct Serve {
     /// A DNS name or address under which it is reached, for clients that look at the certificate's names. Repeatable.
     #[arg(long = "name")]
     names: Vec<String>,
-    /// How long the certificates of laptops and workspaces live; they are renewed after two thirds of it.
+    /// How long the certificates of laptops and workspaces live; they are renewed after two thirds of it. The
+    /// coordinator's own lives seven times as long.
     #[arg(long, default_value = "24h", value_parser = duration)]
     leaf_lifetime: Duration,
     /// How long sessions may go on through it after SIGTERM or Ctrl-C. Its port is free at once; laptops go over to the
@@ -136,7 +140,7 @@ enum Device {
     },
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|e| format!("{e}. hint: write 10m, 24h, 7d"))?;
     if duration.is_zero() { Err("it must be longer than nothing".into()) } else { Ok(duration) }
 }
@@ -165,8 +169,8 @@ async fn existing(data: &Path) -> Result<Registry, Failure> {
 /// Opens the registry in a data directory, which is made when it is not there.
 pub(super) async fn registry(data: &Path) -> Result<Registry, Failure> {
     let store = Store::open(data).await.map_err(|e| Failure::new(failure::FAILED, e))?;
-    let authority = authority::load_or_create(data, SystemTime::now()).map_err(|e| Failure::new(failure::FAILED, e))?;
-    Ok(Registry::new(store, Arc::new(authority)))
+    let authorities = authority::load(&store, SystemTime::now()).await.map_err(|e| Failure::new(failure::FAILED, e))?;
+    Ok(Registry::new(store, authorities))
 }
 
 async fn command(arguments: Arguments) -> Result<u8, Failure> {
@@ -179,6 +183,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
     match arguments.command {
         Command::Generate(what) => return generate::run::<Arguments>(&what),
         Command::Serve(serve) => return run(serve, &data, output).await,
+        Command::Authority(what) => return authority_command::run(what, &existing(&data).await?, output).await,
         Command::Invite { ttl } => {
             let url = public_url::read(&data)?;
             let code = existing(&data).await?.invite(ttl, now).await?;
@@ -308,7 +313,7 @@ async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
     super::descriptors::raise(server::MAX_DESCRIPTORS);
     let right = Some(only_server(data).await?);
     let registry = registry(data).await?.with_leaf_lifetime(serve.leaf_lifetime);
-    let domain = registry.authority().domain().to_string();
+    let domain = registry.authorities().trust().domain.to_string();
     let mut listeners = server::Listeners { right, ..server::Listeners::default() };
     let mut names = serve.names;
     names.push("localhost".to_owned());
@@ -326,8 +331,8 @@ async fn run(serve: Serve, data: &Path, output: Output) -> Result<u8, Failure> {
     if let (Some(at), Some(public)) = (serve.listen_plain, &public) {
         let listener = listen(at, "--listen-plain").await?;
         let address = listener.local_addr()?;
-        let trust = registry.authority().trust();
-        let balancer = Balancer::new(trust, public, serve.trusted_proxies, SystemTime::now());
+        let authorities = registry.authorities();
+        let balancer = Balancer::new(authorities.trust(), public, serve.trusted_proxies, SystemTime::now());
         let balancer = balancer.map_err(|e| Failure::new(failure::FAILED, e))?;
         let text = format!("listening on {address} without TLS, for the load balancer at {public}, authority {domain}");
         let json = json!({"event": "listening", "address": address, "domain": domain, "tls": false, "public": public});

@@ -92,7 +92,7 @@ impl Embedded {
     /// This device's profile, paired anew when there is none.
     pub async fn profile(&self, places: &Places, device: &DeviceName) -> Result<Profile, Failure> {
         if let Ok(profile) = Profile::load(&places.profile, &self.url)
-            && profile.trust.ca_pin() == self.registry.authority().trust().ca_pin()
+            && profile.trust.shares(self.registry.authorities().trust())
         {
             return Ok(profile);
         }
@@ -130,9 +130,8 @@ impl Embedded {
         // Its processes may change the mode of their own directory; the one above it keeps others out.
         std::fs::create_dir_all(&places.workspace)?;
         let pin = profile.credential.key.pin();
-        let enrolled = StubState::load(&places.state).is_ok_and(|state| {
-            state.admits(&pin) && state.trust.ca_pin() == self.registry.authority().trust().ca_pin()
-        });
+        let enrolled = StubState::load(&places.state)
+            .is_ok_and(|state| state.admits(&pin) && state.trust.shares(self.registry.authorities().trust()));
         let mut code = None;
         if !enrolled {
             let _ = std::fs::remove_file(places.state.join("stub.json"));

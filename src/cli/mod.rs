@@ -1,5 +1,7 @@
 //! What a person types: arguments, output, hints, signals. Composes the roles; decides nothing that a role decides.
 
+#[cfg(feature = "coordinator")]
+mod authority_command;
 #[cfg(any(feature = "proxy", feature = "stub"))]
 mod ca_file;
 #[cfg(feature = "proxy")]

@@ -108,7 +108,7 @@ fn it_is_of_a_key_that_the_authority_certified_now() {
     assert_eq!(error, AssertionError::Certificate(IdentityError::WrongAuthority));
 
     // The authority itself, and the coordinator, are no clients.
-    let ca = format!("{signed}.{}", BASE64URL_NOPAD.encode(&world.authority.trust().ca));
+    let ca = format!("{signed}.{}", BASE64URL_NOPAD.encode(&world.authority.trust().newest().ca));
     assert!(matches!(world.judge(&ca, now()).unwrap_err(), AssertionError::Certificate(_)));
     let coordinator = certified(&world.authority, Role::Coordinator, 3600);
     let error = world.judge(&assert(&coordinator, &PURPOSE, now()).unwrap(), now()).unwrap_err();
@@ -119,6 +119,22 @@ fn it_is_of_a_key_that_the_authority_certified_now() {
     let header = assert(&short, &PURPOSE, now()).unwrap();
     world.judge(&header, later(29)).unwrap();
     assert_eq!(world.judge(&header, later(31)).unwrap_err(), AssertionError::Certificate(IdentityError::Expired));
+}
+
+#[test]
+fn during_a_rotation_either_authority_will_do_and_afterwards_the_next() {
+    let (world, next) = (world(), Authority::create("d".parse().unwrap(), now()).unwrap());
+    let both = Trust::of_all(vec![next.trust().clone(), world.authority.trust().clone()]).unwrap();
+    let moved = certified(&next, Role::Workspace("web".parse().unwrap()), 3600);
+    let said = [&world.stub, &moved].map(|credential| assert(credential, &PURPOSE, now()).unwrap());
+    let heard = |trust: &Trust| {
+        let judge = Judge::new(trust, AUDIENCE.to_owned()).unwrap();
+        said.each_ref().map(|header| judge.judge(header.as_bytes(), "GET", "/v1/park", now()).map(drop))
+    };
+    let refused = Err(AssertionError::Certificate(IdentityError::WrongAuthority));
+    assert_eq!(heard(world.authority.trust()), [Ok(()), refused.clone()]);
+    assert_eq!(heard(&both), [Ok(()), Ok(())]);
+    assert_eq!(heard(next.trust()), [refused, Ok(())]);
 }
 
 #[test]

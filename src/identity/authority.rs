@@ -1,6 +1,6 @@
 //! The certificate authority of one trust domain. It decides nothing: whom a certificate may name is the
 //! caller's decision. It refuses requests that do not prove possession of their key, takes nothing from a
-//! request but that key, and signs no certificate that outlives its own.
+//! request but that key, and signs no certificate that outlives its own. It vouches for the authority after it.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +18,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
+use crate::wire::limits::MAX_CROSSED;
 use crate::wire::name::TrustDomain;
 
 use super::certificate::{parse_x509, system_time};
@@ -48,6 +49,7 @@ pub struct Authority {
     trust: Trust,
     key: PrivateKey,
     not_after: SystemTime,
+    crossed: Vec<CertificateDer<'static>>,
 }
 
 impl Authority {
@@ -58,9 +60,9 @@ impl Authority {
 
     /// A new authority for a key that exists.
     pub fn create_with(domain: TrustDomain, key: PrivateKey, now: SystemTime) -> Result<Authority, IdentityError> {
-        let mut params = params(&format!("nexus-proxy {domain}"), now, CA_LIFETIME)?;
+        let mut params = params(&common_name(&domain), now, CA_LIFETIME)?;
         params.subject_alt_names = vec![uri_san(&uri::domain_uri(&domain))?];
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(MAX_CROSSED as u8));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = params.self_signed(key.pair()).map_err(|e| IdentityError::internal("authority", e))?;
         Authority::new(Trust::from_der(ca.into())?, key)
@@ -75,8 +77,39 @@ impl Authority {
         if trust.ca_pin() != key.pin() {
             return Err(IdentityError::KeyMismatch);
         }
-        let not_after = system_time(parse_x509(&trust.ca)?.validity().not_after)?;
-        Ok(Authority { trust, key, not_after })
+        let not_after = system_time(parse_x509(&trust.newest().ca)?.validity().not_after)?;
+        Ok(Authority { trust, key, not_after, crossed: Vec::new() })
+    }
+
+    /// The same, which shows with each certificate that earlier authorities have vouched for it: `crossed`, newest first.
+    /// The oldest beyond [`MAX_CROSSED`] are left out.
+    pub fn with_crossed(self, crossed: Vec<CertificateDer<'static>>) -> Authority {
+        Authority { crossed: crossed.into_iter().take(MAX_CROSSED).collect(), ..self }
+    }
+
+    /// A certificate with which this authority vouches for `next`: whoever believes this one may believe that one.
+    pub fn vouch(&self, next: &Authority, now: SystemTime) -> Result<CertificateDer<'static>, IdentityError> {
+        self.own_domain(next.domain())?;
+        let left = |authority: &Authority| authority.not_after.duration_since(now).map_err(|_| IdentityError::Expired);
+        let mut params = params(&common_name(self.domain()), now, left(self)?.min(left(next)?))?;
+        params.subject_alt_names = vec![uri_san(&uri::domain_uri(self.domain()))?];
+        // One further authority may stand between this one and a leaf.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(MAX_CROSSED as u8 - 1));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        let issuer = self.issuer()?;
+        let crossed = params.signed_by(next.key.pair(), &issuer).map_err(|e| IdentityError::internal("voucher", e))?;
+        Ok(crossed.into())
+    }
+
+    /// Certificates with which earlier authorities vouch, newest first.
+    pub fn crossed(&self) -> &[CertificateDer<'static>] {
+        &self.crossed
+    }
+
+    /// When its time is over.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 
     /// What clients remember of it.
@@ -94,7 +127,7 @@ impl Authority {
         self.key.to_pem()
     }
 
-    /// A certificate for the key of a request, naming `identity`, and the authority's own behind it.
+    /// A certificate for the key of a request, naming `identity`, then the authority's own, then those that vouch for it.
     /// `extra_sans` are DNS names and addresses for clients that look at those.
     pub fn issue(
         &self,
@@ -104,12 +137,7 @@ impl Authority {
         now: SystemTime,
         extra_sans: &[String],
     ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-        if identity.domain != self.trust.domain {
-            return Err(IdentityError::WrongName {
-                expected: self.trust.domain.to_string(),
-                found: identity.domain.to_string(),
-            });
-        }
+        self.own_domain(&identity.domain)?;
         let key = check_csr(csr_der)?;
         let name = identity.role.name().unwrap_or("coordinator");
         let left = self.not_after.duration_since(now).map_err(|_| IdentityError::Expired)?;
@@ -121,11 +149,20 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(&key, &self.issuer()?).map_err(|e| IdentityError::internal("certificate", e))?;
-        Ok(vec![leaf.into(), self.trust.ca.clone()])
+        let own = [leaf.into(), self.trust.newest().ca.clone()];
+        Ok(own.into_iter().chain(self.crossed.iter().cloned()).collect())
+    }
+
+    fn own_domain(&self, found: &TrustDomain) -> Result<(), IdentityError> {
+        if *found == self.trust.domain {
+            return Ok(());
+        }
+        Err(IdentityError::WrongName { expected: self.trust.domain.to_string(), found: found.to_string() })
     }
 
     fn issuer(&self) -> Result<Issuer<'_, &KeyPair>, IdentityError> {
-        Issuer::from_ca_cert_der(&self.trust.ca, self.key.pair()).map_err(|e| IdentityError::internal("issuer", e))
+        let ca = &self.trust.newest().ca;
+        Issuer::from_ca_cert_der(ca, self.key.pair()).map_err(|e| IdentityError::internal("issuer", e))
     }
 }
 
@@ -164,6 +201,10 @@ fn check_csr(der: &[u8]) -> Result<SubjectPublicKeyInfo, IdentityError> {
     }
     request.verify_signature().map_err(|_| IdentityError::BadRequestSignature)?;
     Ok(key)
+}
+
+fn common_name(domain: &TrustDomain) -> String {
+    format!("nexus-proxy {domain}")
 }
 
 fn params(name: &str, now: SystemTime, lifetime: Duration) -> Result<CertificateParams, IdentityError> {
@@ -235,9 +276,9 @@ mod tests {
     #[test]
     fn an_authority_is_constrained() {
         let authority = authority();
-        let ca = parse_x509(&authority.trust().ca).unwrap();
+        let ca = parse_x509(&authority.trust().newest().ca).unwrap();
         let constraints = ca.basic_constraints().unwrap().unwrap().value;
-        assert!(constraints.ca && constraints.path_len_constraint == Some(0));
+        assert!(constraints.ca && constraints.path_len_constraint == Some(MAX_CROSSED as u32));
         let usage = ca.key_usage().unwrap().unwrap().value;
         assert!(usage.key_cert_sign() && usage.crl_sign() && !usage.digital_signature());
         assert!(ca.extended_key_usage().unwrap().is_none());
@@ -264,7 +305,8 @@ mod tests {
         let extended = x509.extended_key_usage().unwrap().unwrap().value;
         assert!(extended.client_auth && extended.server_auth && !extended.any);
         assert_eq!(x509.raw_serial().len(), SERIAL);
-        assert_eq!(chain[1], authority.trust().ca);
+        assert_eq!(chain[1], authority.trust().newest().ca);
+        assert_eq!(chain.len(), 2);
     }
 
     #[test]

@@ -14,10 +14,10 @@ use super::{Identity, IdentityError, KeyPin, PrivateKey, pem};
 /// Bytes of one certificate that are looked at; ours have less than one kilobyte.
 const MAX_CERTIFICATE: usize = 16 * 1024;
 
-/// What a program presents: its certificate, the authority's, and the key.
+/// What a program presents: its certificate, what leads to an authority, and the key.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    /// The leaf, then the authority.
+    /// The leaf, then the authority, then certificates with which earlier authorities vouch for it.
     pub chain: Vec<CertificateDer<'static>>,
     /// The key of the leaf.
     pub key: PrivateKey,
@@ -48,6 +48,11 @@ impl Credential {
     /// Who this is.
     pub fn identity(&self) -> &Identity {
         &self.leaf.identity
+    }
+
+    /// The pin of the authority that issued it, as the chain says.
+    pub fn issuer(&self) -> Option<KeyPin> {
+        parse_x509(self.chain.get(1)?).ok().map(|authority| KeyPin::of_spki(authority.public_key().raw))
     }
 
     /// When the leaf ends.

@@ -19,6 +19,9 @@ pub enum IdentityError {
     /// The certificate is not from the authority that is trusted here.
     #[error("the certificate was issued by another authority")]
     WrongAuthority,
+    /// A coordinator names authorities that those known here have not vouched for.
+    #[error("the coordinator names an authority that the one known here has not vouched for")]
+    NotVouchedFor,
     /// The certificate is for somebody else.
     #[error("the certificate names {found}; {expected} was expected")]
     WrongName {
@@ -103,6 +106,9 @@ impl IdentityError {
             IdentityError::Malformed(_) => "check that the file or the text is complete",
             IdentityError::WrongAuthority => {
                 "the address may lead to another coordinator, or its data were replaced; pair or enrol again if that was meant"
+            }
+            IdentityError::NotVouchedFor => {
+                "something between may have put it there; or the authority was replaced three times while this was off: then pair or enrol again"
             }
             IdentityError::WrongName { .. } => {
                 "check the address and the name; this is another peer than the one asked for"

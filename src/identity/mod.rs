@@ -1,6 +1,6 @@
 //! Who is who: names, keys, pins, certificates, and the TLS configurations that check them.
 //!
-//! One coordinator is one trust domain with one certificate authority. A certificate carries exactly one URI
+//! One coordinator is one trust domain with one certificate authority, or two while one takes the other's place. A certificate carries exactly one URI
 //! name (`spiffe://{domain}/{role}/{name}`), and that name is what a handshake checks; DNS names prove nothing
 //! here. Nothing in this layer reads a file, a socket or a clock of its own: callers pass the time.
 
@@ -22,6 +22,6 @@ pub use code::{Code, CodeKind};
 pub use error::IdentityError;
 pub use key::PrivateKey;
 pub use pin::KeyPin;
-pub use trust::Trust;
+pub use trust::{Bundle, Trust};
 pub use uri::{Identity, Role};
 pub use verify::{ClientAuth, Expect};

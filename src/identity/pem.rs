@@ -5,6 +5,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
+use crate::wire::limits::MAX_CROSSED;
+
 use super::IdentityError;
 
 /// Characters of base64 on a line of PEM (RFC 7468).
@@ -13,8 +15,8 @@ const LINE: usize = 64;
 /// Bytes of PEM that are looked at: a chain of a few certificates is far below.
 pub(super) const MAX_PEM: usize = 64 * 1024;
 
-/// Certificates in one chain: leaf and authority, with room for a cross-signed one.
-const MAX_CHAIN: usize = 4;
+/// Certificates in one chain: leaf and authority, and those that vouch for it. A bundle of authorities has as many.
+const MAX_CHAIN: usize = 2 + MAX_CROSSED;
 
 /// One section.
 pub(super) fn encode(label: &str, der: &[u8]) -> String {

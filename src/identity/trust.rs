@@ -1,28 +1,39 @@
-//! What a client remembers of its coordinator: the trust domain and the certificate of its authority.
-//! Refuses a certificate that is not an authority's own.
+//! What a client remembers of its coordinator: the trust domain and the certificates of its authorities. There is one,
+//! and a second while one takes the other's place. Refuses a certificate that is not an authority's own, and an
+//! authority that none of those it knows has vouched for.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 
+use crate::wire::limits::{MAX_AUTHORITIES, MAX_CROSSED};
 use crate::wire::name::TrustDomain;
 
-use super::certificate::{only_uri, parse_x509};
+use super::certificate::{only_uri, parse_x509, system_time};
 use super::{IdentityError, KeyPin, pem, uri};
 
-/// The authority that is believed, and the domain it speaks for.
+/// One authority's own certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// The certificate.
+    pub ca: CertificateDer<'static>,
+    /// The pin of its key.
+    pub pin: KeyPin,
+}
+
+/// The authorities that are believed, and the domain they speak for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
-    /// The domain its certificates may name.
+    /// The domain their certificates may name.
     pub domain: TrustDomain,
-    /// Its certificate.
-    pub ca: CertificateDer<'static>,
-    pin: KeyPin,
+    /// Newest first; never empty.
+    anchors: Vec<Anchor>,
 }
 
 impl Trust {
-    /// Reads an authority's certificate: marked as one, signed by itself, named by its domain alone.
+    /// Trust in one authority, whose certificate is marked as one, signed by itself, and named by its domain alone.
     pub fn from_der(ca: CertificateDer<'static>) -> Result<Trust, IdentityError> {
         let certificate = parse_x509(&ca)?;
         if !certificate.is_ca() {
@@ -34,10 +45,10 @@ impl Trust {
             .verify_signature(None)
             .map_err(|_| IdentityError::malformed("the authority's certificate is not signed by itself"))?;
         let pin = KeyPin::of_spki(certificate.public_key().raw);
-        Ok(Trust { domain, ca, pin })
+        Ok(Trust { domain, anchors: vec![Anchor { ca, pin }] })
     }
 
-    /// Reads the authority's certificate in PEM; refuses more than one.
+    /// Reads one authority's certificate in PEM; refuses more than one.
     pub fn from_pem(text: &str) -> Result<Trust, IdentityError> {
         let mut certificates = pem::certificates(text)?;
         match (certificates.pop(), certificates.is_empty()) {
@@ -46,43 +57,185 @@ impl Trust {
         }
     }
 
-    /// The authority's certificate in PEM.
+    /// Reads what [`to_pem`](Self::to_pem) wrote, from a place that only its owner can write: whoever wrote it is
+    /// believed.
+    pub fn kept_from_pem(text: &str) -> Result<Trust, IdentityError> {
+        Trust::of_all(pem::certificates(text)?.into_iter().map(Trust::from_der).collect::<Result<_, _>>()?)
+    }
+
+    /// Trust in all of these together, newest first; refuses authorities of several domains.
+    pub fn of_all(all: Vec<Trust>) -> Result<Trust, IdentityError> {
+        let mut anchors: Vec<Anchor> = Vec::new();
+        let domain = all.first().ok_or(IdentityError::NoCertificate)?.domain.clone();
+        for trust in all {
+            if trust.domain != domain {
+                return Err(IdentityError::malformed("authorities of several trust domains"));
+            }
+            anchors.extend(trust.anchors);
+        }
+        if anchors.len() > MAX_AUTHORITIES {
+            return Err(IdentityError::TooLarge {
+                what: "a list of authorities",
+                len: anchors.len(),
+                max: MAX_AUTHORITIES,
+            });
+        }
+        Ok(Trust { domain, anchors })
+    }
+
+    /// The authorities' certificates in PEM, newest first.
     pub fn to_pem(&self) -> String {
-        pem::encode("CERTIFICATE", &self.ca)
+        self.anchors.iter().map(|anchor| pem::encode("CERTIFICATE", &anchor.ca)).collect()
     }
 
-    /// The pin of the authority's key.
+    /// The newest authority.
+    pub fn newest(&self) -> &Anchor {
+        &self.anchors[0]
+    }
+
+    /// All authorities, newest first.
+    pub fn anchors(&self) -> &[Anchor] {
+        &self.anchors
+    }
+
+    /// The pin of the newest authority's key.
     pub fn ca_pin(&self) -> KeyPin {
-        self.pin
+        self.newest().pin
     }
 
-    /// For rustls: this authority and no other.
+    /// How many authorities are newer than the one with this key; `None` when it is not believed.
+    pub fn age(&self, pin: KeyPin) -> Option<usize> {
+        self.anchors.iter().position(|anchor| anchor.pin == pin)
+    }
+
+    /// Whether both believe an authority.
+    pub fn shares(&self, other: &Trust) -> bool {
+        self.anchors.iter().any(|anchor| other.age(anchor.pin).is_some())
+    }
+
+    /// For rustls: these authorities and no other.
     pub fn roots(&self) -> Result<Arc<RootCertStore>, IdentityError> {
         let mut roots = RootCertStore::empty();
-        roots
-            .add(self.ca.clone())
-            .map_err(|e| IdentityError::malformed(format!("the authority's certificate: {e}")))?;
+        for anchor in &self.anchors {
+            roots
+                .add(anchor.ca.clone())
+                .map_err(|e| IdentityError::malformed(format!("the authority's certificate: {e}")))?;
+        }
         Ok(Arc::new(roots))
+    }
+
+    /// Trust as `bundle` says it is at `now`, as far as the newest authority that is believed here vouches for it.
+    ///
+    /// Whoever brings the bundle need not be believed. An authority is added only when the newest one has certified its
+    /// key, or has certified that of one that has; an older one vouches for nobody any more. One is forgotten only when it
+    /// is older than another in the bundle. A bundle with anything else in it is refused whole.
+    pub fn follow(&self, bundle: &Bundle, now: SystemTime) -> Result<Trust, IdentityError> {
+        // Keys, newest first, with the certificate that each was met in.
+        let mut line: Vec<(KeyPin, &CertificateDer<'static>)> =
+            self.anchors.iter().map(|anchor| (anchor.pin, &anchor.ca)).collect();
+        // Each step uses a certificate of the bundle up, so a circle ends.
+        for _ in 0..bundle.crossed.len() {
+            let newest = line[0].1;
+            let step = bundle.crossed.iter().find_map(|crossed| {
+                let pin = self.vouched(crossed, newest, now)?;
+                line.iter().all(|(known, _)| *known != pin).then_some((pin, crossed))
+            });
+            let Some(step) = step else { break };
+            line.insert(0, step);
+        }
+        if bundle.trust.domain != self.domain {
+            return Err(IdentityError::NotVouchedFor);
+        }
+        let place = |pin: KeyPin| line.iter().position(|(known, _)| *known == pin);
+        let Some(own) = place(self.ca_pin()) else { return Err(IdentityError::WrongAuthority) };
+        let mut anchors = Vec::new();
+        for anchor in &bundle.trust.anchors {
+            anchors.push((place(anchor.pin).ok_or(IdentityError::NotVouchedFor)?, anchor.clone()));
+        }
+        anchors.sort_by_key(|(place, _)| *place);
+        match anchors.first() {
+            Some((newest, _)) if *newest <= own => {}
+            _ => return Err(IdentityError::NotVouchedFor),
+        }
+        let anchors = anchors.into_iter().map(|(_, anchor)| anchor).collect();
+        Ok(Trust { domain: self.domain.clone(), anchors })
+    }
+
+    /// The pin of the authority in `crossed`, if the one in `by` has certified it for our domain and for now.
+    fn vouched(&self, crossed: &CertificateDer<'_>, by: &CertificateDer<'_>, now: SystemTime) -> Option<KeyPin> {
+        let (crossed, by) = (parse_x509(crossed).ok()?, parse_x509(by).ok()?);
+        let of_domain = uri::parse_domain_uri(only_uri(&crossed).ok()?)? == self.domain;
+        let validity = crossed.validity();
+        let is_in_time =
+            system_time(validity.not_before).ok()? <= now && now <= system_time(validity.not_after).ok()?;
+        let is_signed = || crossed.verify_signature(Some(by.public_key())).is_ok();
+        let vouched = crossed.is_ca() && of_domain && is_in_time && is_signed();
+        vouched.then(|| KeyPin::of_spki(crossed.public_key().raw))
+    }
+}
+
+/// What a coordinator says of its authorities: those in force, the one that signs first; then certificates with which
+/// an authority vouches for the one after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// Not in order of age: the one that signs is first.
+    trust: Trust,
+    crossed: Vec<CertificateDer<'static>>,
+}
+
+impl Bundle {
+    /// `signing` signs, `others` are in force beside it; `crossed` vouch.
+    pub fn new(
+        signing: Trust,
+        others: Vec<Trust>,
+        crossed: Vec<CertificateDer<'static>>,
+    ) -> Result<Bundle, IdentityError> {
+        if crossed.len() > MAX_CROSSED {
+            return Err(IdentityError::TooLarge { what: "a list of vouchers", len: crossed.len(), max: MAX_CROSSED });
+        }
+        let all = std::iter::once(signing).chain(others).collect();
+        Ok(Bundle { trust: Trust::of_all(all)?, crossed })
+    }
+
+    /// Reads it; refuses what has no authority in it, too many of them, or those of several domains.
+    pub fn from_pem(text: &str) -> Result<Bundle, IdentityError> {
+        let (mut authorities, mut crossed) = (Vec::new(), Vec::new());
+        for certificate in pem::certificates(text)? {
+            match Trust::from_der(certificate.clone()) {
+                Ok(trust) => authorities.push(trust),
+                // Whether it vouches is looked at when it is needed.
+                Err(_) => crossed.push(certificate),
+            }
+        }
+        if authorities.is_empty() {
+            return Err(IdentityError::NoCertificate);
+        }
+        let others = authorities.split_off(1);
+        Bundle::new(authorities.remove(0), others, crossed)
+    }
+
+    /// Reads certificates with which authorities vouch.
+    pub fn vouchers_from_pem(text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        pem::certificates(text)
+    }
+
+    /// PEM, in its order.
+    pub fn to_pem(&self) -> String {
+        let crossed = self.crossed.iter().map(|crossed| pem::encode("CERTIFICATE", crossed));
+        std::iter::once(self.trust.to_pem()).chain(crossed).collect()
+    }
+
+    /// How many authorities are in force.
+    pub fn in_force(&self) -> usize {
+        self.trust.anchors.len()
+    }
+
+    /// The pin of the authority that signs.
+    pub fn signs(&self) -> KeyPin {
+        self.trust.ca_pin()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::identity::{Authority, Identity, PrivateKey, Role};
-    use std::time::{Duration, SystemTime};
-
-    #[test]
-    fn pem_round_trips_and_leaves_are_refused() {
-        let now = SystemTime::now();
-        let authority = Authority::create("d".parse().unwrap(), now).unwrap();
-        let trust = authority.trust();
-        assert_eq!(&Trust::from_pem(&trust.to_pem()).unwrap(), trust);
-        assert_eq!(trust.domain.as_str(), "d");
-        let key = PrivateKey::generate().unwrap();
-        let identity = Identity::new("d".parse().unwrap(), Role::Coordinator);
-        let chain = authority.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(60), now, &[]).unwrap();
-        assert!(Trust::from_der(chain[0].clone()).is_err());
-        assert!(Trust::from_pem(&format!("{0}{0}", trust.to_pem())).is_err());
-    }
-}
+#[path = "trust_tests.rs"]
+mod tests;

@@ -1,5 +1,5 @@
 //! TLS configurations that know whom they expect: TLS 1.3, our provider, no resumption, no early data.
-//! The chain is verified against one authority, then the URI name, then the pin. DNS names are not looked at:
+//! The chain is verified against the authorities that are believed, then the URI name, then the pin. DNS names are not looked at:
 //! the authority is private to one coordinator, so a name of its domain says all that a DNS name could.
 
 use std::fmt;
@@ -16,6 +16,7 @@ use rustls::{
     SignatureScheme,
 };
 
+use crate::wire::limits::{MAX_AUTHORITIES, MAX_CROSSED};
 use crate::wire::name::WorkspaceName;
 
 use super::{Credential, IdentityError, KeyPin, PeerCertificate, Role, Trust};
@@ -23,8 +24,9 @@ use super::{Credential, IdentityError, KeyPin, PeerCertificate, Role, Trust};
 /// A further check of a peer whose chain and name are right.
 pub type PeerCheck = Arc<dyn Fn(&PeerCertificate) -> Result<(), IdentityError> + Send + Sync>;
 
-/// Presented certificates in which an authority is looked for during bootstrap.
-const MAX_PRESENTED: usize = 4;
+/// Presented certificates in which an authority is looked for during bootstrap: the one that signs, those that vouch for
+/// it, and the others in force.
+const MAX_PRESENTED: usize = MAX_AUTHORITIES + MAX_CROSSED;
 
 /// Whom a handshake expects on the other side. Always within one trust domain.
 #[derive(Clone)]

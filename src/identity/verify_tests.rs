@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use rustls::{ClientConnection, Connection, NamedGroup, ProtocolVersion, ServerConnection};
 
 use super::*;
-use crate::identity::{Authority, Identity, PrivateKey};
+use crate::identity::{Authority, Bundle, Identity, PrivateKey};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const ALPN: &[&[u8]] = &[b"nexus/1"];
@@ -284,7 +284,7 @@ fn bootstrap_is_not_fooled_by_a_borrowed_authority() {
     // The right authority beside a leaf of another.
     let (world, evil) = (World::new("d"), World::new("d"));
     let mut coordinator = evil.credential(Role::Coordinator);
-    coordinator.chain.push(world.trust().ca.clone());
+    coordinator.chain.push(world.trust().newest().ca.clone());
     let (config, handle) = bootstrap_client_config(&world.trust().ca_pin().prefix(), &[]).unwrap();
     let optional = ClientAuth::Optional(Expect::AnyClient);
     let server = server_config(evil.trust(), &coordinator, optional, &[]).unwrap();
@@ -295,5 +295,64 @@ fn bootstrap_is_not_fooled_by_a_borrowed_authority() {
 #[test]
 fn an_authority_does_not_pass_as_a_peer() {
     let world = World::new("d");
-    assert!(PeerCertificate::parse(&world.trust().ca).is_err());
+    assert!(PeerCertificate::parse(&world.trust().newest().ca).is_err());
+}
+
+/// A peer that knows one authority or both, and one with a certificate by either: who gets along with whom.
+#[test]
+fn during_a_rotation_both_authorities_are_believed_and_afterwards_one() {
+    let (first, next) = (World::new("d"), World::new("d"));
+    let now = SystemTime::now();
+    let crossed = first.authority.vouch(&next.authority, now).unwrap();
+    let next = World { authority: next.authority.with_crossed(vec![crossed.clone()]) };
+    let (before, after) = (first.trust().clone(), next.trust().clone());
+    let bundle = Bundle::new(after.clone(), vec![before.clone()], vec![crossed]).unwrap();
+    let both = before.follow(&bundle, now).unwrap();
+    let credentials = |world: &World| (world.credential(device("laptop")), world.credential(workspace("web")));
+    let (old_device, old_workspace) = credentials(&first);
+    let (new_device, new_workspace) = credentials(&next);
+    let meet = |laptop: (&Trust, &Credential), stub: (&Trust, &Credential)| {
+        let config = client_config(laptop.0, expect_workspace("web", None), Some(laptop.1), &[]).unwrap();
+        shake(config, server_config(stub.0, stub.1, ClientAuth::Required(any_device()), &[]).unwrap())
+    };
+    // During the overlap: whichever has moved on, on either side; and one who knows nothing of it yet.
+    for trust in [&both, &before] {
+        for laptop in [&old_device, &new_device] {
+            for stub in [&old_workspace, &new_workspace] {
+                meet((trust, laptop), (&both, stub)).both();
+                meet((&both, laptop), (trust, stub)).both();
+            }
+        }
+    }
+    // Afterwards the former authority is nobody's, though it was a good one.
+    assert_eq!(meet((&after, &new_device), (&after, &old_workspace)).client_error(), IdentityError::WrongAuthority);
+    assert!(meet((&after, &old_device), (&after, &new_workspace)).server.is_err());
+    meet((&after, &new_device), (&after, &new_workspace)).both();
+}
+
+#[test]
+fn a_code_from_before_a_switch_is_enough_to_know_the_coordinator_after_it() {
+    let (first, next) = (World::new("d"), World::new("d"));
+    let crossed = first.authority.vouch(&next.authority, SystemTime::now()).unwrap();
+    let next = World { authority: next.authority.with_crossed(vec![crossed]) };
+    let mut coordinator = next.credential(Role::Coordinator);
+    coordinator.chain.push(first.trust().newest().ca.clone());
+    for trust in [first.trust(), next.trust()] {
+        let (config, handle) = bootstrap_client_config(&trust.ca_pin().prefix(), &[]).unwrap();
+        let anyone = ClientAuth::Optional(Expect::AnyClient);
+        shake(config, server_config(next.trust(), &coordinator, anyone, &[]).unwrap()).both();
+        assert_eq!(handle.trust().as_ref(), Some(trust));
+    }
+}
+
+#[test]
+fn two_rotations_lie_between_a_peer_and_a_certificate_that_it_believes() {
+    let all: Vec<World> = (0..3).map(|_| World::new("d")).collect();
+    let vouch = |by: usize| all[by].authority.vouch(&all[by + 1].authority, SystemTime::now()).unwrap();
+    let crossed = vec![vouch(1), vouch(0)];
+    let first = all[0].trust().clone();
+    let last = World { authority: all.into_iter().next_back().unwrap().authority.with_crossed(crossed) };
+    let config = client_config(&first, Expect::Coordinator, None, &[]).unwrap();
+    let own = last.credential(Role::Coordinator);
+    shake(config, server_config(last.trust(), &own, ClientAuth::Optional(Expect::AnyClient), &[]).unwrap()).both();
 }

@@ -248,7 +248,11 @@ impl Lifeline {
             Control::Refused(refusal) => {
                 self.core.end(Ended::Refused(Refusal::from_bytes(&refusal.to_bytes())));
             }
-            Control::Parked {} | Control::Join { .. } | Control::Revoked { .. } | Control::Unknown => {}
+            Control::Parked {}
+            | Control::Join { .. }
+            | Control::Revoked { .. }
+            | Control::Authorities {}
+            | Control::Unknown => {}
         }
     }
 

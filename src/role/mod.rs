@@ -12,7 +12,6 @@ pub mod files;
 pub mod local;
 #[cfg(feature = "proxy")]
 pub mod proxy;
-#[cfg(any(feature = "proxy", feature = "stub"))]
 pub mod renewal;
 #[cfg(feature = "stub")]
 pub mod stub;

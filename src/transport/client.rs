@@ -5,13 +5,14 @@
 //! client is an assertion.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::client::TlsStream;
 
 use super::address::CoordinatorUrl;
@@ -25,9 +26,9 @@ use crate::identity::assertion::{Purpose, assert};
 use crate::identity::code::Code;
 use crate::identity::error::IdentityError;
 use crate::identity::verify::{Expect, bootstrap_client_config, client_config};
-use crate::identity::{Credential, Trust};
+use crate::identity::{Bundle, Credential, KeyPin, Trust};
 use crate::wire::name::WorkspaceName;
-use crate::wire::onboarding::{NamesAuthority, RENEW_PATH, RenewAnswer, RenewRequest};
+use crate::wire::onboarding::{AUTHORITIES_PATH, Authorities, NamesAuthority, RENEW_PATH, RenewAnswer, RenewRequest};
 use crate::wire::{Refusal, RefusalCode};
 
 /// The protocol spoken inside the outer TLS. WebSockets upgrade from HTTP/1.1 only.
@@ -117,13 +118,13 @@ pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
     path: &str,
     body: &Q,
 ) -> Result<(A, Trust), ClientError> {
-    match outer {
+    let (answer, trust): (A, Trust) = match outer {
         OuterTls::Coordinator => {
             let (tls, learned) = bootstrap_client_config(code.ca_prefix(), ALPN)?;
             let io = dial(url, tls).await?;
             let trust =
                 learned.trust().ok_or_else(|| ClientError::Identity("the coordinator showed no authority".into()))?;
-            Ok((http::post_json(io, &url.authority(), path, body).await?, trust))
+            (http::post_json(io, &url.authority(), path, body).await?, trust)
         }
         OuterTls::Balancer(tls) => {
             let io = dial(url, tls.clone()).await.map_err(|error| match balancer_fault(&error) {
@@ -136,9 +137,15 @@ pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
             if trust.ca_pin().prefix() != *code.ca_prefix() {
                 return Err(IdentityError::NotOfThisCode.into());
             }
-            Ok((answer, trust))
+            (answer, trust)
         }
+    };
+    if answer.authorities().is_empty() {
+        return Ok((answer, trust));
     }
+    // A code is of one authority, and another may be taking its place.
+    let trust = trust.follow(&Bundle::from_pem(answer.authorities())?, SystemTime::now())?;
+    Ok((answer, trust))
 }
 
 /// No connection, for a reason that may pass.
@@ -159,15 +166,47 @@ pub struct CoordinatorClient {
     url: CoordinatorUrl,
     outer: OuterTls,
     names: Names,
-    trust: Trust,
+    trust: ArcSwap<Trust>,
     credential: ArcSwap<Credential>,
+    heard: Mutex<Heard>,
+    caught_up: Notify,
+}
+
+/// What was said of authorities since this program began.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Which one signs, as the coordinator said last.
+    signs: Option<KeyPin>,
+    /// The newest that is believed, as the coordinator was told last.
+    told: Option<KeyPin>,
+    /// A renewal that nobody has asked for was made on the way, and has to be written down.
+    unkept: bool,
+}
+
+/// What a program keeps of its coordinator and has to write down when it changes: authorities first, because a
+/// certificate without its authority is of no use.
+#[derive(Debug, Clone)]
+pub struct Fresh {
+    /// Whom to trust.
+    pub trust: Arc<Trust>,
+    /// The certificate and key in use.
+    pub credential: Arc<Credential>,
 }
 
 impl CoordinatorClient {
     /// A client at `url` with the certificate it was given.
     pub fn new(url: CoordinatorUrl, trust: Trust, credential: Credential) -> CoordinatorClient {
-        let credential = ArcSwap::from_pointee(credential);
-        CoordinatorClient { url, outer: OuterTls::Coordinator, names: Names::default(), trust, credential }
+        // Whoever was paired, enrolled or renewed with these authorities has told of them.
+        let heard = Heard { signs: None, told: Some(trust.ca_pin()), unkept: false };
+        CoordinatorClient {
+            url,
+            outer: OuterTls::Coordinator,
+            names: Names::default(),
+            trust: ArcSwap::from_pointee(trust),
+            credential: ArcSwap::from_pointee(credential),
+            heard: Mutex::new(heard),
+            caught_up: Notify::new(),
+        }
     }
 
     /// The same, with TLS ended by whom `outer` says.
@@ -187,8 +226,8 @@ impl CoordinatorClient {
     }
 
     /// Whom to trust.
-    pub fn trust(&self) -> &Trust {
-        &self.trust
+    pub fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
     }
 
     /// The certificate and key in use.
@@ -212,27 +251,107 @@ impl CoordinatorClient {
         self.upgrade(&format!("/v1/connect/{workspace}")).await
     }
 
-    /// Fetches a fresh certificate for the same key when two thirds of the old one's life are over.
-    /// Gives it when there is one; connections that stand keep the old one.
-    pub async fn renew_if_due(&self, now: SystemTime) -> Result<Option<Arc<Credential>>, ClientError> {
+    /// Asks which authorities are in force, and follows those that the ones known here vouch for. Gives what has to be
+    /// written down, if anything.
+    pub async fn look(&self, now: SystemTime) -> Result<Option<Fresh>, ClientError> {
+        let io = self.dial(None).await?;
+        let answer: Authorities = http::read_json(io, &self.url.authority(), AUTHORITIES_PATH).await?;
+        let learned = self.follow(&answer.authorities, now)?;
+        Ok(learned.then(|| self.fresh()))
+    }
+
+    /// Fetches a fresh certificate for the same key when two thirds of the old one's life are over, when another
+    /// authority signs, or when the coordinator has not been told yet which one is believed here. Gives what has to be
+    /// written down, if anything; connections that stand keep the old certificate.
+    pub async fn renew_if_due(&self, now: SystemTime) -> Result<Option<Fresh>, ClientError> {
         let current = self.credential();
-        if now < current.renew_at() {
-            return Ok(None);
+        if now < current.renew_at() && !self.is_overtaken(&current) {
+            let unkept = std::mem::take(&mut self.heard().unkept);
+            return Ok(unkept.then(|| self.fresh()));
         }
         let csr = current.key.csr_pem()?;
+        let trusts = self.trust().ca_pin();
         // Without a client certificate: the request proves the key, and an expired certificate would be refused.
         let io = self.dial(None).await?;
-        let request = RenewRequest { csr };
+        let request = RenewRequest { csr, trusts: Some(trusts.to_string()) };
         let answer: RenewAnswer = http::post_json(io, &self.url.authority(), RENEW_PATH, &request).await?;
         let fresh = Arc::new(Credential::from_pem(&answer.chain, current.key.clone())?);
         if fresh.identity() != current.identity() {
             return Err(ClientError::Identity("the coordinator renewed our certificate under another name".into()));
         }
-        self.credential.store(fresh.clone());
-        Ok(Some(fresh))
+        self.heard().told = Some(trusts);
+        if !answer.authorities.is_empty() {
+            self.follow(&answer.authorities, now)?;
+        }
+        self.credential.store(fresh);
+        Ok(Some(self.fresh()))
     }
 
+    /// Whether a rotation of authorities asks for another certificate, whatever time this one has left.
+    fn is_overtaken(&self, current: &Credential) -> bool {
+        let (trust, heard) = (self.trust(), self.heard());
+        let age = |pin: KeyPin| trust.age(pin).unwrap_or(usize::MAX);
+        let by_an_older = heard.signs.is_some_and(|signs| current.issuer().map_or(usize::MAX, age) > age(signs));
+        by_an_older || heard.told != Some(trust.ca_pin())
+    }
+
+    /// Whether what is believed has changed.
+    fn follow(&self, authorities: &str, now: SystemTime) -> Result<bool, ClientError> {
+        let before = self.trust();
+        let followed = Bundle::from_pem(authorities).and_then(|bundle| Ok((before.follow(&bundle, now)?, bundle)));
+        // Something between may have said it, and passes: what is believed stays as it is.
+        let (trust, bundle) = followed.map_err(|e| ClientError::Dial(format!("{e}. hint: {}", e.hint())))?;
+        self.heard().signs = Some(bundle.signs());
+        let changed = trust != *before;
+        if changed {
+            tracing::info!(authorities = trust.anchors().len(), newest = %trust.ca_pin(), "authorities learned");
+            self.trust.store(Arc::new(trust));
+        }
+        Ok(changed)
+    }
+
+    fn fresh(&self) -> Fresh {
+        Fresh { trust: self.trust(), credential: self.credential() }
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A refusal may mean that the authority of our certificate is no longer in force, which is for us to find out: then
+    /// it is tried once more, with another certificate.
     async fn upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {
+        match self.try_upgrade(path).await {
+            Err(error @ ClientError::Refused(_)) => {
+                if !Box::pin(self.catch_up(SystemTime::now())).await? {
+                    return Err(error);
+                }
+                self.try_upgrade(path).await
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a rotation of authorities had left us behind, and does so no more.
+    async fn catch_up(&self, now: SystemTime) -> Result<bool, ClientError> {
+        if let Err(error) = self.look(now).await {
+            tracing::debug!(%error, "the authorities could not be looked at");
+        }
+        if !self.is_overtaken(&self.credential()) {
+            return Ok(false);
+        }
+        let fresh = self.renew_if_due(now).await?;
+        self.heard().unkept = fresh.is_some();
+        self.caught_up.notify_one();
+        Ok(fresh.is_some())
+    }
+
+    /// Returns when [`renew_if_due`](Self::renew_if_due) has something to be written down that nobody has asked for.
+    pub async fn caught_up(&self) {
+        self.caught_up.notified().await;
+    }
+
+    async fn try_upgrade(&self, path: &str) -> Result<CoordinatorCarrier, ClientError> {
         let credential = self.credential();
         let io = self.dial(Some(&credential)).await?;
         let authority = self.url.authority();
@@ -251,7 +370,7 @@ impl CoordinatorClient {
     async fn dial(&self, credential: Option<&Credential>) -> Result<TlsStream<ReadAhead<TcpStream>>, ClientError> {
         match &self.outer {
             OuterTls::Coordinator => {
-                let tls = client_config(&self.trust, Expect::Coordinator, credential, ALPN)?;
+                let tls = client_config(&self.trust(), Expect::Coordinator, credential, ALPN)?;
                 Ok(dial_by(&self.names, &self.url, tls).await?)
             }
             // A certificate that was forgotten to be renewed, or a network that answers in the balancer's place: both

@@ -51,14 +51,22 @@ pub async fn post_json<T: Io, Q: Serialize, A: DeserializeOwned>(
     body: &Q,
 ) -> Result<A, Refusal> {
     let body = serde_json::to_vec(body).map_err(|e| Refusal::new(RefusalCode::Malformed, e.to_string()))?;
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, host)
-        .header(CONTENT_TYPE, "application/json")
-        .header(CONNECTION, "close")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(broken)?;
+    let request = Request::builder().method(Method::POST).uri(path).header(CONTENT_TYPE, "application/json");
+    json(io, host, request, Bytes::from(body)).await
+}
+
+/// Gets a JSON answer.
+pub async fn read_json<T: Io, A: DeserializeOwned>(io: T, host: &str, path: &str) -> Result<A, Refusal> {
+    json(io, host, Request::builder().method(Method::GET).uri(path), Bytes::new()).await
+}
+
+async fn json<T: Io, A: DeserializeOwned>(
+    io: T,
+    host: &str,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+) -> Result<A, Refusal> {
+    let request = request.header(HOST, host).header(CONNECTION, "close").body(Full::new(body)).map_err(broken)?;
     let (response, _connection) = exchange(io, request, ANSWER_TIMEOUT).await?;
     let status = response.status();
     let bytes = body_of(response).await?;

@@ -32,6 +32,8 @@ pub enum Control {
         /// The pins of their keys, as text; at most [`MAX_REVOKED`](super::limits::MAX_REVOKED).
         pins: Vec<String>,
     },
+    /// To a stub: other authorities are in force than before. It asks which.
+    Authorities {},
     /// Anything else.
     #[serde(other)]
     Unknown,
@@ -70,6 +72,7 @@ mod tests {
         let cases = [
             (Control::Parked {}, r#"{"type":"parked"}"#),
             (Control::Join { session: "s1".into(), device: None }, r#"{"type":"join","session":"s1"}"#),
+            (Control::Authorities {}, r#"{"type":"authorities"}"#),
             (Control::Drain { reconnect_after_ms: 250 }, r#"{"type":"drain","reconnect_after_ms":250}"#),
             (
                 Control::Refused(Refusal::new(RefusalCode::Unavailable, "no stub")),

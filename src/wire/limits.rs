@@ -68,6 +68,13 @@ pub const MAX_LISTENERS: usize = 256;
 /// UDP flows that one forward keeps; the one idle for longest makes room.
 pub const MAX_UDP_FLOWS: usize = 1024;
 
+/// Authorities of one coordinator that are in force at a time: one signs, and another is about to, or did before.
+pub const MAX_AUTHORITIES: usize = 2;
+
+/// Certificates, beside those of the authorities, with which one authority vouches for the next: whoever was away for as
+/// many rotations finds the way.
+pub const MAX_CROSSED: usize = 2;
+
 /// Bytes of a sentence that a peer sends for a person to read.
 pub const MAX_SENTENCE: usize = 2 * 1024;
 

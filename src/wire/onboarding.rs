@@ -1,5 +1,6 @@
 //! How a key gets its certificate: pairing a laptop, enrolling a workspace, renewing either. JSON over HTTPS,
-//! one request and one answer each; a refusal is a [`Refusal`] object. Certificates and requests are PEM.
+//! one request and one answer each; a refusal is a [`Refusal`] object. Certificates and requests are PEM. Each answer
+//! says which authorities are in force, and so does [`AUTHORITIES_PATH`].
 //!
 //! A code never prints. Renewing needs no certificate: the request proves possession of a known key, and the
 //! answer is of no use without it.
@@ -20,6 +21,8 @@ pub const PAIR_PATH: &str = "/v1/pair";
 pub const ENROLL_PATH: &str = "/v1/enroll";
 /// Where a [`RenewRequest`] is posted.
 pub const RENEW_PATH: &str = "/v1/renew";
+/// Where [`Authorities`] are read.
+pub const AUTHORITIES_PATH: &str = "/v1/authorities";
 /// Where a [`Health`] is read.
 pub const HEALTH_PATH: &str = "/health";
 
@@ -64,10 +67,13 @@ pub struct PairAnswer {
     pub device: DeviceName,
     /// Of which coordinator.
     pub domain: TrustDomain,
-    /// Its certificate and the authority's, PEM.
+    /// Its certificate, the authority's, and those that vouch for that, PEM.
     pub chain: String,
-    /// The authority's certificate, PEM.
+    /// The certificate of the authority that made the code, PEM.
     pub ca: String,
+    /// As in [`Authorities`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub authorities: String,
 }
 
 /// A machine asks to become the workspace that the code was made for.
@@ -86,10 +92,13 @@ pub struct EnrollAnswer {
     pub workspace: WorkspaceName,
     /// At which coordinator.
     pub domain: TrustDomain,
-    /// Its certificate and the authority's, PEM.
+    /// Its certificate, the authority's, and those that vouch for that, PEM.
     pub chain: String,
-    /// The authority's certificate, PEM.
+    /// The certificate of the authority that made the code, PEM.
     pub ca: String,
+    /// As in [`Authorities`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub authorities: String,
     /// The keys of the devices that it admits (`sha256:…`); from here on only they can add another.
     pub device_pins: Vec<String>,
     /// No device was known, and whoever made the code chose to admit the first one that comes.
@@ -97,21 +106,31 @@ pub struct EnrollAnswer {
     pub trust_first_device: bool,
 }
 
-/// An answer with the certificate of the coordinator's authority.
+/// An answer with the certificates of the coordinator's authorities.
 pub trait NamesAuthority {
-    /// PEM.
+    /// The one that made the code, PEM.
     fn authority(&self) -> &str;
+    /// Those in force, PEM as in [`Authorities`]; empty when only that one is.
+    fn authorities(&self) -> &str;
 }
 
 impl NamesAuthority for PairAnswer {
     fn authority(&self) -> &str {
         &self.ca
     }
+
+    fn authorities(&self) -> &str {
+        &self.authorities
+    }
 }
 
 impl NamesAuthority for EnrollAnswer {
     fn authority(&self) -> &str {
         &self.ca
+    }
+
+    fn authorities(&self) -> &str {
+        &self.authorities
     }
 }
 
@@ -120,13 +139,27 @@ impl NamesAuthority for EnrollAnswer {
 pub struct RenewRequest {
     /// Certificate request, PEM, signed by the known key.
     pub csr: String,
+    /// The pin of the newest authority that it believes (`sha256:…`), so that the coordinator knows whom it can do without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusts: Option<String>,
 }
 
 /// The fresh certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewAnswer {
-    /// Certificate and the authority's, PEM.
+    /// Certificate, the authority's, and those that vouch for that, PEM.
     pub chain: String,
+    /// As in [`Authorities`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub authorities: String,
+}
+
+/// The authorities of a coordinator. Proves itself: who answers need not be believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authorities {
+    /// Certificates in PEM: the authority that signs, the others in force, then those with which one authority vouches
+    /// for the next, newest first.
+    pub authorities: String,
 }
 
 /// What a coordinator says of itself to anybody.
@@ -169,6 +202,7 @@ parse! {
     RenewRequest, MAX_ONBOARDING, "the renewal request";
     PairAnswer, MAX_ONBOARDING_ANSWER, "the pairing answer";
     RenewAnswer, MAX_ONBOARDING_ANSWER, "the renewal answer";
+    Authorities, MAX_ONBOARDING_ANSWER, "the list of authorities";
     Health, MAX_ONBOARDING, "the health answer";
 }
 
@@ -199,13 +233,22 @@ mod tests {
             domain: "d".parse().unwrap(),
             chain: "A".into(),
             ca: "B".into(),
+            authorities: String::new(),
             device_pins: vec!["sha256:00".into()],
             trust_first_device: false,
         };
         let text = r#"{"workspace":"web","domain":"d","chain":"A","ca":"B","device_pins":["sha256:00"],"trust_first_device":false}"#;
         assert_eq!(serde_json::to_string(&enroll).unwrap(), text);
         assert_eq!(EnrollAnswer::parse(text.as_bytes()).unwrap(), enroll);
-        assert_eq!(RenewRequest::parse(br#"{"csr":"x","later":1}"#).unwrap(), RenewRequest { csr: "x".into() });
+        assert_eq!(
+            RenewRequest::parse(br#"{"csr":"x","later":1}"#).unwrap(),
+            RenewRequest { csr: "x".into(), trusts: None }
+        );
+        let renew = RenewAnswer { chain: "A".into(), authorities: "B".into() };
+        let text = r#"{"chain":"A","authorities":"B"}"#;
+        assert_eq!(serde_json::to_string(&renew).unwrap(), text);
+        assert_eq!(RenewAnswer::parse(text.as_bytes()).unwrap(), renew);
+        assert!(RenewAnswer::parse(br#"{"chain":"A"}"#).unwrap().authorities.is_empty());
     }
 
     #[test]

@@ -165,6 +165,40 @@ fn certificates_are_renewed_through_it_and_restarts_are_survived() {
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
+#[test]
+fn an_authority_is_replaced_behind_it() {
+    let mut world = World::new(&["--leaf-lifetime", "6s"]);
+    let (laptop, machine, _stub) = world.members();
+    let up = laptop.up(&["box", "--no-direct", "--coordinator", &world.url()]);
+    let mut talk = Dialogue::with(laptop.command(&["exec", "box", "--", "cat"]));
+    talk.ask(PATIENCE, str::to_owned);
+    let next = world.coordinator.data().join("ca.pem");
+    let before = std::fs::read(&next).unwrap();
+    world.coordinator.run(&["authority", "rotate", "--wait", "5m"]).ok();
+    assert_ne!(std::fs::read(&next).unwrap(), before);
+    for folder in [laptop.home(), machine.state()] {
+        let kept = find_below(folder, "ca.pem").filter(|path| !path.ends_with("balancer-ca.pem")).expect("it is kept");
+        until("the former authority to be forgotten", || {
+            (std::fs::read(&kept).unwrap() == std::fs::read(&next).unwrap()).then_some(())
+        });
+    }
+    // New assertions, with certificates by the next authority, are judged by what starts with nothing but that.
+    world.coordinator.kill();
+    world.coordinator.start_again();
+    until("the session to go on", || (up.resumed() >= 1).then_some(()));
+    talk.ask(PATIENCE, str::to_owned);
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    drop(up);
+
+    // One who is away while it is forced, and whose assertions are by an authority that is nobody's any more.
+    for _ in 0..3 {
+        world.coordinator.run(&["authority", "rotate", "--force"]).ok();
+    }
+    let _up = laptop.up(&["box", "--no-direct", "--coordinator", &world.url()]);
+    assert_eq!(laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+}
+
 fn find_below(folder: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
     entries.into_iter().find_map(|path| match path.is_dir() {

@@ -134,7 +134,8 @@ type Tapped = Tap<TlsStream<TcpStream>>;
 /// A coordinator that joins as the real one does, holds its authority's key, and writes down all it can decrypt.
 async fn curious(listener: TcpListener, acceptor: TlsAcceptor, heard: Arc<Mutex<Vec<u8>>>) {
     let (_revoked, nobody) = tokio::sync::watch::channel(Arc::default());
-    let rendezvous = Arc::new(Rendezvous::new(nobody, Drain::new(CancellationToken::new(), RELAYS)));
+    let (steps, drain) = (tokio::sync::watch::channel(0).1, Drain::new(CancellationToken::new(), RELAYS));
+    let rendezvous = Arc::new(Rendezvous::new(nobody, steps, drain));
     let mut connections = JoinSet::new();
     while let Ok((tcp, _)) = listener.accept().await {
         let (acceptor, heard, rendezvous) = (acceptor.clone(), heard.clone(), rendezvous.clone());

@@ -31,6 +31,7 @@ mod reliability_late;
 mod reliability_load;
 mod reliability_programs;
 mod reliability_sleep;
+mod rotation;
 mod stub_take_over;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;

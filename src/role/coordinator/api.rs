@@ -1,4 +1,4 @@
-//! The coordinator's onboarding API: three requests and a health check, as an axum router. It carries to the
+//! The coordinator's onboarding API: three requests, the list of authorities and a health check, as an axum router. It carries to the
 //! registry and back; the accept loop, TLS and time limits on reading belong to whoever serves it, who also adds
 //! an `Extension<SocketAddr>` with the peer's address to every request. Neither codes nor keys reach a log.
 
@@ -18,7 +18,8 @@ use serde::Serialize;
 
 use crate::wire::limits::MAX_ONBOARDING;
 use crate::wire::onboarding::{
-    ENROLL_PATH, EnrollRequest, HEALTH_PATH, Health, PAIR_PATH, PairRequest, RENEW_PATH, RenewRequest,
+    AUTHORITIES_PATH, Authorities, ENROLL_PATH, EnrollRequest, HEALTH_PATH, Health, PAIR_PATH, PairRequest, RENEW_PATH,
+    RenewRequest,
 };
 use crate::wire::{Refusal, RefusalCode};
 
@@ -41,6 +42,7 @@ pub fn router(registry: Registry) -> Router {
         .route(PAIR_PATH, post(pair))
         .route(ENROLL_PATH, post(enroll))
         .route(RENEW_PATH, post(renew))
+        .route(AUTHORITIES_PATH, get(authorities))
         .route(HEALTH_PATH, get(health))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -67,6 +69,10 @@ async fn renew(State(api): State<Api>, peer: Peer, body: Body) -> Response {
         registry.renew(&RenewRequest::parse(&body)?, SystemTime::now()).await
     })
     .await
+}
+
+async fn authorities(State(api): State<Api>) -> Json<Authorities> {
+    Json(Authorities { authorities: api.registry.authorities().bundle().to_owned() })
 }
 
 async fn health() -> Json<Health> {
@@ -163,7 +169,7 @@ mod tests {
     async fn world() -> (tempfile::TempDir, Registry, Router) {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create("d".parse().unwrap(), SystemTime::now()).unwrap();
-        let registry = Registry::new(Store::open(dir.path()).await.unwrap(), Arc::new(authority));
+        let registry = Registry::new(Store::open(dir.path()).await.unwrap(), authority.into());
         let router = router(registry.clone());
         (dir, registry, router)
     }
@@ -193,7 +199,7 @@ mod tests {
         let (status, answer) = ask(&mut router, "POST", PAIR_PATH, body).await;
         assert_eq!(status, StatusCode::FORBIDDEN);
         assert!(Refusal::from_bytes(&answer).message.contains("used already"));
-        let renew = serde_json::to_vec(&RenewRequest { csr: key.csr_pem().unwrap() }).unwrap();
+        let renew = serde_json::to_vec(&RenewRequest { csr: key.csr_pem().unwrap(), trusts: None }).unwrap();
         assert_eq!(ask(&mut router, "POST", RENEW_PATH, renew).await.0, StatusCode::OK);
     }
 

@@ -1,5 +1,8 @@
-//! Where the authority lives: `ca.pem` and `ca.key` in the data directory. Made once; never replaced, because
-//! every device and workspace would have to be paired and enrolled again.
+//! Where authorities live. The one that signs: `ca.pem` and `ca.key` in the data directory. The one after it, from its
+//! publication until it signs: `next.key`. The database says which is which, and has all certificates; what it says counts,
+//! and the files follow. Without a word of the database, the first is made.
+//!
+//! No authority is replaced here: `rotation` does that, in steps.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,14 +10,21 @@ use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE32_NOPAD;
 
-use crate::identity::{Authority, Credential, Identity, IdentityError, PrivateKey, Role};
+use crate::identity::{Authority, Bundle, Credential, Identity, IdentityError, KeyPin, PrivateKey, Role, Trust};
 use crate::wire::name::TrustDomain;
 
+use super::authority_store::AuthorityRecord;
 use super::files;
+use super::rules::unix;
+use super::store::{Store, StoreError};
 
 const CERTIFICATE: &str = "ca.pem";
 const KEY: &str = "ca.key";
 const LOCK: &str = "ca.lock";
+const NEXT_KEY: &str = "next.key";
+
+/// How often keys are looked for: between two looks another process may have put one in its place.
+const LOOKS: usize = 2;
 
 /// Random bytes in the name of a trust domain: eight characters of base32.
 const DOMAIN_BYTES: usize = 5;
@@ -40,7 +50,7 @@ pub enum AuthorityError {
     },
     /// The certificate is there and its key is not.
     #[error(
-        "{path} is missing, and without it no certificate can be issued. hint: restore it from a backup; or move ca.pem away for a new authority, and pair and enrol everything again"
+        "{path} is missing, and without it no certificate can be issued. hint: restore it from a backup; or move the data directory away for a new coordinator, and pair and enrol everything again"
     )]
     KeyMissing {
         /// Where it should be.
@@ -49,9 +59,145 @@ pub enum AuthorityError {
     /// Certificates cannot be made.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-/// The authority of this data directory; made if there is none. Two processes that start at once get the same.
+/// The authorities in force.
+#[derive(Debug)]
+pub struct Authorities {
+    signing: Authority,
+    trust: Trust,
+    bundle: String,
+}
+
+impl Authorities {
+    /// `signing` signs; `in_force` are that one and the others, newest first.
+    fn new(signing: Authority, in_force: Vec<Trust>) -> Result<Authorities, IdentityError> {
+        let others = in_force.iter().filter(|trust| trust.ca_pin() != signing.trust().ca_pin()).cloned().collect();
+        let bundle = Bundle::new(signing.trust().clone(), others, signing.crossed().to_vec())?.to_pem();
+        Ok(Authorities { signing, trust: Trust::of_all(in_force)?, bundle })
+    }
+
+    /// The one that signs.
+    pub fn signing(&self) -> &Authority {
+        &self.signing
+    }
+
+    /// All that are in force, newest first.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// What members are told: those in force, and certificates with which one vouches for the next. PEM.
+    pub fn bundle(&self) -> &str {
+        &self.bundle
+    }
+
+    /// The certificate, in PEM, of the authority whose pin begins so, if it is in force.
+    pub fn with_prefix(&self, prefix: &[u8; 16]) -> Option<String> {
+        let anchor = self.trust.anchors().iter().find(|anchor| anchor.pin.prefix() == *prefix)?;
+        Trust::from_der(anchor.ca.clone()).ok().map(|trust| trust.to_pem())
+    }
+}
+
+impl From<Authority> for Authorities {
+    /// One alone.
+    fn from(authority: Authority) -> Authorities {
+        let trust = authority.trust().clone();
+        Authorities { bundle: trust.to_pem(), trust, signing: authority }
+    }
+}
+
+/// The authorities of the data directory that `store` is in; the first is made if there is none.
+pub async fn load(store: &Store, now: SystemTime) -> Result<Authorities, AuthorityError> {
+    let records = store.authorities().await?;
+    if !records.is_empty() {
+        return from_records(store.dir(), &records);
+    }
+    let first = load_or_create(store.dir(), now)?;
+    let mut change = store.begin().await?;
+    if change.authorities().await?.is_empty() {
+        let record = AuthorityRecord {
+            pin: first.trust().ca_pin(),
+            certificate: first.trust().to_pem(),
+            crossed: None,
+            published: unix(now),
+            signs: Some(unix(now)),
+            retired: None,
+        };
+        change.put_authority(&record).await?;
+        change.commit().await?;
+    }
+    Ok(first.into())
+}
+
+/// The records of those in force, newest first.
+pub(super) fn in_force(records: &[AuthorityRecord]) -> impl Iterator<Item = &AuthorityRecord> {
+    records.iter().rev().filter(|record| record.retired.is_none())
+}
+
+/// The record of the one that signs.
+pub(super) fn signing(records: &[AuthorityRecord]) -> Option<&AuthorityRecord> {
+    in_force(records).find(|record| record.signs.is_some())
+}
+
+pub(super) fn from_records(dir: &Path, records: &[AuthorityRecord]) -> Result<Authorities, AuthorityError> {
+    let missing = || AuthorityError::KeyMissing { path: dir.join(KEY) };
+    let record = signing(records).ok_or_else(missing)?;
+    let key = key(dir, record.pin)?.ok_or_else(missing)?;
+    let mut crossed = Vec::new();
+    // Those that vouch for the one that is published, then for the one that signs, and so on back.
+    for text in records.iter().rev().filter_map(|record| record.crossed.as_deref()) {
+        crossed.extend(Bundle::vouchers_from_pem(text)?);
+    }
+    let trust = in_force(records).map(|record| Trust::from_pem(&record.certificate));
+    let signing = Authority::load(&record.certificate, &key.to_pem())?.with_crossed(crossed);
+    Ok(Authorities::new(signing, trust.collect::<Result<_, _>>()?)?)
+}
+
+/// The key with this pin, wherever it is.
+pub(super) fn key(dir: &Path, pin: KeyPin) -> Result<Option<PrivateKey>, AuthorityError> {
+    for _ in 0..LOOKS {
+        for path in [dir.join(KEY), dir.join(NEXT_KEY)] {
+            let text = files::read(&path).map_err(|source| AuthorityError::Io { path: path.clone(), source })?;
+            let Some(text) = text else { continue };
+            let key = PrivateKey::from_pem(&text).map_err(|source| AuthorityError::Unusable { path, source })?;
+            if key.pin() == pin {
+                return Ok(Some(key));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Keeps the key of the authority that will sign next. The caller holds a change of the database.
+pub(super) fn keep_next(dir: &Path, next: &Authority) -> Result<(), AuthorityError> {
+    let path = dir.join(NEXT_KEY);
+    files::write(&path, &next.key_pem()).map_err(|source| AuthorityError::Io { path, source })
+}
+
+/// Brings the files to what the database says: after a switch the former key is overwritten, for it is of no use any more.
+/// The caller holds a change of the database.
+pub(super) fn tidy(dir: &Path, records: &[AuthorityRecord]) -> Result<(), AuthorityError> {
+    let Some(record) = signing(records) else { return Ok(()) };
+    let next = dir.join(NEXT_KEY);
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AuthorityError::Io { path, source }
+    };
+    let Some(text) = files::read(&next).map_err(at(&next))? else { return Ok(()) };
+    let key = PrivateKey::from_pem(&text).map_err(|source| AuthorityError::Unusable { path: next.clone(), source })?;
+    if key.pin() == record.pin {
+        files::write(&dir.join(KEY), &text).map_err(at(&dir.join(KEY)))?;
+        files::write(&dir.join(CERTIFICATE), &record.certificate).map_err(at(&dir.join(CERTIFICATE)))?;
+        std::fs::remove_file(&next).map_err(at(&next))?;
+    }
+    Ok(())
+}
+
+/// The authority in the files of this data directory; made if there is none. Two processes that start at once get the same.
 /// Blocks for the time of a few file operations.
 pub fn load_or_create(dir: &Path, now: SystemTime) -> Result<Authority, AuthorityError> {
     let at = |path: &Path| {

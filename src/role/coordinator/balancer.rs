@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use hyper::header::HeaderName;
 use hyper::{HeaderMap, Method, StatusCode, Uri};
 
@@ -64,7 +65,8 @@ impl Network {
 #[derive(Debug)]
 pub struct Balancer {
     trusted: Vec<Network>,
-    judge: Judge,
+    judge: ArcSwap<Judge>,
+    audience: String,
     replays: Replays,
 }
 
@@ -77,7 +79,15 @@ impl Balancer {
         trusted: Vec<Network>,
         now: SystemTime,
     ) -> Result<Balancer, IdentityError> {
-        Ok(Balancer { trusted, judge: Judge::new(trust, public.authority())?, replays: Replays::new(now) })
+        let audience = public.authority();
+        let judge = ArcSwap::from_pointee(Judge::new(trust, audience.clone())?);
+        Ok(Balancer { trusted, judge, audience, replays: Replays::new(now) })
+    }
+
+    /// From here on clients have certificates of `trust`.
+    pub fn set_trust(&self, trust: &Trust) -> Result<(), IdentityError> {
+        self.judge.store(Judge::new(trust, self.audience.clone())?.into());
+        Ok(())
     }
 
     /// Whether a connection from here may be a balancer's. Nobody else may speak without TLS: whoever can, chooses the
@@ -108,7 +118,7 @@ impl Balancer {
             }
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let proved = self.judge.judge(header.as_bytes(), method.as_str(), path, now).map_err(|error| {
+        let proved = self.judge.load().judge(header.as_bytes(), method.as_str(), path, now).map_err(|error| {
             let code = if error.is_passing() { RefusalCode::Unavailable } else { RefusalCode::Denied };
             refuse(code, error.to_string())
         })?;

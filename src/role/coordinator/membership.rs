@@ -53,6 +53,11 @@ impl Membership {
         (Membership { registry, revision, revoked }, look)
     }
 
+    /// Where decisions stand, as they change.
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.revision.clone()
+    }
+
     /// The revoked devices, as they change.
     pub fn revoked(&self) -> watch::Receiver<Revoked> {
         self.revoked.clone()

@@ -3,16 +3,19 @@
 
 pub mod api;
 pub mod authority;
+pub mod authority_store;
 pub mod balancer;
 pub mod drain;
 pub mod files;
 pub mod membership;
 mod newcomers;
+pub mod own;
 pub mod public_url;
 mod rate;
 pub mod registry;
 pub mod rendezvous;
 mod replays;
+pub mod rotation;
 mod rules;
 pub mod server;
 pub mod store;

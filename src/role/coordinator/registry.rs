@@ -5,12 +5,15 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
+
 use crate::identity::certificate::chain_pem;
-use crate::identity::{Authority, Code, CodeKind, Identity, KeyPin, PeerCertificate, Role};
+use crate::identity::{Code, CodeKind, Identity, KeyPin, PeerCertificate, Role};
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::onboarding::{EnrollAnswer, EnrollRequest, PairAnswer, PairRequest, RenewAnswer, RenewRequest};
 use crate::wire::{Refusal, RefusalCode};
 
+use super::authority::{self, Authorities, AuthorityError};
 use super::rules::{
     check_device, check_workspace_key, device_in_force, internal, no_device, no_workspace, read_csr, refuse, same_key,
     unix, unknown, use_code, workspace_in_force,
@@ -61,18 +64,18 @@ pub enum Member {
     Workspace(WorkspaceRecord),
 }
 
-/// Decides on the facts of one store, with one authority. Clones share both.
+/// Decides on the facts of one store, with its authorities. Clones share both.
 #[derive(Debug, Clone)]
 pub struct Registry {
     store: Store,
-    authority: Arc<Authority>,
+    authorities: Arc<ArcSwap<Authorities>>,
     leaf_lifetime: Duration,
 }
 
 impl Registry {
     /// Certificates live for [`LEAF_LIFETIME`].
-    pub fn new(store: Store, authority: Arc<Authority>) -> Registry {
-        Registry { store, authority, leaf_lifetime: LEAF_LIFETIME }
+    pub fn new(store: Store, authorities: Authorities) -> Registry {
+        Registry { store, authorities: Arc::new(ArcSwap::from_pointee(authorities)), leaf_lifetime: LEAF_LIFETIME }
     }
 
     /// Certificates live for `leaf_lifetime`.
@@ -80,9 +83,20 @@ impl Registry {
         Registry { leaf_lifetime, ..self }
     }
 
-    /// The authority that signs.
-    pub fn authority(&self) -> &Authority {
-        &self.authority
+    /// How long certificates live.
+    pub fn leaf_lifetime(&self) -> Duration {
+        self.leaf_lifetime
+    }
+
+    /// The authorities in force.
+    pub fn authorities(&self) -> Arc<Authorities> {
+        self.authorities.load_full()
+    }
+
+    /// Reads again which authorities are in force: another process may have rotated them.
+    pub async fn reload(&self, now: SystemTime) -> Result<(), AuthorityError> {
+        self.authorities.store(Arc::new(authority::load(&self.store, now).await?));
+        Ok(())
     }
 
     /// The store, to close it.
@@ -108,11 +122,19 @@ impl Registry {
         use_code(&mut change, &code, now).await?;
         check_device(&mut change, name, pin).await?;
         change.put_device(name, pin, unix(now)).await.map_err(internal)?;
-        let chain = self.issue(&csr, Role::Device(name.clone()), now)?;
+        let authorities = self.authorities();
+        let chain = self.issue(&mut change, &authorities, (&csr, pin), Role::Device(name.clone()), now).await?;
+        // The answer tells it, and it does without the certificate if it does not believe that.
+        change.put_trusts(pin, authorities.trust().ca_pin()).await.map_err(internal)?;
         change.commit().await.map_err(internal)?;
         tracing::info!(target: "audit", event = "paired", device = %name, %pin);
-        let trust = self.authority.trust();
-        Ok(PairAnswer { device: name.clone(), domain: trust.domain.clone(), chain, ca: trust.to_pem() })
+        Ok(PairAnswer {
+            device: name.clone(),
+            domain: authorities.trust().domain.clone(),
+            chain,
+            ca: authority_of(&authorities, &code)?,
+            authorities: authorities.bundle().to_owned(),
+        })
     }
 
     /// A code that enrols one machine as the workspace `name`.
@@ -179,16 +201,18 @@ impl Registry {
             return Err(no_device(&name));
         }
         change.enroll_workspace(&name, pin, &pins).await.map_err(internal)?;
-        let chain = self.issue(&csr, Role::Workspace(name.clone()), now)?;
+        let authorities = self.authorities();
+        let chain = self.issue(&mut change, &authorities, (&csr, pin), Role::Workspace(name.clone()), now).await?;
+        change.put_trusts(pin, authorities.trust().ca_pin()).await.map_err(internal)?;
         change.commit().await.map_err(internal)?;
         let replaced = record.pin.filter(|old| *old != pin).map(|old| old.to_string());
         tracing::info!(target: "audit", event = "enrolled", workspace = %name, %pin, replaced);
-        let trust = self.authority.trust();
         Ok(EnrollAnswer {
             workspace: name,
-            domain: trust.domain.clone(),
+            domain: authorities.trust().domain.clone(),
             chain,
-            ca: trust.to_pem(),
+            ca: authority_of(&authorities, &code)?,
+            authorities: authorities.bundle().to_owned(),
             trust_first_device: pins.is_empty(),
             device_pins: pins.iter().map(KeyPin::to_string).collect(),
         })
@@ -216,15 +240,22 @@ impl Registry {
                 }
             },
         };
-        let chain = self.issue(&csr, role.clone(), now)?;
+        let authorities = self.authorities();
+        let mut change = self.store.begin().await.map_err(internal)?;
+        let chain = self.issue(&mut change, &authorities, (&csr, pin), role.clone(), now).await?;
+        // What it says counts for waiting only, so what does not parse is no reason to refuse.
+        if let Some(trusts) = request.trusts.as_deref().and_then(|text| text.parse().ok()) {
+            change.put_trusts(pin, trusts).await.map_err(internal)?;
+        }
+        change.commit().await.map_err(internal)?;
         tracing::info!(target: "audit", event = "renewed", %role, %pin);
-        Ok(RenewAnswer { chain })
+        Ok(RenewAnswer { chain, authorities: authorities.bundle().to_owned() })
     }
 
     /// Whether a peer, whose certificate the handshake has verified, belongs here now: known, not revoked, and
     /// with the key on record. For every connection, because certificates outlive decisions.
     pub async fn authorize(&self, peer: &PeerCertificate, now: SystemTime) -> Result<Member, Refusal> {
-        if peer.identity.domain != *self.authority.domain() {
+        if peer.identity.domain != self.authorities().trust().domain {
             return refuse(RefusalCode::Denied, "this certificate is of another coordinator. hint: check the address");
         }
         if peer.not_after <= now {
@@ -305,7 +336,7 @@ impl Registry {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Code, Refusal> {
-        let code = Code::generate(kind, self.authority.trust().ca_pin());
+        let code = Code::generate(kind, self.authorities().signing().trust().ca_pin());
         let life = (unix(now), unix(now + ttl.min(MAX_TTL)));
         let forget = unix(now - REMEMBER_CODES.min(now.duration_since(UNIX_EPOCH).unwrap_or_default()));
         change.add_code(code.hash(), kind.prefix(), subject, life, forget).await.map_err(internal)?;
@@ -325,20 +356,34 @@ impl Registry {
             };
             return refuse(RefusalCode::InvalidArguments, sentence);
         }
-        if *code.ca_prefix() != self.authority.trust().ca_pin().prefix() {
-            return refuse(
-                RefusalCode::Denied,
-                "this code is from another coordinator. hint: check the address, or ask for a code from this one",
-            );
-        }
+        authority_of(&self.authorities(), &code)?;
         Ok(code)
     }
 
-    fn issue(&self, csr: &[u8], role: Role, now: SystemTime) -> Result<String, Refusal> {
-        let identity = Identity::new(self.authority.domain().clone(), role);
-        let chain = self.authority.issue(csr, &identity, self.leaf_lifetime, now, &[]).map_err(internal)?;
+    /// A certificate for the key of a request, and a note of which authority it is by.
+    async fn issue(
+        &self,
+        change: &mut Change,
+        authorities: &Authorities,
+        (csr, pin): (&[u8], KeyPin),
+        role: Role,
+        now: SystemTime,
+    ) -> Result<String, Refusal> {
+        let signing = authorities.signing();
+        let identity = Identity::new(signing.domain().clone(), role);
+        let chain = signing.issue(csr, &identity, self.leaf_lifetime, now, &[]).map_err(internal)?;
+        let leaf = PeerCertificate::parse(&chain[0]).map_err(internal)?;
+        change.put_leaf(pin, signing.trust().ca_pin(), unix(leaf.not_after)).await.map_err(internal)?;
         Ok(chain_pem(&chain))
     }
+}
+
+/// The certificate of the authority in force that made a code.
+fn authority_of(authorities: &Authorities, code: &Code) -> Result<String, Refusal> {
+    authorities.with_prefix(code.ca_prefix()).ok_or_else(|| {
+        let text = "this code is from another coordinator, or from before its authority was replaced. hint: check the address, or ask for a new code";
+        Refusal::new(RefusalCode::Denied, text)
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Every decision and every refusal, on a real file.
 
 use super::*;
-use crate::identity::{Credential, PrivateKey};
+use crate::identity::{Authority, Credential, PrivateKey};
 use crate::wire::limits::MAX_DEVICES;
 use crate::wire::onboarding::CodeText;
 
@@ -17,14 +17,14 @@ impl World {
     async fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
-        let authority = Arc::new(Authority::create("d".parse().unwrap(), now).unwrap());
-        let registry = Registry::new(Store::open(dir.path()).await.unwrap(), authority);
+        let authority = Authority::create("d".parse().unwrap(), now).unwrap();
+        let registry = Registry::new(Store::open(dir.path()).await.unwrap(), authority.into());
         World { dir, registry, now }
     }
 
     /// As after a restart, or in another process.
     async fn again(&self) -> Registry {
-        Registry::new(Store::open(self.dir.path()).await.unwrap(), self.registry.authority.clone())
+        Registry { store: Store::open(self.dir.path()).await.unwrap(), ..self.registry.clone() }
     }
 
     async fn pair(&self, name: &str, key: &PrivateKey) -> Result<PairAnswer, Refusal> {
@@ -41,7 +41,7 @@ impl World {
     }
 
     async fn renew(&self, key: &PrivateKey, now: SystemTime) -> Result<RenewAnswer, Refusal> {
-        self.registry.renew(&RenewRequest { csr: key.csr_pem().unwrap() }, now).await
+        self.registry.renew(&RenewRequest { csr: key.csr_pem().unwrap(), trusts: None }, now).await
     }
 }
 
@@ -83,7 +83,7 @@ async fn from_invitation_to_connection() {
     let world = World::new().await;
     let (laptop, stub) = (key(), key());
     let paired = world.pair("laptop", &laptop).await.unwrap();
-    assert_eq!(&crate::identity::Trust::from_pem(&paired.ca).unwrap(), world.registry.authority().trust());
+    assert_eq!(&crate::identity::Trust::from_pem(&paired.ca).unwrap(), world.registry.authorities().trust());
     let device = peer(&paired.chain, &laptop);
     let member = world.registry.authorize(&device, world.now).await.unwrap();
     assert!(matches!(member, Member::Device(record) if record.name.as_str() == "laptop"));
@@ -109,7 +109,7 @@ async fn every_way_a_code_fails_has_its_own_sentence() {
     refused(world.registry.pair(&request, late).await, RefusalCode::Denied, "expired");
     world.again().await.pair(&request, world.now).await.unwrap();
     refused(world.again().await.pair(&request, world.now).await, RefusalCode::Denied, "used already");
-    let ca = world.registry.authority().trust().ca_pin();
+    let ca = world.registry.authorities().trust().ca_pin();
     let unknown = Code::generate(CodeKind::Pair, ca);
     refused(world.registry.pair(&pairing(&unknown, "a", &key()), world.now).await, RefusalCode::Denied, "not known");
     let foreign = Code::generate(CodeKind::Pair, key().pin());
@@ -264,11 +264,11 @@ async fn renewal_works_after_the_end() {
 #[tokio::test]
 async fn strangers_are_not_authorized() {
     let world = World::new().await;
-    let authority = world.registry.authority();
+    let authorities = world.registry.authorities();
     let certificate = |domain: &str, role| {
         let key = key();
         let other = Authority::create(domain.parse().unwrap(), world.now).unwrap();
-        let by = if domain == "d" { authority } else { &other };
+        let by = if domain == "d" { authorities.signing() } else { &other };
         let identity = Identity::new(domain.parse().unwrap(), role);
         let chain = by.issue(&key.csr_der().unwrap(), &identity, MINUTE, world.now, &[]).unwrap();
         PeerCertificate::parse(&chain[0]).unwrap()

@@ -31,6 +31,7 @@ pub const STUB_WAIT: Duration = Duration::from_secs(20);
 pub struct Rendezvous<T> {
     parked: Mutex<HashMap<WorkspaceName, Slot<T>>>,
     revoked: watch::Receiver<Revoked>,
+    authorities: watch::Receiver<i64>,
     drain: Drain,
 }
 
@@ -63,9 +64,10 @@ struct Claim<T> {
 
 impl<T: Io> Rendezvous<T> {
     /// Ends what it holds as `drain` says. Stubs are told of `revoked` devices: sessions that need no coordinator any
-    /// more end, too.
-    pub fn new(revoked: watch::Receiver<Revoked>, drain: Drain) -> Rendezvous<T> {
-        Rendezvous { parked: Mutex::new(HashMap::new()), revoked, drain }
+    /// more end, too. They are told when `authorities` change, because they have to have a certificate that laptops
+    /// believe before the next one comes.
+    pub fn new(revoked: watch::Receiver<Revoked>, authorities: watch::Receiver<i64>, drain: Drain) -> Rendezvous<T> {
+        Rendezvous { parked: Mutex::new(HashMap::new()), revoked, authorities, drain }
     }
 
     /// How many connections of a workspace are parked.
@@ -80,6 +82,8 @@ impl<T: Io> Rendezvous<T> {
         }
         let mut revoked = self.revoked.clone();
         revoked.mark_changed();
+        let mut authorities = self.authorities.clone();
+        authorities.mark_unchanged();
         let (claim, mut claimed) = oneshot::channel();
         let id = rand::random();
         self.with(|parked| {
@@ -97,6 +101,10 @@ impl<T: Io> Rendezvous<T> {
                         // A connection that does not take it is seen to be dead below.
                         let _ = carrier.send_control(&Control::Revoked { pins: pins.iter().map(KeyPin::to_string).collect() }).await;
                     }
+                    continue;
+                }
+                Ok(()) = authorities.changed() => {
+                    let _ = carrier.send_control(&Control::Authorities {}).await;
                     continue;
                 }
                 claim = &mut claimed => match claim {
@@ -248,6 +256,10 @@ mod tests {
         watch::channel(Revoked::default()).1
     }
 
+    fn steps() -> watch::Receiver<i64> {
+        watch::channel(0).1
+    }
+
     fn never() -> Drain {
         Drain::new(CancellationToken::new(), RELAYS)
     }
@@ -269,7 +281,7 @@ mod tests {
     #[tokio::test]
     async fn joins_whoever_comes_first() {
         for stub_first in [true, false] {
-            let rendezvous = Arc::new(Rendezvous::new(nobody(), never()));
+            let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
             let (mut stub, stub_far) = ends().await;
             let (mut laptop, laptop_far) = ends().await;
             let name: WorkspaceName = "w".parse().unwrap();
@@ -304,7 +316,7 @@ mod tests {
     async fn a_stop_tells_everyone_when_to_come_back_and_what_is_relayed_goes_on() {
         const LAPTOPS: usize = 8;
         let drain = Drain::new(CancellationToken::new(), RELAYS);
-        let rendezvous = Arc::new(Rendezvous::new(nobody(), drain.clone()));
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), drain.clone()));
         let mut tasks = tokio::task::JoinSet::new();
         let park = async |tasks: &mut tokio::task::JoinSet<()>, name: &str| {
             let (mut stub, far) = ends().await;
@@ -361,7 +373,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_connections_stay_parked() {
-        let rendezvous = Arc::new(Rendezvous::new(nobody(), never()));
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
         let mut tasks = tokio::task::JoinSet::new();
         let mut stubs = Vec::new();
         for _ in 0..MAX_PARKED + 2 {

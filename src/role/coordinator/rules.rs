@@ -160,6 +160,12 @@ pub(super) fn internal(error: impl Into<Fault>) -> Refusal {
 
 pub(super) struct Fault(String);
 
+impl Fault {
+    pub(super) fn new(text: String) -> Fault {
+        Fault(text)
+    }
+}
+
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Fault {
         Fault(error.to_string())

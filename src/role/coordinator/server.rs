@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::body::Body;
@@ -26,19 +26,17 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use super::api;
-use super::authority::server_credential;
 use super::balancer::{Balancer, client_of};
 use super::drain::Drain;
 use super::membership::Membership;
 use super::newcomers::{MAX_NEWCOMERS, Newcomers};
+use super::own::OwnCertificate;
 use super::registry::Registry;
 use super::rendezvous::Rendezvous;
 use super::stream::Stream;
 pub use super::upgrade::{CONNECT_PATH, PARK_PATH};
 use super::upgrade::{Proof, Purpose, admit, upgraded};
 use crate::identity::certificate::PeerCertificate;
-use crate::identity::verify::{ClientAuth, Expect, server_config};
-use crate::transport::client::ALPN;
 use crate::transport::read_ahead::ReadAhead;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 use crate::wire::{Refusal, RefusalCode};
@@ -81,12 +79,6 @@ struct Shared {
     tasks: TaskTracker,
 }
 
-/// How long the coordinator's own certificate lives. Its key exists in memory only.
-const OWN_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// How often it is made anew; connections that stand keep theirs.
-const OWN_RENEWAL: Duration = Duration::from_secs(24 * 3600);
-
 /// Where clients come in; at least one of the two ports.
 #[derive(Debug, Default)]
 pub struct Listeners {
@@ -113,32 +105,22 @@ pub async fn run(
     names: Vec<String>,
     drain: Drain,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let make = || {
-        let own = server_credential(registry.authority(), OWN_LIFETIME, SystemTime::now(), &names)?;
-        server_config(registry.authority().trust(), &own, ClientAuth::Optional(Expect::AnyClient), ALPN)
-    };
-    let tls = Arc::new(ArcSwap::new(make()?));
-    let renew = async {
-        loop {
-            tokio::time::sleep(OWN_RENEWAL).await;
-            match make() {
-                Ok(fresh) => tls.store(fresh),
-                Err(error) => tracing::error!(%error, "the coordinator's certificate could not be renewed"),
-            }
-        }
-    };
+    let own = OwnCertificate::new(registry.clone(), names)?;
     let (membership, look) = Membership::new(registry.clone());
     let shared = Shared {
         registry: Arc::new(registry.clone()),
-        rendezvous: Arc::new(Rendezvous::new(membership.revoked(), drain.clone())),
+        rendezvous: Arc::new(Rendezvous::new(membership.revoked(), own.steps(), drain.clone())),
         membership,
         api: api::router(registry.clone()),
         permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         newcomers: Newcomers::new(MAX_NEWCOMERS),
         tasks: TaskTracker::new(),
     };
-    let with_tls = listeners.tls.map(|listener| (listener, Front::Tls(tls.clone())));
-    let plain = listeners.plain.map(|(listener, balancer)| (listener, Front::Plain(Arc::new(balancer))));
+    let with_tls = listeners.tls.map(|listener| (listener, Front::Tls(own.tls())));
+    let plain = listeners.plain.map(|(listener, balancer)| (listener, Arc::new(balancer)));
+    let balancer = plain.as_ref().map(|(_, balancer)| balancer.clone());
+    let renew = Box::pin(own.keep_fresh(balancer, shared.membership.revision()));
+    let plain = plain.map(|(listener, balancer)| (listener, Front::Plain(balancer)));
     let accepting =
         with_tls.into_iter().chain(plain).map(|(listener, front)| accept(listener, front, &shared, &drain.stop));
     let serve = async {

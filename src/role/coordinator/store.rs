@@ -3,7 +3,7 @@
 //!
 //! Times are seconds since 1970. Every change that reads before it writes is one immediate transaction.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use sqlx::{Row, Sqlite, Transaction};
 use crate::identity::KeyPin;
 use crate::wire::name::{DeviceName, WorkspaceName};
 
-use super::files;
+use super::{authority_store, files};
 
 /// The file in the data directory.
 pub const FILE: &str = "coordinator.sqlite";
@@ -34,10 +34,11 @@ const OPEN_ATTEMPTS: u32 = 20;
 const OPEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// Rows in one listing.
-const MAX_ROWS: i64 = 10_000;
+pub(super) const MAX_ROWS: i64 = 10_000;
 
 /// Each takes the file from the version of its index to the next. Never changed, only added to.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE device (
     name TEXT NOT NULL PRIMARY KEY,
     pin TEXT NOT NULL UNIQUE,
@@ -62,7 +63,9 @@ CREATE TABLE code (
     used_at INTEGER
 ) STRICT;
 CREATE INDEX code_subject ON code(subject);
-"];
+",
+    authority_store::MIGRATION,
+];
 
 /// Why the store did not answer. None of it is a peer's fault.
 #[derive(Debug, thiserror::Error)]
@@ -130,18 +133,21 @@ pub struct CodeRecord {
 }
 
 /// Changes whenever a member may have been lost: revoked devices, removed workspaces, codes used (an enrolment replaces a
-/// key). Counts, because all of it is decided in other processes too.
+/// key); and with each step of a rotation of authorities. Counts, because all of it is decided in other processes too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Revision {
     devices: i64,
     workspaces: i64,
     codes: i64,
+    /// Steps of rotations.
+    pub authorities: i64,
 }
 
 /// The open file. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: SqlitePool,
+    pub(super) pool: SqlitePool,
+    dir: PathBuf,
 }
 
 impl Store {
@@ -159,7 +165,7 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true);
         let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options);
-        let store = Store { pool };
+        let store = Store { pool, dir: dir.to_owned() };
         let mut attempt = 1;
         loop {
             match store.migrate().await {
@@ -171,6 +177,11 @@ impl Store {
                 Ok(()) => return Ok(store),
             }
         }
+    }
+
+    /// The directory that the file is in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Waits for what is running and closes the file.
@@ -204,9 +215,10 @@ impl Store {
     pub async fn revision(&self) -> Result<Revision, StoreError> {
         let sql = "SELECT (SELECT count(*) FROM device WHERE revoked IS NOT NULL),
                           (SELECT count(*) FROM workspace WHERE revoked IS NOT NULL),
-                          (SELECT count(*) FROM code WHERE used_at IS NOT NULL)";
-        let (devices, workspaces, codes) = sqlx::query_as(sql).fetch_one(&self.pool).await?;
-        Ok(Revision { devices, workspaces, codes })
+                          (SELECT count(*) FROM code WHERE used_at IS NOT NULL),
+                          (SELECT count(*) + count(signs) + count(retired) FROM authority)";
+        let (devices, workspaces, codes, authorities) = sqlx::query_as(sql).fetch_one(&self.pool).await?;
+        Ok(Revision { devices, workspaces, codes, authorities })
     }
 
     /// Every device, revoked ones too, by name.
@@ -263,7 +275,7 @@ impl Change {
         Ok(self.0.commit().await?)
     }
 
-    fn connection(&mut self) -> &mut SqliteConnection {
+    pub(super) fn connection(&mut self) -> &mut SqliteConnection {
         &mut self.0
     }
 
@@ -450,7 +462,7 @@ fn code(row: &SqliteRow) -> Result<CodeRecord, StoreError> {
     })
 }
 
-fn parse<T: FromStr>(text: &str, what: &'static str) -> Result<T, StoreError> {
+pub(super) fn parse<T: FromStr>(text: &str, what: &'static str) -> Result<T, StoreError> {
     text.parse().map_err(|_| StoreError::Corrupt(what))
 }
 

@@ -87,7 +87,7 @@ impl Tunnel {
         let pin = self.profile().pin(self.workspace());
         let expect = Expect::Workspace { name: self.workspace().clone(), pin };
         let credential = self.client().credential();
-        let tls = client_config(self.client().trust(), expect, Some(&credential), &[]).map_err(ClientError::from)?;
+        let tls = client_config(&self.client().trust(), expect, Some(&credential), &[]).map_err(ClientError::from)?;
         let (session, greeting) = establish::connect(Box::new(carrier), Route::Relay, tls, self.instance()).await?;
         if pin.is_none() {
             tracing::info!(workspace = %self.workspace(), pin = %session.peer.pin, "first contact: key pinned");
@@ -98,7 +98,7 @@ impl Tunnel {
 
     async fn renew(&self) -> Result<(), TunnelError> {
         if let Some(fresh) = self.client().renew_if_due(SystemTime::now()).await? {
-            self.profile().save_credential((*fresh).clone())?;
+            self.profile().save_fresh(&fresh)?;
             tracing::info!("certificate renewed");
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What a laptop keeps of a coordinator: its address and authority, this device's key and certificate, and the pinned
+//! What a laptop keeps of a coordinator: its address and authorities, this device's key and certificate, and the pinned
 //! keys of the workspaces it has met there.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use crate::identity::code::{Code, CodeKind};
 use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
 use crate::role::{balancer, files};
 use crate::transport::address::CoordinatorUrl;
-use crate::transport::client::{ClientError, first_contact};
+use crate::transport::client::{ClientError, Fresh, first_contact};
 use crate::transport::outer::OuterTls;
 use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::onboarding::{CodeText, PAIR_PATH, PairAnswer, PairRequest};
@@ -83,7 +83,7 @@ impl Profile {
         };
         let damaged = |file: &str, why: String| ProfileError::Damaged { path: dir.join(file), why };
         let kept = serde_json::from_str(&kept).map_err(|e| damaged(PROFILE, e.to_string()))?;
-        let trust = Trust::from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
+        let trust = Trust::kept_from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
         let key = PrivateKey::from_pem(&key).map_err(|e| damaged("key.pem", e.to_string()))?;
         let credential = Credential::from_pem(&chain, key).map_err(|e| damaged("chain.pem", e.to_string()))?;
         Ok(Profile { dir: dir.to_owned(), kept, trust, credential })
@@ -109,7 +109,7 @@ impl Profile {
         let (answer, trust): (PairAnswer, Trust) = first_contact(url, &outer, &parsed, PAIR_PATH, &request).await?;
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
         // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
-        let before = Profile::load(dir, url).ok().filter(|before| before.trust.ca_pin() == trust.ca_pin());
+        let before = Profile::load(dir, url).ok().filter(|before| before.trust.shares(&trust));
         let workspaces = before.map(|before| before.kept.workspaces).unwrap_or_default();
         let kept = Kept { url: url.clone(), device, workspaces };
         let profile = Profile { dir: dir.to_owned(), kept, trust, credential };
@@ -172,10 +172,11 @@ impl Profile {
         Ok(outcome)
     }
 
-    /// Keeps a renewed certificate.
-    pub fn save_credential(&mut self, credential: Credential) -> Result<(), ProfileError> {
-        files::write(&self.dir.join("chain.pem"), credential.to_pem().as_bytes())?;
-        self.credential = credential;
+    /// Keeps what came of a renewal: the authorities first, because a certificate without its authority is of no use.
+    pub fn save_fresh(&mut self, fresh: &Fresh) -> Result<(), ProfileError> {
+        files::write(&self.dir.join("ca.pem"), fresh.trust.to_pem().as_bytes())?;
+        files::write(&self.dir.join("chain.pem"), fresh.credential.to_pem().as_bytes())?;
+        (self.trust, self.credential) = (Trust::clone(&fresh.trust), Credential::clone(&fresh.credential));
         Ok(())
     }
 

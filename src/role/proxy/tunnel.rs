@@ -137,7 +137,7 @@ impl Tunnel {
         F: Fn(MuxStream) -> S + Send + Sync,
         S: Future<Output = ()> + Send + 'static,
     {
-        let renew = Box::pin(renewal::keep_fresh(&self.client, |fresh| self.profile().save_credential(fresh.clone())));
+        let renew = Box::pin(renewal::keep_fresh(&self.client, |fresh| self.profile().save_fresh(fresh)));
         let notice = changes::notice(|| self.client.toward(), self.changes.clone());
         let (retire, retired) = mpsc::channel(RETIRING);
         let keep = async {

@@ -125,6 +125,6 @@ impl Stub {
             }
         });
         let credential = self.client.credential();
-        server_config(self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])
+        server_config(&self.client.trust(), &credential, ClientAuth::Required(Expect::Device(check)), &[])
     }
 }

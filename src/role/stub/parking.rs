@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::run::{Stub, StubEvent};
 use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
+use crate::role::renewal;
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier};
 use crate::transport::http::UPGRADE_TIMEOUT;
@@ -93,6 +94,9 @@ impl Stub {
                     let pins: Vec<_> = pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()).collect();
                     self.sessions.end_devices(&pins, &revoked()).await;
                 }
+                Ok(Some(Arrival::Control(Control::Authorities {}))) => {
+                    Box::pin(renewal::follow(&self.client, |fresh| self.state().save_fresh(fresh))).await;
+                }
                 Ok(Some(Arrival::Control(Control::Unknown))) => {}
                 Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
                 Err(error) => {
@@ -105,7 +109,7 @@ impl Stub {
 
     pub(super) async fn renew(&self) -> Result<(), ClientError> {
         if let Some(fresh) = self.client.renew_if_due(SystemTime::now()).await?
-            && let Err(error) = self.state().save_credential((*fresh).clone())
+            && let Err(error) = self.state().save_fresh(&fresh)
         {
             tracing::error!(%error, "the renewed certificate could not be kept");
         }

@@ -137,7 +137,7 @@ pub async fn run(
     doors.spawn({
         let (stub, taking) = (stub.clone(), taking.clone());
         async move {
-            let keep = renewal::keep_fresh(&stub.client, |fresh| stub.state().save_credential(fresh.clone()));
+            let keep = renewal::keep_fresh(&stub.client, |fresh| stub.state().save_fresh(fresh));
             tokio::select! {
                 () = keep => {}
                 () = taking.cancelled() => {}

@@ -11,7 +11,7 @@ use crate::identity::code::{Code, CodeKind};
 use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
 use crate::role::{balancer, files};
 use crate::transport::address::CoordinatorUrl;
-use crate::transport::client::{ClientError, first_contact};
+use crate::transport::client::{ClientError, Fresh, first_contact};
 use crate::transport::outer::OuterTls;
 use crate::wire::limits::MAX_DEVICES;
 use crate::wire::name::WorkspaceName;
@@ -84,7 +84,7 @@ impl StubState {
         };
         let damaged = |file: &str, why: String| StateError::Damaged { path: dir.join(file), why };
         let kept = serde_json::from_str(&kept).map_err(|e| damaged("stub.json", e.to_string()))?;
-        let trust = Trust::from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
+        let trust = Trust::kept_from_pem(&ca).map_err(|e| damaged("ca.pem", e.to_string()))?;
         let key = PrivateKey::from_pem(&key).map_err(|e| damaged("key.pem", e.to_string()))?;
         let credential = Credential::from_pem(&chain, key).map_err(|e| damaged("chain.pem", e.to_string()))?;
         Ok(StubState { dir: dir.to_owned(), kept, handed_over: false, trust, credential })
@@ -197,11 +197,12 @@ impl StubState {
         Ok(there)
     }
 
-    /// Keeps a renewed certificate.
-    pub fn save_credential(&mut self, credential: Credential) -> Result<(), StateError> {
+    /// Keeps what came of a renewal: the authorities first, because a certificate without its authority is of no use.
+    pub fn save_fresh(&mut self, fresh: &Fresh) -> Result<(), StateError> {
         self.own()?;
-        files::write(&self.dir.join("chain.pem"), credential.to_pem().as_bytes())?;
-        self.credential = credential;
+        files::write(&self.dir.join("ca.pem"), fresh.trust.to_pem().as_bytes())?;
+        files::write(&self.dir.join("chain.pem"), fresh.credential.to_pem().as_bytes())?;
+        (self.trust, self.credential) = (Trust::clone(&fresh.trust), Credential::clone(&fresh.credential));
         Ok(())
     }
 
@@ -253,8 +254,8 @@ mod tests {
         assert!(matches!(state.admit(first), Err(StateError::HandedOver)));
         assert!(matches!(state.add_device(second), Err(StateError::HandedOver)));
         assert!(matches!(state.remove_device(&first), Err(StateError::HandedOver)));
-        let credential = state.credential.clone();
-        assert!(matches!(state.save_credential(credential), Err(StateError::HandedOver)));
+        let (trust, credential) = (state.trust.clone().into(), state.credential.clone().into());
+        assert!(matches!(state.save_fresh(&Fresh { trust, credential }), Err(StateError::HandedOver)));
         assert_eq!(std::fs::read(dir.path().join("stub.json")).unwrap(), written);
         assert!(!dir.path().join("chain.pem").exists());
     }

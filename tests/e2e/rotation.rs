@@ -1,0 +1,297 @@
+//! The certificate authority is replaced, and so is the coordinator's own certificate, while everything is connected.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nexus_proxy::identity::{Authority, Bundle, Trust};
+use nexus_proxy::role::proxy::profile::{Profile, directory};
+use nexus_proxy::transport::client::CoordinatorClient;
+use nexus_proxy::transport::outer::OuterTls;
+
+use crate::support::program::command;
+use crate::support::*;
+
+const REFUSED: i32 = 4;
+const UNAVAILABLE: i32 = 3;
+
+/// What `authority rotate` says, step by step.
+const STEPS: [&str; 3] = ["is published", "next authority signs", "is retired; the rotation is complete"];
+
+struct World {
+    laptop: Laptop,
+    machine: Machine,
+    stub: Running,
+    coordinator: Coordinator,
+    url: String,
+}
+
+impl World {
+    /// A laptop that is paired, and a workspace `box` that is ready.
+    #[track_caller]
+    fn new(options: &[&str]) -> World {
+        World::with(options, &[])
+    }
+
+    /// The same, with further laptops, which the workspace knows.
+    #[track_caller]
+    fn with(options: &[&str], others: &[(&Laptop, &str)]) -> World {
+        let coordinator = Coordinator::start_at(&Place::Here, options);
+        let url = coordinator.url("127.0.0.1");
+        let laptop = Laptop::new();
+        for (laptop, name) in others.iter().chain(&[(&laptop, "anna")]) {
+            laptop.pair(&url, &coordinator.invite(), name).ok();
+        }
+        let machine = Machine::at(&Place::Here, &url);
+        let stub = machine.stub(Some(&coordinator.add_workspace("box")));
+        World { laptop, machine, stub, coordinator, url }
+    }
+
+    fn words(&self) -> [&str; 4] {
+        ["box", "--no-direct", "--coordinator", &self.url]
+    }
+
+    #[track_caller]
+    fn forward(&self, port: u16) -> (u16, Running) {
+        let (line, program) = self.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{port}")], "forward");
+        (laptop::port_in(&line), program)
+    }
+
+    /// Takes all steps at once, and waits until what serves has noticed the last.
+    #[track_caller]
+    fn force(&self, steps: &[&str]) {
+        for words in steps {
+            let said = self.coordinator.run(&["authority", "rotate", "--force"]).ok();
+            assert!(said.contains(words), "{said}");
+        }
+        let url = format!("{}/v1/authorities", self.url);
+        let next = read(&self.coordinator.data().join("ca.pem"));
+        until("the coordinator to notice", || {
+            let served: serde_json::Value = serde_json::from_str(&Run::of(curl(&["-k", &url])).ok()).expect("JSON");
+            let served = served["authorities"].as_str().expect("PEM");
+            // Beside the one that signs there are those that vouch, and no other authority in force.
+            (served.starts_with(&next) && Bundle::from_pem(served).expect("a bundle").in_force() == 1).then_some(())
+        });
+    }
+
+    /// The laptop's and the stub's files of this name.
+    fn files(&self, name: &str) -> [PathBuf; 2] {
+        [self.laptop.home(), self.machine.state()].map(|folder| find_below(folder, name).expect("it is kept"))
+    }
+}
+
+fn find_below(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.into_iter().find_map(|path| match path.is_dir() {
+        true => find_below(&path, name),
+        false => path.ends_with(name).then_some(path),
+    })
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// One authority is in force, another than before; everybody believes that one alone, and has a certificate by it.
+#[track_caller]
+fn only_the_next_is_left(coordinator: &Coordinator, before: &str, kept: &[PathBuf], chains: &[PathBuf]) {
+    let next = coordinator.data().join("ca.pem");
+    assert_ne!(read(&next), before);
+    until("everybody to believe the next authority alone", || {
+        kept.iter().all(|kept| read(kept) == read(&next)).then_some(())
+    });
+    for chain in chains {
+        let mut verify = command("openssl", ["verify", "-partial_chain", "-no_check_time", "-CAfile"]);
+        verify.arg(&next).arg(chain);
+        Run::of(verify).ok();
+    }
+    let shown: serde_json::Value =
+        serde_json::from_str(&coordinator.run(&["--json", "authority", "show"]).ok()).expect("--json is JSON");
+    assert_eq!(shown["authorities"].as_array().map(Vec::len), Some(1), "{shown}");
+    assert_eq!(shown["authorities"][0]["duty"], "signs", "{shown}");
+}
+
+#[test]
+fn a_download_and_an_ssh_connection_outlive_a_rotation_and_a_crash_after_it() {
+    let mut world = World::new(&["--leaf-lifetime", "6s"]);
+    let up = world.laptop.up(&world.words());
+    let before = read(&world.coordinator.data().join("ca.pem"));
+
+    let sshd = Sshd::start();
+    let (ssh_port, _ssh_forward) = world.forward(sshd.port);
+    let mut talk = Dialogue::with(sshd.client(ssh_port, &["there", "cat"]));
+    talk.ask(PATIENCE, str::to_owned);
+    let nginx = Nginx::start();
+    let original = nginx.root.join("original");
+    fs::write(&original, rand::random_iter::<u8>().take(40 << 20).collect::<Vec<_>>()).unwrap();
+    let (web_port, _web_forward) = world.forward(nginx.addr.port());
+    let got = world.laptop.home().join("got");
+    let slowly = ["--limit-rate", "1M", "--max-time", "600", "-o", got.to_str().unwrap()];
+    let download = Running::start(curl(&[&slowly[..], &[&format!("http://127.0.0.1:{web_port}/original")]].concat()));
+    until("the download to begin", || fs::metadata(&got).is_ok_and(|file| file.len() > 0).then_some(()));
+
+    let steps = world.coordinator.run(&["authority", "rotate", "--wait", "5m"]).ok();
+    for words in STEPS {
+        assert!(steps.contains(words), "{steps}");
+    }
+    talk.ask(PATIENCE, str::to_owned);
+    only_the_next_is_left(&world.coordinator, &before, &world.files("ca.pem"), &world.files("chain.pem"));
+    assert_eq!(up.tunnels(), 1, "the session was not touched:\n{}", up.program.output());
+
+    // Whoever begins anew knows nothing but the next authority.
+    world.coordinator.kill();
+    world.coordinator.start_again();
+    until("the session to go on", || (up.resumed() >= 1).then_some(()));
+    talk.ask(PATIENCE, str::to_owned);
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    talk.ends_well();
+    download.completes(std::time::Duration::from_secs(600));
+    let sum = |path: &Path| {
+        let mut sum = command("sha256sum", ["--"]);
+        sum.arg(path);
+        Run::of(sum).ok().split_whitespace().next().map(str::to_owned)
+    };
+    assert_eq!(sum(&got), sum(&original));
+
+    drop(up);
+    world.stub.stop(nix::sys::signal::Signal::SIGKILL);
+    world.stub = world.machine.stub(None);
+    let _again = world.laptop.up(&world.words());
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+}
+
+#[test]
+fn who_was_away_all_the_while_follows_and_who_was_revoked_does_not() {
+    let (bert, cleo) = (Laptop::new(), Laptop::new());
+    let mut world = World::with(&[], &[(&bert, "bert"), (&cleo, "cleo")]);
+    let (before, kept) = (read(&world.coordinator.data().join("ca.pem")), world.files("ca.pem"));
+    world.stub.stop(nix::sys::signal::Signal::SIGKILL);
+    world.coordinator.run(&["device", "revoke", "cleo"]).ok();
+
+    assert!(world.coordinator.run(&["authority", "rotate"]).ok().contains("is published"));
+    let shown = world.coordinator.run(&["authority", "show"]).ok();
+    for member in ["device `anna`", "device `bert`", "workspace `box`"] {
+        assert!(shown.contains(member), "{shown}");
+    }
+    assert!(!shown.contains("cleo"), "nobody waits for one who is revoked: {shown}");
+    let refused = world.coordinator.run(&["authority", "rotate"]);
+    assert_eq!(refused.status.code(), Some(UNAVAILABLE), "{}", refused.stderr);
+    assert!(refused.stderr.contains("device `anna`") && refused.stderr.contains("--force"), "{}", refused.stderr);
+    assert!(world.coordinator.run(&["authority", "rotate", "--overlap", "7d"]).err().contains("bert"));
+    world.force(&STEPS[1..]);
+
+    // Their certificates are good for a day, by an authority that is nobody's any more.
+    world.stub = world.machine.stub(None);
+    let up = world.laptop.up(&world.words());
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    drop(up);
+    only_the_next_is_left(&world.coordinator, &before, &kept, &world.files("chain.pem"));
+    let revoked = cleo.run(&[&["up"], &world.words()[..]].concat());
+    assert_eq!(revoked.status.code(), Some(REFUSED), "{}", revoked.stderr);
+    assert!(revoked.stderr.contains("revoked"), "{}", revoked.stderr);
+    // One who comes after yet another rotation has two steps to take at once.
+    world.force(&STEPS);
+    let _up = bert.up(&world.words());
+    assert_eq!(bert.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    let kept = find_below(bert.home(), "ca.pem").expect("it is kept");
+    assert_eq!(read(&kept), read(&world.coordinator.data().join("ca.pem")));
+}
+
+#[test]
+fn who_is_connected_when_a_rotation_is_forced_stays_connected() {
+    let world = World::new(&[]);
+    let up = world.laptop.up(&world.words());
+    let sshd = Sshd::start();
+    let (port, _forward) = world.forward(sshd.port);
+    let mut talk = Dialogue::with(sshd.client(port, &["there", "cat"]));
+    talk.ask(PATIENCE, str::to_owned);
+    world.force(&STEPS);
+    talk.ask(PATIENCE, str::to_owned);
+    // The laptop begins a session with what it had, and the workspace is told of the rotation while it waits.
+    let twin = world.laptop.twin();
+    let kept = find_below(world.machine.state(), "ca.pem").expect("it is kept");
+    until("the stub to follow", || (read(&kept) == read(&world.coordinator.data().join("ca.pem"))).then_some(()));
+    talk.ask(PATIENCE, str::to_owned);
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    talk.ends_well();
+    drop(up);
+    let _up = twin.up(&world.words());
+    assert_eq!(twin.exec("box", &["echo", "hi"]).ok(), "hi\n");
+}
+
+#[test]
+fn an_authority_that_a_balancer_names_is_not_believed() {
+    let coordinator = Coordinator::start();
+    let url = coordinator.url("127.0.0.1");
+    let laptop = Laptop::new();
+    laptop.pair(&url, &coordinator.invite(), "anna").ok();
+    let url = url.parse().unwrap();
+    let profile = Profile::load(&directory(&laptop.home().join("data/coordinators"), &url), &url).unwrap();
+    let own = Trust::clone(&profile.trust);
+    let forged = Authority::create(own.domain.clone(), SystemTime::now()).unwrap();
+    let vouched = forged.vouch(&forged, SystemTime::now()).unwrap();
+    let bundles = [
+        Bundle::new(forged.trust().clone(), vec![], vec![]).unwrap().to_pem(),
+        Bundle::new(forged.trust().clone(), vec![own.clone()], vec![vouched.clone()]).unwrap().to_pem(),
+        Bundle::new(own.clone(), vec![forged.trust().clone()], vec![vouched]).unwrap().to_pem(),
+        "nothing that is PEM".to_owned(),
+    ];
+
+    // One that has the name and the certificate of the web, and answers in the coordinator's place.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let balancer = Balancer::before(listener.local_addr().unwrap().port());
+    let behind = format!("https+balancer://localhost:{}", balancer.port).parse().unwrap();
+    let outer = OuterTls::new(&behind, Some(&read(&balancer.ca))).unwrap();
+    let client = CoordinatorClient::new(behind, own.clone(), profile.credential.clone()).with_outer(outer);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for bundle in bundles {
+        let body = serde_json::json!({"authorities": bundle}).to_string();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut asked = BufReader::new(listener.accept().expect("nginx comes").0);
+                let mut line = String::new();
+                asked.read_line(&mut line).expect("a request");
+                assert!(line.starts_with("GET /v1/authorities "), "{line}");
+                while line != "\r\n" {
+                    line.clear();
+                    asked.read_line(&mut line).expect("a head");
+                }
+                asked.get_mut().write_all(answer.as_bytes()).expect("it waits for the answer");
+            });
+            runtime.block_on(client.look(SystemTime::now())).unwrap_err()
+        });
+        assert!(error.is_passing() && error.to_string().contains("hint:"), "{error}");
+        assert_eq!(*client.trust(), own);
+    }
+}
+
+#[test]
+fn the_coordinators_own_certificate_is_renewed_while_it_serves() {
+    let world = World::new(&["--leaf-lifetime", "3s"]);
+    let up = world.laptop.up(&world.words());
+    let process = ["exec", "box", "--", "cat"];
+    let mut talk = Dialogue::with(world.laptop.command(&process));
+    talk.ask(PATIENCE, str::to_owned);
+    let address = format!("127.0.0.1:{}", world.coordinator.port);
+    let certificate = || {
+        let shown = Run::of(command("openssl", ["s_client", "-connect", &address])).text();
+        let end = shown.find("-----END CERTIFICATE-----").unwrap_or_else(|| panic!("no certificate:\n{shown}"));
+        shown[..end].to_owned()
+    };
+    let mut seen = vec![certificate()];
+    until("two renewals", || {
+        let now = certificate();
+        if !seen.contains(&now) {
+            seen.push(now);
+        }
+        (seen.len() == 3).then_some(())
+    });
+    talk.ask(PATIENCE, str::to_owned);
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    drop(up);
+    drop(world.laptop.up(&world.words()));
+}
