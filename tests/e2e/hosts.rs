@@ -134,9 +134,9 @@ fn a_coordinator_that_is_stopped_says_when_to_come_back() {
     let mut world = World::new();
     let url = world.url();
     let up = world.laptop.up(&["box", "--coordinator", &url]);
-    assert!(world.coordinator.program.stop(Signal::SIGTERM).success());
-    world.coordinator.start_again();
+    let mut old = world.coordinator.replace();
     until("the session to go on by itself", || (up.resumed() == 1).then_some(()));
+    assert!(old.ends().success(), "{}", old.output());
     works(&world.laptop);
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
