@@ -28,7 +28,7 @@ const GATHER: usize = 64 * 1024;
 pub const PING: Duration = Duration::from_secs(12);
 
 /// How long the answer may take. A peer that sends nothing until then is dead.
-pub const PONG: Duration = Duration::from_secs(8);
+pub const PONG: Duration = Duration::from_secs(4);
 
 /// A relay whose two ends ping, and that hears nothing for this long, has lost one.
 pub const SILENCE: Duration = Duration::from_secs(30);
@@ -431,6 +431,38 @@ mod tests {
         a.write_all(&[0x82, 0x01, 0x41]).await.unwrap();
         let mut b = Carrier::new(websocket(b, Bytes::new(), Side::Server).await);
         assert!(b.arrival().await.is_err());
+    }
+
+    /// In real time, all of it at once: the one that is silent ends, and the others are there when it has.
+    #[tokio::test]
+    async fn who_does_not_answer_pings_is_given_up_and_who_does_is_kept() {
+        let began = Instant::now();
+        let silent = async {
+            let (mut a, _b) = ends(false).await;
+            let error = a.arrival().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(began.elapsed() >= PING + PONG, "{:?}", began.elapsed());
+        };
+        let kept = async {
+            let (mut a, mut b) = ends(false).await;
+            // Reading answers pings, and nothing is ever read.
+            let idle = tokio::time::timeout(PING + PONG * 2, async { tokio::join!(a.arrival(), b.arrival()) });
+            assert!(idle.await.is_err(), "a carrier whose other end answers was given up");
+        };
+        let relayed = async {
+            let (mut laptop, near) = ends(false).await;
+            let (far, _stub) = ends(true).await;
+            let never = || Drain {
+                when: std::future::pending(),
+                part: std::future::pending(),
+                say: || [Control::Unknown, Control::Unknown],
+            };
+            let (relayed, arrival) =
+                tokio::join!(relay(near.into_websocket(), far.into_websocket(), never()), laptop.arrival());
+            assert_eq!(relayed.1.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert!(began.elapsed() > SILENCE && !matches!(arrival, Ok(Some(_))), "{arrival:?}");
+        };
+        tokio::join!(silent, kept, relayed);
     }
 
     #[tokio::test]

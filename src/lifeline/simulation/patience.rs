@@ -23,6 +23,27 @@ fn a_silent_carrier_is_suspected_and_believed_again() {
 }
 
 #[test]
+fn a_long_way_is_given_three_round_trips() {
+    let mut world = steady();
+    for _ in 0..50 {
+        world.cores[DIALER].probe(world.now);
+        world.pump(0, DIALER);
+        world.pass(Duration::from_secs(1));
+        world.deliver(0, LISTENER);
+        world.pump(0, LISTENER);
+        world.deliver(0, DIALER);
+    }
+    let Standing::Attached { round_trip: Some(round_trip), .. } = world.cores[DIALER].standing() else { panic!() };
+    assert!(round_trip > Duration::from_millis(900), "{round_trip:?}");
+    world.links[0].hole = [true; 2];
+    world.cores[DIALER].probe(world.now);
+    world.pass(round_trip * 3 - Duration::from_millis(10));
+    assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { .. }), "it may still come");
+    world.pass(Duration::from_millis(20));
+    assert!(matches!(world.cores[DIALER].standing(), Standing::Suspect { .. }));
+}
+
+#[test]
 fn what_is_sent_after_a_silence_finds_a_dead_way_soon() {
     for side in [DIALER, LISTENER] {
         let mut world = steady();

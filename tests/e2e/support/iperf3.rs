@@ -24,7 +24,8 @@ impl Iperf3 {
     #[track_caller]
     pub fn start_at(place: &Place) -> Iperf3 {
         let (port, program) = Running::on_free_port(|port| {
-            place.run(command("iperf3", ["-s", "--forceflush", "-B", "127.0.0.1", "-p", &port.to_string()]))
+            // In JSON, so that its report can be part of a client's.
+            place.run(command("iperf3", ["-s", "-J", "-B", "127.0.0.1", "-p", &port.to_string()]))
         });
         Iperf3 { port, _program: program }
     }
