@@ -39,12 +39,15 @@ pub fn run(programs: &Programs, report: &Report) -> Result<()> {
         let port = tunnel.forward(target)?;
         let socket = tunnel.stub_socket();
         calls(&socket, WARM_UP)?;
-        show(report, &format!("tool.list{name}, idle tunnel"), &calls(&socket, CALLS)?);
+        let idle = calls(&socket, CALLS)?;
+        show(report, &format!("tool.list{name}, idle tunnel"), &idle);
         for (what, direction) in
             [("one stream saturates it up", Direction::Up), ("one stream saturates it down", Direction::Down)]
         {
             let took = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
             show(report, &format!("tool.list{name}, {what}"), &took);
+            let met = percentile(&took, 99.0) <= percentile(&idle, 99.0) * 2.0;
+            report.aim("latency", "p99 at most twice that of an idle tunnel", met);
         }
     }
     beside(programs, report, target)

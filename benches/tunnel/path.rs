@@ -31,6 +31,9 @@ const ROUNDS: usize = 3;
 /// Calls of one measurement on an idle path.
 const CALLS: usize = 60;
 
+/// How much longer than a round trip a call beside bulk may take.
+const MOST_WAIT: Duration = Duration::from_millis(20);
+
 /// Calls after which a loaded measurement looks at the clock.
 const LOADED_BATCH: usize = 5;
 
@@ -78,9 +81,9 @@ fn transfers(programs: &Programs, report: &Report, iperf3: &Path, wire: Wire) ->
             ours.push(transfer(iperf3, tunnel.forward(port)?, direction)?);
         }
         let round_trip = wire.delay * 2;
-        for (what, pick) in [
-            ("all of it", (|received| received.total) as fn(&Received) -> f64),
-            ("first second", |received| received.first_second),
+        for (what, pick, least) in [
+            ("all of it", (|received| received.total) as fn(&Received) -> f64, 0.95),
+            ("first second", |received| received.first_second, 0.5),
         ] {
             let of = |all: &[Received]| median(&all.iter().map(pick).collect::<Vec<_>>());
             let (plain, ours) = (of(&plain), of(&ours));
@@ -90,6 +93,7 @@ fn transfers(programs: &Programs, report: &Report, iperf3: &Path, wire: Wire) ->
                 figure("Mbit/s plain", plain / 1e6, 0),
             ];
             report.row("path", &format!("one stream {way}, {round_trip:?}, {what}"), &figures);
+            report.aim("path", &format!("at least {least} of plain"), ours / plain >= least);
         }
     }
     Ok(())
@@ -126,6 +130,8 @@ fn latencies(programs: &Programs, report: &Report, wire: Wire) -> Result<()> {
         let ours = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
         let plain = loaded(plain.port, direction, || requests(plain.port, LOADED_BATCH))?;
         show(report, &format!("call, {round_trip:?}, one stream {way}"), &ours, &plain);
+        let most = round_trip + MOST_WAIT;
+        report.aim("path", &format!("p99 at most {most:?}"), percentile(&ours, 99.0) <= most.as_secs_f64());
     }
     Ok(())
 }

@@ -1,4 +1,6 @@
-//! What is printed: aligned rows for people, or one JSON object to a line. Nothing is judged here.
+//! What is printed: aligned rows for people, or one JSON object to a line; and whether aims were met.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use serde_json::{Map, Value, json};
 
@@ -6,6 +8,7 @@ use serde_json::{Map, Value, json};
 #[derive(Debug)]
 pub struct Report {
     json: bool,
+    missed: AtomicUsize,
 }
 
 /// A figure with its unit and the decimals it deserves.
@@ -24,7 +27,7 @@ pub fn figure(name: &'static str, value: f64, decimals: usize) -> Figure {
 impl Report {
     /// Text, or JSON lines.
     pub fn new(json: bool) -> Report {
-        Report { json }
+        Report { json, missed: AtomicUsize::new(0) }
     }
 
     /// The machine that the figures are of.
@@ -58,6 +61,22 @@ impl Report {
         }
         let cells = figures.iter().map(|f| format!("{:>9.*} {}", f.decimals, f.value, f.name));
         println!("  {what:<44}{}", cells.collect::<Vec<_>>().join("  "));
+    }
+
+    /// An aim of the row before, and whether it was met.
+    pub fn aim(&self, section: &str, aim: &str, met: bool) {
+        self.missed.fetch_add(usize::from(!met), Relaxed);
+        let outcome = if met { "met" } else { "MISSED" };
+        if self.json {
+            println!("{}", json!({"section": section, "aim": aim, "met": met}));
+        } else {
+            println!("  {:<44}{outcome:>9}", format!("  {aim}"));
+        }
+    }
+
+    /// How many aims were not met.
+    pub fn missed(&self) -> usize {
+        self.missed.load(Relaxed)
     }
 
     /// What could not be measured, and why.
