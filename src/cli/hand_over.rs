@@ -80,7 +80,8 @@ pub async fn take_over(
             Ok(Some(Predecessor { pid: handed.pid, stream }))
         }
         Ok(Err(refusal)) if refusal.code == RefusalCode::Unsupported => {
-            let why = "it is of a release that cannot. hint: `nexus-proxy down` ends it, with its connections";
+            let why =
+                "it is of a release that cannot. hint: `nexus-proxy down WORKSPACE` ends it, with its connections";
             Err(Failure::new(failure::FAILED, failed(&why)))
         }
         Ok(Err(refusal)) => {
@@ -88,7 +89,7 @@ pub async fn take_over(
             Err(Failure::new(failure.code, failed(&failure.message)))
         }
         Err(_) => {
-            let why = "it does not answer. hint: `nexus-proxy down` ends it, with its connections";
+            let why = "it does not answer. hint: `nexus-proxy down WORKSPACE` ends it, with its connections";
             Err(Failure::new(failure::FAILED, failed(&why)))
         }
     }
@@ -128,8 +129,10 @@ pub async fn live_on(
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let handed = daemon.handed_over().await;
-    let text =
-        format!("handed over to another `nexus-proxy up`; {} go on here until they are done", connections(handed.open));
+    let text = format!(
+        "handed over to another `nexus-proxy up`; what is open here goes on until it is done: {}",
+        connections(handed.open)
+    );
     tracing::info!(open = handed.open, "handed over; what is open goes on here");
     output.line("take-over", &text, &json!({"event": "handed_over", "open": handed.open}));
     let live = async {

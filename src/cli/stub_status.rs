@@ -32,7 +32,7 @@ pub async fn show(socket: &Path, output: Output) -> Result<u8, Failure> {
         false => status.laptops.iter().for_each(|status| line("laptop", laptop(status))),
     }
     if status.earlier > 0 {
-        line("earlier", format!("{} stubs live on until what they have is done", status.earlier));
+        line("earlier", format!("{} that live on until what they have is done", status.earlier));
     }
     Ok(0)
 }

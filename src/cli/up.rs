@@ -52,7 +52,7 @@ pub struct Up {
     pub coordinator: Option<CoordinatorUrl>,
     #[command(flatten)]
     pub forwards: ForwardFlags,
-    /// Goes on in the background once the tunnel is up; `nexus-proxy down` ends it.
+    /// Goes on in the background once the tunnel is up; `nexus-proxy down WORKSPACE` ends it.
     #[arg(long)]
     pub detach: bool,
     /// The configuration [default: ~/.nexus/config.yaml].
@@ -116,14 +116,25 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
         let text = format!("this one was not up; process {pid} takes its place again");
         output.line("take-over", &text, &json!({"event": "given_back", "pid": pid}));
     }
-    let text = if held.is_some() { "everything is taken down" } else { "what went on here is done" };
+    let text = if held.is_some() { "everything is taken down" } else { "what went on here is over" };
     output.line("down", text, &json!({"event": "down"}));
     Ok(0)
 }
 
 /// The right to keep the workspace up, and its socket.
 async fn claim(up: &Up, home: &Home) -> Result<(Claim, ControlSocket), Failure> {
-    let refused = |e| Failure::new(failure::FAILED, format!("workspace `{}`: {e}", up.workspace));
+    let refused = |error: std::io::Error| {
+        let name = &up.workspace;
+        let mut text = format!("workspace `{name}`: {error}");
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            text += &format!(". hint: `nexus-proxy status {name}` shows it, `nexus-proxy down {name}` ends it");
+            // The workspace inside another `up` cannot be handed over.
+            if up.coordinator.is_some() {
+                text += "; the same command with --take-over takes its place, and what runs goes on";
+            }
+        }
+        Failure::new(failure::FAILED, text)
+    };
     let claim = Claim::new(&socket_path(&home.run, &up.workspace)).await.map_err(refused)?;
     let socket = claim.bind().map_err(refused)?;
     Ok((claim, socket))

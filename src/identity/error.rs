@@ -56,7 +56,9 @@ pub enum IdentityError {
     #[error("the peer presented no certificate")]
     NoCertificate,
     /// No presented certificate authority fits the one-time code.
-    #[error("no authority that was presented fits the code")]
+    #[error(
+        "no authority that was presented fits the code: it is another coordinator's, or the authority was replaced since"
+    )]
     NotOfThisCode,
     /// Neither ECDSA on P-256 nor Ed25519.
     #[error("keys of this kind are not accepted; P-256 and Ed25519 are")]

@@ -91,6 +91,13 @@ impl Session {
         }
     }
 
+    /// Ends it in order: the other end is told, within the time that a goodbye has.
+    pub async fn end(self) {
+        let Session { acceptor, mut driver, .. } = self;
+        drop(acceptor);
+        while driver.join_next().await.is_some() {}
+    }
+
     /// Ends the tasks of the session's streams, now that it is over. In one that has drained they have let go of their
     /// streams; they may finish what else they do.
     pub async fn end_streams(&self, tasks: &mut JoinSet<()>) {

@@ -252,6 +252,8 @@ struct Direction {
     waiting: Option<Message>,
     unflushed: bool,
     done: bool,
+    /// What broke the side that it comes from. What had arrived from there leaves first.
+    broke: Option<io::Error>,
     bytes: u64,
 }
 
@@ -355,7 +357,7 @@ fn poll_copy<A: Io, B: Io>(
                 Poll::Ready(Some(Err(tungstenite::Error::ConnectionClosed))) | Poll::Ready(None) => {
                     direction.done = true;
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io_error(error))),
+                Poll::Ready(Some(Err(error))) => (direction.done, direction.broke) = (true, Some(io_error(error))),
                 Poll::Pending => {}
             }
         }
@@ -363,7 +365,11 @@ fn poll_copy<A: Io, B: Io>(
             ready!(to.as_mut().poll_flush(cx)).map_err(io_error)?;
             direction.unflushed = false;
         }
-        return if direction.done { Poll::Ready(Ok(())) } else { Poll::Pending };
+        return match direction.broke.take() {
+            Some(error) => Poll::Ready(Err(error)),
+            None if direction.done => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        };
     }
 }
 

@@ -167,7 +167,7 @@ fn a_second_up_is_refused_and_the_first_goes_on() {
         let second = laptop.run(words);
         assert_eq!(second.status.code(), Some(1), "{words:?}: {}", second.stderr);
         let said = second.err();
-        assert!(said.contains("it is up already") && said.contains("hint: `nexus-proxy status`"), "{said}");
+        assert!(said.contains("it is up already") && said.contains("hint: `nexus-proxy status default`"), "{said}");
     }
     laptop.exec("default", &["true"]).ok();
     let _other = laptop.up(&["other"]);

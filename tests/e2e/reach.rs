@@ -136,3 +136,18 @@ fn a_configuration_that_is_not_there_is_said_to_be_missing() {
     assert!(laptop.run(&["config", "check"]).ok().contains("is in order"));
     assert_eq!(laptop.run(&["config", "check", "/nonexistent.yaml"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_laptop_that_was_taken_down_is_gone_at_the_workspace() {
+    let world = Linked::new();
+    let laptops = || stub_status(&world.machine)["laptops"].as_array().map(Vec::len);
+    for _ in 0..6 {
+        let mut up = Linked::up(&world.near, &world.laptop);
+        until("the laptop at the workspace", || (laptops() == Some(1)).then_some(()));
+        assert!(up.program.stop(nix::sys::signal::Signal::SIGTERM).success(), "{}", up.program.output());
+        // One that is expected back would stay for a day.
+        until("nobody at the workspace", || (laptops() == Some(0)).then_some(()));
+        let said = up.program.output();
+        assert!(!said.contains("tunnel is down") && !said.contains("interrupted"), "{said}");
+    }
+}

@@ -51,9 +51,7 @@ impl Claim {
                 return Err(error);
             }
             if std::os::unix::net::UnixStream::connect(path).is_ok() || Instant::now() >= deadline {
-                let text = "it is up already. hint: `nexus-proxy status` shows it, `nexus-proxy down` ends it; \
-                            `nexus-proxy up --take-over` takes its place, and what runs goes on";
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "it is up already"));
             }
             tokio::time::sleep(END_POLL).await;
         }

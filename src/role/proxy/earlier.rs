@@ -80,7 +80,11 @@ impl Earlier {
                 },
                 Some((opener, outcome)) = lives.next(), if !lives.is_empty() => {
                     self.sessions().retain(|(known, _)| !known.is_same(&opener));
-                    let why = outcome.as_ref().map_or_else(ToString::to_string, TunnelError::to_string);
+                    let why = match (opener.has_drained(), &outcome) {
+                        (true, _) => "all that was open in it is done".to_owned(),
+                        (false, Ok(error)) => error.to_string(),
+                        (false, Err(why)) => (*why).to_owned(),
+                    };
                     tracing::info!(why, "an earlier session is over");
                     if leaving.is_cancelled() && !opener.has_drained() {
                         cut = outcome.ok().or(cut);

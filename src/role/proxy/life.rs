@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::tunnel::{Tunnel, TunnelError};
 use super::tunnel_state::{self, TunnelState};
@@ -51,6 +52,7 @@ impl<'a> Life<'a> {
         F: Fn(MuxStream) -> S,
         S: Future<Output = ()> + Send + 'static,
     {
+        let _alive = self.tunnel.lives.token();
         self.publish(self.standing.up(Route::Relay, None, false, 0));
         let probe = async {
             let mut changes = self.tunnel.changes();
@@ -59,7 +61,7 @@ impl<'a> Life<'a> {
             }
         };
         let served = tokio::select! {
-            why = serve_session(session, serve) => Ok(why),
+            why = serve_session(session, serve, &self.tunnel.ending) => Ok(why),
             error = self.mend() => Err(error),
             error = self.keep_direct() => Err(error),
             () = probe => Ok("this program is ending".into()),
@@ -108,8 +110,8 @@ fn passing(code: RefusalCode) -> RefusalCode {
     if code == RefusalCode::NotFound { RefusalCode::Unavailable } else { code }
 }
 
-/// Serves a session's incoming streams until it ends; gives the reason. Streams end with it.
-async fn serve_session<F, S>(mut session: Session, serve: &F) -> String
+/// Serves a session's incoming streams until it ends, or until `ending`; gives the reason. Streams end with it.
+async fn serve_session<F, S>(mut session: Session, serve: &F, ending: &CancellationToken) -> String
 where
     F: Fn(MuxStream) -> S,
     S: Future<Output = ()> + Send + 'static,
@@ -124,6 +126,10 @@ where
                 None => break,
             },
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
+            () = ending.cancelled() => {
+                session.end().await;
+                return "this program is ending".into();
+            }
         }
     }
     session.end_streams(&mut streams).await;

@@ -2,12 +2,14 @@
 //!
 //! Services hold a [`TunnelOpener`], which is whatever session stands at the moment; they outlive every session.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use super::attempt::TunnelError;
 use super::earlier::{Earlier, Retired};
@@ -35,6 +37,9 @@ const AT_ONCE: u32 = 3;
 
 /// How long the workspace may take to say that it knows of a hand-over.
 const AGREE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long sessions may take to say goodbye when this program ends: a little longer than each of them takes for it.
+const GOODBYES: Duration = Duration::from_millis(1500);
 
 /// Sessions on their way to those that are kept until they are done. Taken out as soon as they are in: begun sessions are
 /// further apart.
@@ -68,6 +73,9 @@ pub struct Tunnel {
     earlier: Earlier,
     /// Cancelled when another program takes the workspace over.
     leaving: CancellationToken,
+    /// Cancelled when this program ends; and the sessions that say so to the workspace.
+    pub(super) ending: CancellationToken,
+    pub(super) lives: TaskTracker,
 }
 
 impl Tunnel {
@@ -84,6 +92,8 @@ impl Tunnel {
             direct: true,
             earlier: Earlier::default(),
             leaving: CancellationToken::new(),
+            ending: CancellationToken::new(),
+            lives: TaskTracker::new(),
         }
     }
 
@@ -144,15 +154,23 @@ impl Tunnel {
             let earlier = self.earlier.keep(retired, &self.leaving);
             tokio::try_join!(self.keep_up(&serve, retire), earlier).map(drop)
         };
+        let mut keep = pin!(keep);
         tokio::select! {
-            outcome = keep => outcome,
-            () = notice => Ok(()),
-            () = renew => Ok(()),
-            () = stop.cancelled() => {
-                self.current.send_replace(None);
-                Ok(())
-            }
+            outcome = &mut keep => return outcome,
+            () = notice => {}
+            () = renew => {}
+            () = stop.cancelled() => {}
         }
+        self.current.send_replace(None);
+        self.ending.cancel();
+        self.lives.close();
+        // A workspace that is told nothing would wait for this laptop to come back.
+        tokio::select! {
+            _ = keep => {}
+            () = self.lives.wait() => {}
+            () = tokio::time::sleep(GOODBYES) => {}
+        }
+        Ok(())
     }
 
     /// Begins one session after the other. Ends in order when this program hands over; what is open then is retired.
@@ -196,6 +214,9 @@ impl Tunnel {
                     let life = Life::new(self, &session, standing);
                     let mut running: BoxFuture<'a, TunnelError> = Box::pin(life.clone().run(session, serve));
                     let over = self.stand(&life, &mut running).await;
+                    if self.ending.is_cancelled() {
+                        return Ok(());
+                    }
                     begun = time::OffsetDateTime::now_utc();
                     if up.elapsed() >= STEADY {
                         backoff.reset();
