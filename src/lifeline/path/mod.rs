@@ -72,6 +72,10 @@ const RATE_ROUNDS: usize = 10;
 /// For how long a shortest round trip counts. Then a path that is kept full is emptied for a moment to look again.
 const ROUND_TRIP_AGE: Duration = Duration::from_secs(30);
 
+/// The same of a short path where all that are measured are this many times as long, and long.
+const ROUND_TRIP_PAST: Duration = Duration::from_secs(1);
+const PAST: u32 = 8;
+
 /// The share of the path's product that is under way while it is looked at, in quarters.
 const LOOK_QUARTERS: u64 = 3;
 
@@ -401,7 +405,8 @@ impl Path {
             Some(_) => {}
             None => {
                 let Some((shortest, since)) = self.shortest else { return };
-                if now.saturating_duration_since(since) < ROUND_TRIP_AGE {
+                let is_past = shortest < LONG && self.recent.are_longer((shortest * PAST).max(LONG));
+                if now.saturating_duration_since(since) < if is_past { ROUND_TRIP_PAST } else { ROUND_TRIP_AGE } {
                     return;
                 }
                 let latest = self.latest.unwrap_or(shortest);

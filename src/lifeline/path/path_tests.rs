@@ -8,6 +8,8 @@ struct Wire {
     length: Duration,
     /// How late the acknowledgement of the n-th message is.
     late: fn(u64) -> Duration,
+    /// How long it seemed before.
+    seemed: Duration,
     /// From when until when it has another rate, and which.
     meanwhile: Option<(Duration, Duration, f64)>,
 }
@@ -16,6 +18,10 @@ struct Wire {
 type Ack = (Instant, u64);
 
 impl Wire {
+    fn new(rate: f64, length: Duration) -> Wire {
+        Wire { rate, length, late: |_| Duration::ZERO, seemed: length, meanwhile: None }
+    }
+
     fn rate_at(&self, time: Duration) -> f64 {
         match self.meanwhile {
             Some((from, until, rate)) if (from..until).contains(&time) => rate,
@@ -62,7 +68,7 @@ fn run(wire: &Wire, seconds: u64) -> Sent {
     let mut delivered = vec![0; seconds as usize];
     let mut waits = Vec::new();
     // What began the session has told how long the path is.
-    path.timed(wire.length, begin);
+    path.timed(wire.seemed, begin);
     while now < begin + Duration::from_secs(seconds) {
         let before = std::mem::replace(&mut rate, wire.rate_at(now - begin));
         if rate != before {
@@ -121,10 +127,7 @@ fn a_long_path_is_filled_and_its_queue_stays_short() {
         (GIGABIT / 100.0, 60, 20),
     ];
     for (rate, round_trip, queue) in paths {
-        let sent = run(
-            &Wire { rate, length: Duration::from_millis(round_trip), late: |_| Duration::ZERO, meanwhile: None },
-            40,
-        );
+        let sent = run(&Wire::new(rate, Duration::from_millis(round_trip)), 40);
         let what = format!("{} Mbit/s, {round_trip} ms", rate / GIGABIT * 1000.0);
         assert!(sent.steady() > 0.97 * rate, "{what}: {}", sent.steady() / rate);
         // Told one round trip after it left.
@@ -154,7 +157,7 @@ fn a_busy_machine_does_not_make_a_path_slow() {
     let late = |n| Duration::from_millis([0, 3, 11, 5, 24, 2, 9, 38][(n * 7 % 8) as usize]);
     for round_trip in [20, 60, 150] {
         let (rate, length) = (125_000_000.0, Duration::from_millis(round_trip));
-        let sent = run(&Wire { rate, length, late, meanwhile: None }, 12);
+        let sent = run(&Wire { late, ..Wire::new(rate, length) }, 12);
         assert!(sent.steady() > 0.8 * rate, "{round_trip} ms: {} of {rate}", sent.steady());
         assert!(sent.wait(95) < Duration::from_millis(70), "{round_trip} ms: a queue of {:?}", sent.wait(95));
     }
@@ -167,10 +170,21 @@ fn a_long_path_that_changes_its_rate_is_followed() {
     for round_trip in [20, 60, 150] {
         for times in [0.2, 5.0] {
             let meanwhile = Some((Duration::from_secs(6), Duration::MAX, RATE * times));
-            let sent = run(&Wire { rate: RATE, length: Duration::from_millis(round_trip), late, meanwhile }, 20);
+            let sent = run(&Wire { late, meanwhile, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 20);
             let share: Vec<f64> = sent.delivered[12..].iter().map(|bytes| *bytes as f64 / RATE / times).collect();
             assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
         }
+    }
+}
+
+/// The machine moved, and its connection stayed.
+#[test]
+fn a_path_that_seemed_short_and_is_long_is_filled_soon() {
+    const RATE: f64 = 25_000_000.0;
+    for length in [20, 40, 150].map(Duration::from_millis) {
+        let sent = run(&Wire { seemed: Duration::from_micros(300), ..Wire::new(RATE, length) }, 12);
+        let share: Vec<f64> = sent.delivered[6..].iter().map(|bytes| *bytes as f64 / RATE).collect();
+        assert!(share.iter().all(|share| *share > 0.9), "{length:?}: {share:?}");
     }
 }
 
@@ -182,7 +196,7 @@ fn a_long_path_that_was_slow_for_a_while_comes_back() {
         for times in [0.1, 0.01, 0.001] {
             let meanwhile = Some((Duration::from_secs(6), Duration::from_secs(16), RATE * times));
             let length = Duration::from_millis(round_trip);
-            let sent = run(&Wire { rate: RATE, length, late: |_| Duration::ZERO, meanwhile }, 30);
+            let sent = run(&Wire { meanwhile, ..Wire::new(RATE, length) }, 30);
             let share: Vec<f64> = sent.delivered[25..].iter().map(|bytes| *bytes as f64 / RATE).collect();
             assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
         }
