@@ -16,6 +16,9 @@ pub mod renewal;
 #[cfg(feature = "stub")]
 pub mod stub;
 
+/// How long a port or a socket pauses when it cannot accept: out of descriptors, mostly, which does not end at once.
+pub const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Where the log says that the way to the other end goes and comes back: once for each time, at every verbosity.
 #[cfg(any(feature = "proxy", feature = "stub"))]
 pub(crate) const WAY: &str = "nexus_proxy::way";

@@ -72,7 +72,8 @@ impl Names {
         }))
     }
 
-    /// The addresses of `host`, at least one. Where it cannot be looked up, the ones that it had last, with the reason.
+    /// The addresses of `host`, at least one. Where it cannot be looked up, the ones that it had last; the reason, where it had
+    /// none.
     pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, LookupError> {
         self.resolve_within(host, port, LOOKUP_TIMEOUT).await
     }

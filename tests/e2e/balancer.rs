@@ -199,14 +199,6 @@ fn an_authority_is_replaced_behind_it() {
     assert_eq!(laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
 }
 
-fn find_below(folder: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    entries.into_iter().find_map(|path| match path.is_dir() {
-        true => find_below(&path, name),
-        false => path.ends_with(name).then_some(path),
-    })
-}
-
 #[test]
 fn what_is_revoked_is_cut_through_it_and_does_not_come_back() {
     let world = World::new(&[]);

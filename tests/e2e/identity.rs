@@ -61,12 +61,7 @@ impl World {
 
 /// The certificate in a laptop's or a stub's directory.
 fn chain_below(folder: &Path) -> PathBuf {
-    files_below(folder).into_iter().find(|path| path.ends_with("chain.pem")).expect("a chain.pem")
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+    find_below(folder, "chain.pem").expect("a chain.pem")
 }
 
 fn has_expired(chain: &Path) -> bool {
@@ -246,7 +241,7 @@ fn keys_are_for_their_owner_alone() {
             assert_eq!(mode(&path), 0o600, "{}", path.display());
         }
     }
-    let key = files_below(world.laptop.home()).into_iter().find(|path| path.ends_with("key.pem")).expect("a key");
+    let key = find_below(world.laptop.home(), "key.pem").expect("a key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     world.up_fails(USAGE, &["others can read it", "chmod 600"]);
 }

@@ -82,14 +82,6 @@ impl World {
     }
 }
 
-fn find_below(folder: &Path, name: &str) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    entries.into_iter().find_map(|path| match path.is_dir() {
-        true => find_below(&path, name),
-        false => path.ends_with(name).then_some(path),
-    })
-}
-
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

@@ -38,14 +38,15 @@ impl Membership {
         let devices = registry.clone();
         let store = registry.store().clone();
         let look = async move {
+            // A change that was noticed, and of which nobody has heard who is revoked: the database may fail between the two.
+            let mut owed = false;
             loop {
                 match store.revision().await {
-                    Ok(now) => {
-                        if changes.send_if_modified(|before| std::mem::replace(before, now) != now) {
-                            tell_revoked(&devices, &lost).await;
-                        }
-                    }
+                    Ok(now) => owed |= changes.send_if_modified(|before| std::mem::replace(before, now) != now),
                     Err(error) => tracing::warn!(%error, "the database could not be looked at"),
+                }
+                if owed {
+                    owed = !tell_revoked(&devices, &lost).await;
                 }
                 tokio::time::sleep(LOOK).await;
             }
@@ -69,23 +70,33 @@ impl Membership {
             if self.revision.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            let now = SystemTime::now();
-            let renewed = PeerCertificate { not_after: now + RENEWED, ..certificate.clone() };
-            let mut verdict = self.registry.authorize(&renewed, now).await.map(drop);
-            if let (Ok(()), Some(workspace)) = (&verdict, &workspace) {
-                verdict = self.registry.workspace(workspace).await.map(drop);
-            }
-            match verdict {
-                Err(refusal) if matches!(refusal.code, RefusalCode::Denied | RefusalCode::NotFound) => return refusal,
-                // A database that does not answer is no verdict.
-                Err(error) => tracing::warn!(%error, "a member could not be judged again"),
-                Ok(()) => {}
+            let mut failed = false;
+            while let Err(refusal) = self.judge(&certificate, workspace.as_ref()).await {
+                if matches!(refusal.code, RefusalCode::Denied | RefusalCode::NotFound) {
+                    return refusal;
+                }
+                // A database that does not answer is no verdict, and no other change may come: it is asked again.
+                if !std::mem::replace(&mut failed, true) {
+                    tracing::warn!(%refusal, "a member could not be judged again yet");
+                }
+                tokio::time::sleep(LOOK).await;
             }
         }
     }
+
+    async fn judge(&self, certificate: &PeerCertificate, workspace: Option<&WorkspaceName>) -> Result<(), Refusal> {
+        let now = SystemTime::now();
+        let renewed = PeerCertificate { not_after: now + RENEWED, ..certificate.clone() };
+        self.registry.authorize(&renewed, now).await?;
+        if let Some(workspace) = workspace {
+            self.registry.workspace(workspace).await?;
+        }
+        Ok(())
+    }
 }
 
-async fn tell_revoked(registry: &Registry, lost: &watch::Sender<Revoked>) {
+/// Whether the database could say who is revoked.
+async fn tell_revoked(registry: &Registry, lost: &watch::Sender<Revoked>) -> bool {
     match registry.list_devices().await {
         Ok(devices) => {
             let pins: Revoked = devices.iter().filter(|d| d.revoked.is_some()).map(|d| d.pin).collect();
@@ -94,7 +105,55 @@ async fn tell_revoked(registry: &Registry, lost: &watch::Sender<Revoked>) {
                 *before = pins;
                 differs
             });
+            true
         }
-        Err(error) => tracing::warn!(%error, "the revoked devices could not be listed"),
+        Err(error) => {
+            tracing::warn!(%error, "the revoked devices could not be listed");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Authority, Identity, Role};
+    use crate::role::coordinator::store::Store;
+    use crate::wire::name::DeviceName;
+
+    /// Enough for any number of looks.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_revocation_that_meets_a_database_error_is_heard_of_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (name, pin, now): (DeviceName, _, _) =
+            ("anna".parse().unwrap(), KeyPin::from_bytes([1; 32]), SystemTime::now());
+        let store = Store::open(dir.path()).await.unwrap();
+        let mut change = store.begin().await.unwrap();
+        change.put_device(&name, pin, 5).await.unwrap();
+        change.commit().await.unwrap();
+        let domain = "d".parse().unwrap();
+        let registry = Registry::new(store.clone(), Authority::create("d".parse().unwrap(), now).unwrap().into());
+        let (membership, look) = Membership::new(registry);
+        let look = tokio::spawn(look);
+        let identity = Identity { domain, role: Role::Device(name) };
+        let certificate = PeerCertificate { identity, pin, not_before: now, not_after: now + RENEWED };
+        let (mut revision, mut revoked) = (membership.revision(), membership.revoked());
+        let lost = tokio::spawn(membership.lost(certificate, None));
+
+        // That something changed can be read, and what has changed cannot.
+        let damage = "UPDATE device SET pin = 'damaged', revoked = 7 WHERE name = 'anna'";
+        sqlx::query(damage).execute(&store.pool).await.unwrap();
+        tokio::time::timeout(PATIENCE, revision.changed()).await.unwrap().unwrap();
+        tokio::time::sleep(LOOK).await;
+        assert!(!lost.is_finished() && revoked.borrow().is_empty(), "an error is no verdict");
+
+        sqlx::query("UPDATE device SET pin = ?").bind(pin.to_string()).execute(&store.pool).await.unwrap();
+        let refusal = tokio::time::timeout(PATIENCE, lost).await.unwrap().unwrap();
+        assert_eq!(refusal.code, RefusalCode::Denied, "{refusal}");
+        tokio::time::timeout(PATIENCE, revoked.changed()).await.unwrap().unwrap();
+        assert_eq!(revoked.borrow()[..], [pin]);
+        look.abort();
     }
 }

@@ -37,6 +37,7 @@ use super::stream::Stream;
 pub use super::upgrade::{CONNECT_PATH, PARK_PATH};
 use super::upgrade::{Proof, Purpose, admit, upgraded};
 use crate::identity::certificate::PeerCertificate;
+use crate::role::ACCEPT_PAUSE;
 use crate::transport::read_ahead::ReadAhead;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 use crate::wire::{Refusal, RefusalCode};
@@ -165,7 +166,7 @@ async fn accept(listener: TcpListener, front: Front, shared: &Shared, stop: &Can
             Err(error) => {
                 // Out of file descriptors, or a connection that died in the queue: neither ends the server.
                 tracing::warn!(%error, "accepting failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };

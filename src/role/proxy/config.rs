@@ -79,11 +79,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// Where the file is: `~/.nexus/config.yaml`.
-    pub fn default_path(home: &Path) -> PathBuf {
-        home.join(".nexus").join("config.yaml")
-    }
-
     /// Reads and checks a file. Blocks.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let error = |what: String, hint: &str| ConfigError {

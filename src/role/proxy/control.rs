@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::role::{files, local};
+use crate::role::{ACCEPT_PAUSE, files, local};
 use crate::session::framed::{FramedStream, StreamError};
 use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
@@ -110,7 +110,7 @@ impl ControlSocket {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket failed to accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }

@@ -148,13 +148,7 @@ impl Daemon {
         HandedOver { pid: std::process::id(), open: self.tunnel.earlier() }
     }
 
-    /// Whether this one follows another, and is not up yet. Forwards of other commands stay where they will be found again if
-    /// it never is.
-    pub fn set_following(&self, following: bool) {
-        self.following.store(following, Ordering::Relaxed);
-    }
-
-    /// After that: whether the program that asked came up. It says so, or is gone without.
+    /// After [`Daemon::handed_over`]: whether the program that asked came up. It says so, or is gone without.
     pub async fn is_followed(&self) -> bool {
         // Held until the answer has left.
         drop(self.handing.lock().await);
@@ -165,6 +159,12 @@ impl Daemon {
             }
             None => false,
         }
+    }
+
+    /// Whether this one follows another, and is not up yet. Forwards of other commands stay where they will be found again if
+    /// it never is.
+    pub fn set_following(&self, following: bool) {
+        self.following.store(following, Ordering::Relaxed);
     }
 
     /// Answers `status` and `down` after the hand-over, for ever. One at a time: both are done at once.
@@ -364,8 +364,8 @@ impl Daemon {
         }
     }
 
-    /// Closes what takes anything new, and tells the workspace; what is open goes on.
-    /// To a program that reaches the workspace by way of that coordinator.
+    /// Closes what takes anything new, and tells the workspace; what is open goes on. Only for a program that reaches the
+    /// workspace by way of the same `coordinator`.
     async fn hand_over(&self, coordinator: Option<&str>) -> Result<HandedOver, Refusal> {
         if let Some(why) = &self.bound {
             return Err(Refusal::new(RefusalCode::InvalidArguments, why));

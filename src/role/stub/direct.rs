@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::sessions::{Place, Sessions};
 use crate::lifeline::{Route, first_attach};
+use crate::role::ACCEPT_PAUSE;
 use crate::transport::direct;
 use crate::wire::lifeline::AttachMode;
 use crate::wire::limits::MAX_DIRECT;
@@ -99,7 +100,7 @@ impl DirectPort {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accepting a direct connection failed");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }

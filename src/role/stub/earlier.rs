@@ -105,14 +105,14 @@ impl Earlier {
         join_all(self.sockets().iter().map(|socket| told(socket, END, &params))).await;
     }
 
-    /// How many live. Sockets that were left by processes which are gone are removed.
+    /// How many live, with those that cannot be asked. Sockets that were left by processes which are gone are removed.
     pub async fn count(&self) -> usize {
         let lives = async |socket: PathBuf| {
-            let connected = local::connect(&socket).await;
-            if matches!(connected, Ok(None)) {
+            let gone = local::is_deserted(&socket).await;
+            if gone {
                 let _ = std::fs::remove_file(&socket);
             }
-            matches!(connected, Ok(Some(_)))
+            !gone
         };
         join_all(self.sockets().into_iter().map(lives)).await.into_iter().filter(|lives| *lives).count()
     }

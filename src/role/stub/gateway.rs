@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +20,7 @@ use super::kin::Kin;
 use super::laptops::Laptops;
 use super::local;
 use super::status::{self, Told};
+use crate::role::ACCEPT_PAUSE;
 use crate::session::framed::{FramedStream, StreamError};
 use crate::wire::call::Request;
 use crate::wire::limits::{MAX_CALLS, MAX_OPEN, OPEN_TIMEOUT};
@@ -30,6 +31,10 @@ pub const SOCKET: &str = "stub.sock";
 
 /// The environment variable that tells programs in the workspace where the socket is.
 pub const SOCKET_ENV: &str = "NEXUS_STUB_SOCKET";
+
+/// Connections at a time that have not begun a call: they have asked nothing yet, or ask the stub itself. More wait in the
+/// kernel's queue, so that whoever says nothing takes no descriptor from the calls that run.
+const MAX_ASKING: usize = MAX_CALLS;
 
 /// How long a call waits for a laptop after a take-over: laptops that were there come back at once.
 const EXPECTED: Duration = Duration::from_secs(5);
@@ -55,12 +60,23 @@ pub struct Gateway {
 impl Gateway {
     /// Binds the socket at `path`. A file left by a stub that is gone is replaced; a live one is refused.
     pub fn bind(path: &Path) -> io::Result<Gateway> {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            let text = format!(
-                "another nexus-stub serves {}. hint: --take-over lets this one take its place, and breaks nothing",
-                path.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => {
+                let text = format!(
+                    "another nexus-stub serves {}. hint: --take-over lets this one take its place, and breaks nothing",
+                    path.display()
+                );
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+            }
+            Err(error) if local::is_nobody(&error) => {}
+            Err(error) => {
+                let text = format!(
+                    "{}: whether another nexus-stub serves it cannot be told: {error}. hint: its path may have about 100 \
+                     bytes, and it must be this user's",
+                    path.display()
+                );
+                return Err(io::Error::new(error.kind(), text));
+            }
         }
         let _ = std::fs::remove_file(path);
         Ok(Gateway { listener: local::bind(path)?, path: path.to_owned() })
@@ -76,16 +92,20 @@ impl Gateway {
         taking: CancellationToken,
         stop: CancellationToken,
     ) {
-        let permits = Arc::new(Semaphore::new(MAX_CALLS));
+        let (asking, permits) = (Arc::new(Semaphore::new(MAX_ASKING)), Arc::new(Semaphore::new(MAX_CALLS)));
         let bell = Arc::new(bell);
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = local::accept(&self.listener, &asking) => accepted,
                 () = taking.cancelled() => return,
             };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
+            let (stream, place) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a program of the workspace failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
             };
             if !local::is_own(&stream) {
                 tracing::warn!("another user tried to use the workspace's socket");
@@ -94,7 +114,7 @@ impl Gateway {
             let (laptops, bell, permits, stop) = (laptops.clone(), bell.clone(), permits.clone(), stop.clone());
             calls.spawn(async move {
                 tokio::select! {
-                    () = serve(stream, &laptops, &bell, &permits) => {}
+                    () = serve(stream, place, &laptops, &bell, &permits) => {}
                     () = stop.cancelled() => {}
                 }
             });
@@ -108,7 +128,14 @@ impl Drop for Gateway {
     }
 }
 
-async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: &Semaphore) {
+/// `place` is held until a call begins, which has a permit of its own.
+async fn serve(
+    stream: UnixStream,
+    place: OwnedSemaphorePermit,
+    laptops: &Laptops,
+    bell: &Doorbell,
+    permits: &Semaphore,
+) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let mut local = FramedStream::new(stream);
     local.reader.limit(MAX_OPEN);
@@ -118,7 +145,7 @@ async fn serve(stream: UnixStream, laptops: &Laptops, bell: &Doorbell, permits: 
         Ok(Err(error)) => error.into_refusal(),
         Ok(Ok(frame)) => match frame.kind {
             FrameKind::Open => match Open::parse(&frame.payload) {
-                Ok(open) => return pass(local, &open, laptops, bell, permits).await,
+                Ok(open) => return pass(local, place, &open, laptops, bell, permits).await,
                 Err(refusal) => refusal,
             },
             FrameKind::Message => match Request::parse(&frame.payload) {
@@ -168,7 +195,14 @@ async fn hear(
     answer.await.unwrap_or_else(|_| Err(gone()))
 }
 
-async fn pass(local: FramedStream<UnixStream>, open: &Open, laptops: &Laptops, bell: &Doorbell, permits: &Semaphore) {
+async fn pass(
+    local: FramedStream<UnixStream>,
+    place: OwnedSemaphorePermit,
+    open: &Open,
+    laptops: &Laptops,
+    bell: &Doorbell,
+    permits: &Semaphore,
+) {
     if !matches!(open.request, StreamRequest::Call {}) {
         let text = format!("the workspace's socket takes calls, not `{}`", open.request.name());
         return local.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
@@ -177,6 +211,7 @@ async fn pass(local: FramedStream<UnixStream>, open: &Open, laptops: &Laptops, b
         let text = "too many calls at once. hint: wait for some to finish";
         return local.refuse(&Refusal::new(RefusalCode::Busy, text)).await;
     };
+    drop(place);
     let patience = bell.took_over.map(|at| EXPECTED.saturating_sub(at.elapsed())).unwrap_or_default();
     let (remote, way) = match laptops.open_within(patience).await {
         Ok(opened) => opened,
@@ -188,5 +223,47 @@ async fn pass(local: FramedStream<UnixStream>, open: &Open, laptops: &Laptops, b
             let refusal = Refusal::new(RefusalCode::Unavailable, "the laptop's connection broke. hint: try again");
             local.refuse(&refusal).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::IgnoredAny;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::role::stub::earlier::Earlier;
+
+    /// How long a connection that is not let in is looked at.
+    const A_WHILE: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn who_asks_nothing_takes_a_bounded_number_of_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET);
+        let earlier = Earlier::new(dir.path(), Kin::load_or_make(dir.path()).unwrap());
+        let told = Arc::new(Told::new("box".into(), "https://localhost".into(), earlier));
+        let bell = Doorbell { successors: None, took_over: None, told };
+        let (calls, taking) = (TaskTracker::new(), CancellationToken::new());
+        let gateway = Gateway::bind(&path).unwrap();
+        let running =
+            tokio::spawn(gateway.run(Arc::default(), bell, calls.clone(), taking.clone(), taking.child_token()));
+        let mut silent = Vec::new();
+        for _ in 0..MAX_ASKING {
+            silent.push(UnixStream::connect(&path).await.unwrap());
+        }
+        let ask = local::call::<IgnoredAny>(UnixStream::connect(&path).await.unwrap(), "unheard of", Value::Null);
+        let mut ask = std::pin::pin!(ask);
+        assert!(tokio::time::timeout(A_WHILE, &mut ask).await.is_err(), "it waits in the queue");
+        assert_eq!(calls.len(), MAX_ASKING);
+        assert!(!local::is_deserted(&path).await, "somebody listens all the same");
+        silent.pop();
+        match ask.await {
+            Err(StreamError::Refused(refusal)) => assert_eq!(refusal.code, RefusalCode::Unsupported),
+            other => panic!("{other:?}"),
+        }
+        taking.cancel();
+        running.await.unwrap();
+        assert!(!path.exists());
     }
 }

@@ -14,7 +14,7 @@ use crate::session::framed::StreamError;
 use crate::wire::refusal::printable_word;
 use crate::wire::{Refusal, RefusalCode};
 
-/// The one call to a stub itself over the workspace's socket.
+/// The call for it over the workspace's socket.
 pub const METHOD: &str = "hand_over";
 
 /// Characters of a version that another stub says it has.

@@ -22,6 +22,7 @@ use super::laptops::{Laptops, MAX_SESSIONS};
 use super::{earlier, local};
 use crate::lifeline::core::MAX_CARRIERS;
 use crate::lifeline::{Route, first_attach};
+use crate::role::ACCEPT_PAUSE;
 use crate::session::framed::FramedStream;
 use crate::transport::carrier::{Carrier, Side, websocket};
 use crate::wire::call::Request;
@@ -83,7 +84,7 @@ impl Link {
         loop {
             while tasks.try_join_next().is_some() {}
             let accepted = tokio::select! {
-                accepted = accept(&self.listener, &asking) => accepted,
+                accepted = local::accept(&self.listener, &asking) => accepted,
                 () = done.cancelled() => return,
             };
             match accepted {
@@ -98,7 +99,7 @@ impl Link {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accepting a successor failed");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -109,15 +110,6 @@ impl Drop for Link {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-async fn accept(
-    listener: &UnixListener,
-    asking: &Arc<Semaphore>,
-) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = asking.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
 }
 
 /// Serves one request of a successor; cancels `end` when that ends this process. Says why it came to nothing.

@@ -1,11 +1,14 @@
 //! Calls between two stubs on one machine: who is there, and how long an answer may take.
 
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::role::local;
 pub use crate::role::local::{answer, bind, is_nobody, is_own};
@@ -24,13 +27,32 @@ pub async fn connect(path: &Path) -> Result<Option<UnixStream>, Refusal> {
             Err(Refusal::new(RefusalCode::Denied, text))
         }
         Err(error) if is_nobody(&error) => Ok(None),
-        Err(error) => Err(Refusal::new(RefusalCode::Unavailable, format!("{}: {error}", path.display()))),
+        // A queue that is full, or no descriptor left here: somebody may well listen.
+        Err(error) => {
+            let text = format!("{}: {error}. hint: try again; many programs may ask there at once", path.display());
+            Err(Refusal::new(RefusalCode::Unavailable, text))
+        }
     }
+}
+
+/// Whether it is certain that nobody listens at `path`.
+pub async fn is_deserted(path: &Path) -> bool {
+    matches!(connect(path).await, Ok(None))
 }
 
 /// The process that listens at `path`, if one of this user's does.
 pub async fn pid_at(path: &Path) -> Option<i32> {
     connect(path).await.ok().flatten()?.peer_cred().ok()?.pid()
+}
+
+/// The next connection, once there is a place for it; until then it waits in the kernel's queue.
+pub async fn accept(
+    listener: &UnixListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, place))
 }
 
 /// Calls the stub at the other end, which may take a while. The stream is good for what the two agreed on.
@@ -45,5 +67,45 @@ pub async fn call<A: DeserializeOwned>(
             let text = format!("the other stub did not answer within {} s", ANSWER_TIMEOUT.as_secs());
             Err(StreamError::Refused(Refusal::new(RefusalCode::Timeout, text)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_is_there_only_where_that_is_certain() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stub.sock");
+        assert!(is_deserted(&path).await, "there is no file");
+        let listener = bind(&path).unwrap();
+        assert!(!is_deserted(&path).await);
+        assert_eq!(pid_at(&path).await, i32::try_from(std::process::id()).ok());
+        drop(listener);
+        assert!(is_deserted(&path).await, "a file was left behind");
+    }
+
+    /// Whoever has the socket can fill its queue; that does not make the stub behind it seem to be gone.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_full_queue_is_not_taken_for_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stub.sock");
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(1).unwrap();
+        let mut queue = Vec::new();
+        let refusal = loop {
+            match connect(&path).await {
+                Ok(stream) => queue.push(stream.unwrap()),
+                Err(refusal) => break refusal,
+            }
+        };
+        assert_eq!(refusal.code, RefusalCode::Unavailable);
+        assert!(refusal.message.contains("hint:"), "{refusal}");
+        assert!(!is_deserted(&path).await);
+        drop(listener);
+        assert!(is_deserted(&path).await);
     }
 }

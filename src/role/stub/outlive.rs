@@ -89,13 +89,13 @@ impl Stub {
         tokio::join!(link.run(laptops.clone(), done.clone(), stop.clone()), ended);
     }
 
-    /// Returns when nobody has served the workspace for a while: a successor that crashed, or never began. Only who serves
-    /// it hears of revocations.
+    /// Returns when certainly nobody has served the workspace for a while: a successor that crashed, or never began. Only who
+    /// serves it hears of revocations.
     async fn unserved(&self) {
         let mut looks = 0;
         while looks < UNSERVED_LOOKS {
             tokio::time::sleep(UNSERVED_LOOK).await;
-            looks = if local::pid_at(&self.socket).await.is_some() { 0 } else { looks + 1 };
+            looks = if local::is_deserted(&self.socket).await { looks + 1 } else { 0 };
         }
     }
 

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 use super::coordinator::without_proxies;
 use super::place::Place;
 use super::program::{Run, Running};
+use super::transfers::RECOVERY;
 use super::until;
+use super::wait::within;
 
 /// A laptop: an empty `NEXUS_HOME`, and `nexus-proxy` run with it.
 #[derive(Debug)]
@@ -147,6 +149,17 @@ impl Laptop {
         let workspaces = status["workspaces"].as_array().map(Vec::len);
         assert_eq!(workspaces, Some(1), "{status}");
         status["workspaces"][0].take()
+    }
+
+    /// Waits until the session with the only workspace goes by `path`, with another one behind it or without.
+    #[track_caller]
+    pub fn until_it_goes(&self, path: &str, standby: bool) -> serde_json::Value {
+        let tunnel = || self.workspace_status()["tunnel"].clone();
+        let goes = || {
+            let tunnel = tunnel();
+            (tunnel["path"] == path && tunnel["standby"] == standby).then_some(tunnel)
+        };
+        within(RECOVERY, goes).unwrap_or_else(|| panic!("not {path}, standby {standby}: {}", tunnel()))
     }
 
     /// What `nexus-proxy status --json` says.

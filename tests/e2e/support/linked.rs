@@ -11,8 +11,6 @@ use super::link::Link;
 use super::place::Place;
 use super::program::{Running, command, free_port};
 use super::redis::Redis;
-use super::transfers::RECOVERY;
-use super::wait::within;
 
 /// A paired laptop, and a workspace `box` whose stub is ready.
 ///
@@ -80,12 +78,7 @@ impl Linked {
     /// Waits until the session goes this way, with the other one ready or not.
     #[track_caller]
     pub fn until_it_goes(&self, path: &str, standby: bool) -> serde_json::Value {
-        let tunnel = || self.laptop.workspace_status()["tunnel"].clone();
-        let goes = || {
-            let tunnel = tunnel();
-            (tunnel["path"] == path && tunnel["standby"] == standby).then_some(tunnel)
-        };
-        within(RECOVERY, goes).unwrap_or_else(|| panic!("not {path}, standby {standby}: {}", tunnel()))
+        self.laptop.until_it_goes(path, standby)
     }
 
     /// `nexus-proxy up`, by way of the coordinator only, of `laptop`, which may be a twin of ours; returns when the tunnel is up. Borrows no more than the laptop.

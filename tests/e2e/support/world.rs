@@ -9,8 +9,6 @@ use super::link::{Link, Wire};
 use super::linked::Linked;
 use super::place::{Hosts, Place};
 use super::program::free_port;
-use super::transfers::RECOVERY;
-use super::wait::within;
 
 /// How a session goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +116,7 @@ impl World {
             return laptop.up(&words);
         }
         let up = laptop.up(&words[..3]);
-        until_it_goes(laptop, "direct", true);
+        laptop.until_it_goes("direct", true);
         up
     }
 
@@ -182,7 +180,7 @@ impl World {
     /// Waits until the session goes by `path`, with another one behind it or without.
     #[track_caller]
     pub fn until_it_goes(&self, path: &str, standby: bool) -> Value {
-        until_it_goes(&self.linked.laptop, path, standby)
+        self.linked.until_it_goes(path, standby)
     }
 
     /// Where the person sits.
@@ -194,16 +192,6 @@ impl World {
     pub fn workspace(&self) -> Place {
         self.hosts.as_ref().map_or(Place::Here, |hosts| hosts.workspace.clone())
     }
-}
-
-#[track_caller]
-fn until_it_goes(laptop: &Laptop, path: &str, standby: bool) -> Value {
-    let tunnel = || laptop.workspace_status()["tunnel"].clone();
-    let goes = || {
-        let tunnel = tunnel();
-        (tunnel["path"] == path && tunnel["standby"] == standby).then_some(tunnel)
-    };
-    within(RECOVERY, goes).unwrap_or_else(|| panic!("not {path}, standby {standby}: {}", tunnel()))
 }
 
 fn balanced_url(near: &Link) -> String {
