@@ -200,6 +200,7 @@ impl Trust {
             }
         }
         named.sort_by_key(|(place, _)| *place);
+        named.dedup_by_key(|(place, _)| *place);
         match named.first() {
             Some((newest, _)) if *newest <= own => Ok((named, own)),
             _ => Err(IdentityError::NotVouchedFor),

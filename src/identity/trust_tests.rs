@@ -198,6 +198,9 @@ fn what_is_learned_is_bounded_and_the_oldest_goes_first() {
     let both = all[0].trust().learn(&first, SystemTime::now()).unwrap();
     let published = bundle(&all[1], &[&all[2]], vec![cross(&all[1], &all[2])]);
     assert_eq!(learn(&both, &published).unwrap(), [pin(&all[2]), pin(&all[1])]);
+    let twice = bundle(&all[1], &[&all[1]], vec![cross(&all[0], &all[1])]);
+    assert_eq!(learn(all[0].trust(), &twice).unwrap(), [pin(&all[1]), pin(&all[0])]);
+    assert_eq!(follow(all[0].trust(), &twice).unwrap(), [pin(&all[1])]);
 }
 
 #[test]

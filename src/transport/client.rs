@@ -408,3 +408,7 @@ impl CoordinatorClient {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;
