@@ -1,12 +1,12 @@
 //! The certificate authority is replaced, and so is the coordinator's own certificate, while everything is connected.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use nexus_proxy::identity::{Authority, Bundle, Trust};
+use nexus_proxy::identity::{Authority, Bundle, Credential, Trust};
 use nexus_proxy::role::proxy::profile::{Profile, directory};
 use nexus_proxy::transport::client::CoordinatorClient;
 use nexus_proxy::transport::outer::OuterTls;
@@ -153,7 +153,7 @@ fn a_download_and_an_ssh_connection_outlive_a_rotation_and_a_crash_after_it() {
     talk.ask(PATIENCE, str::to_owned);
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
     talk.ends_well();
-    download.completes(std::time::Duration::from_secs(600));
+    download.completes(Duration::from_secs(600));
     let sum = |path: &Path| {
         let mut sum = command("sha256sum", ["--"]);
         sum.arg(path);
@@ -259,8 +259,9 @@ fn an_authority_that_a_balancer_names_is_not_believed() {
     let bundles = [
         (Bundle::new(forged.trust().clone(), vec![], vec![]).unwrap().to_pem(), true),
         (Bundle::new(forged.trust().clone(), vec![own.clone()], vec![vouched.clone()]).unwrap().to_pem(), true),
+        (Bundle::new(own.clone(), vec![forged.trust().clone()], vec![vouched]).unwrap().to_pem(), true),
         // As an older one would be that this laptop never knew: it is left out.
-        (Bundle::new(own.clone(), vec![forged.trust().clone()], vec![vouched]).unwrap().to_pem(), false),
+        (Bundle::new(own.clone(), vec![forged.trust().clone()], vec![]).unwrap().to_pem(), false),
         ("nothing that is PEM".to_owned(), true),
     ];
 
@@ -272,22 +273,9 @@ fn an_authority_that_a_balancer_names_is_not_believed() {
     let client = CoordinatorClient::new(behind, own.clone(), profile.credential.clone()).with_outer(outer);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for (bundle, is_refused) in bundles {
-        let body = serde_json::json!({"authorities": bundle}).to_string();
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
-        let looked = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut asked = BufReader::new(listener.accept().expect("nginx comes").0);
-                let mut line = String::new();
-                asked.read_line(&mut line).expect("a request");
-                assert!(line.starts_with("GET /v1/authorities "), "{line}");
-                while line != "\r\n" {
-                    line.clear();
-                    asked.read_line(&mut line).expect("a head");
-                }
-                asked.get_mut().write_all(answer.as_bytes()).expect("it waits for the answer");
-            });
-            runtime.block_on(client.look(SystemTime::now()))
-        });
+        let body = serde_json::json!({"authorities": bundle});
+        let looked =
+            answered(&listener, "GET /v1/authorities ", &body, || runtime.block_on(client.look(SystemTime::now())));
         match looked {
             Ok(learned) => assert!(learned.is_none() && !is_refused, "it learned nothing: {bundle}"),
             Err(error) => {
@@ -296,6 +284,45 @@ fn an_authority_that_a_balancer_names_is_not_believed() {
         }
         assert_eq!(*client.trust(), own);
     }
+
+    // A renewal is of use whatever came with it.
+    let file = |name: &str| read(&coordinator.data().join(name));
+    let authority = Authority::load(&file("ca.pem"), &file("ca.key")).unwrap();
+    let (before, day, now) = (client.credential(), Duration::from_secs(24 * 3600), SystemTime::now());
+    let chain = authority.issue(&before.key.csr_der().unwrap(), before.identity(), day, now, &[]).unwrap();
+    let fresh = Credential::new(chain.clone(), before.key.clone()).unwrap();
+    let forged = Bundle::new(forged.trust().clone(), vec![], vec![]).unwrap().to_pem();
+    let body = serde_json::json!({"chain": fresh.to_pem(), "authorities": forged});
+    let renewed = answered(&listener, "POST /v1/renew ", &body, || runtime.block_on(client.renew_if_due(now + day)));
+    assert!(renewed.expect("a renewal").is_some());
+    assert_eq!(client.credential().chain, chain);
+    assert_eq!(*client.trust(), own);
+}
+
+/// What `ask` gives when the next who comes to `listener` with such a request is answered with `body`.
+#[track_caller]
+fn answered<T>(listener: &TcpListener, request: &str, body: &serde_json::Value, ask: impl FnOnce() -> T) -> T {
+    let body = body.to_string();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut asked = BufReader::new(listener.accept().expect("nginx comes").0);
+            let mut line = String::new();
+            let mut length = 0;
+            asked.read_line(&mut line).expect("a request");
+            assert!(line.starts_with(request), "{line}");
+            while line != "\r\n" {
+                line.clear();
+                asked.read_line(&mut line).expect("a head");
+                if let Some(said) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = said.trim().parse().expect("a number");
+                }
+            }
+            asked.read_exact(&mut vec![0; length]).expect("a body");
+            asked.get_mut().write_all(answer.as_bytes()).expect("it waits for the answer");
+        });
+        ask()
+    })
 }
 
 #[test]
