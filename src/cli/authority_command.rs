@@ -29,7 +29,7 @@ pub(super) enum AuthorityCommand {
         /// Takes the step at once. Whoever is not ready comes back by itself, after an attempt that fails.
         #[arg(long)]
         force: bool,
-        /// Takes one step after the other until the rotation is complete, and waits so long for those who are not ready.
+        /// Takes one step after the other until the rotation is complete, and waits so long in all for those who are not ready.
         #[arg(long, value_parser = duration)]
         wait: Option<Duration>,
     },

@@ -124,12 +124,54 @@ impl Trust {
         Ok(Arc::new(roots))
     }
 
-    /// Trust as `bundle` says it is at `now`, as far as the newest authority that is believed here vouches for it.
+    /// Trust with the authorities that `bundle` adds at `now`. None that is believed here is forgotten, but for want of room.
     ///
-    /// Whoever brings the bundle need not be believed. An authority is added only when the newest one has certified its
-    /// key, or has certified that of one that has; an older one vouches for nobody any more. One is forgotten only when it
-    /// is older than another in the bundle. A bundle with anything else in it is refused whole.
+    /// Whoever brings the bundle need not be believed, so it may lack an authority that is in force, the one that signs even:
+    /// to forget that one would lock its owner out. An authority is added when it is the next after one that is believed.
+    /// Beyond [`MAX_AUTHORITIES`] the oldest goes: an authority vouches for the next only when the one before it is retired.
+    pub fn learn(&self, bundle: &Bundle, now: SystemTime) -> Result<Trust, IdentityError> {
+        let (named, mut reached) = self.named(bundle, now)?;
+        let mut anchors = self.anchors.clone();
+        for (place, anchor) in named.into_iter().rev() {
+            // When one between is not there, it may be the one that signs.
+            if place + 1 == reached {
+                reached = place;
+                anchors.insert(0, anchor);
+            }
+        }
+        anchors.truncate(MAX_AUTHORITIES);
+        Ok(Trust { domain: self.domain.clone(), anchors })
+    }
+
+    /// Trust in the authorities that `bundle` names at `now`, and no others. Only for a bundle of which it is known that its
+    /// newest authority signs; see [`follow_renewal`](Self::follow_renewal).
     pub fn follow(&self, bundle: &Bundle, now: SystemTime) -> Result<Trust, IdentityError> {
+        let anchors = self.named(bundle, now)?.0.into_iter().map(|(_, anchor)| anchor).collect();
+        Ok(Trust { domain: self.domain.clone(), anchors })
+    }
+
+    /// Trust after a renewal whose answer was this `leaf`, for a key of ours, and `bundle`.
+    ///
+    /// A leaf by the newest authority shows that this one signs, and so that whoever forgets the others still knows the one
+    /// that signs, now and later. Without it none is forgotten.
+    pub fn follow_renewal(
+        &self,
+        bundle: &Bundle,
+        leaf: &CertificateDer<'_>,
+        now: SystemTime,
+    ) -> Result<Trust, IdentityError> {
+        let followed = self.follow(bundle, now)?;
+        let is_shown = followed.ca_pin() == bundle.signs() && is_signed(leaf, &followed.newest().ca);
+        if is_shown { Ok(followed) } else { self.learn(bundle, now) }
+    }
+
+    /// The authorities of `bundle` that have a place in the line of those believed here, newest first, each with that place,
+    /// which is how many are newer; and the place of the newest that is believed.
+    ///
+    /// The newest that is believed vouches for the one after it, that one for the next; an older one vouches for nobody any
+    /// more. One without a place may be older than all that are believed: whoever came after a switch never knew the former.
+    /// It is left out, when the one that signs is as new as ours. Otherwise the bundle is refused whole.
+    fn named(&self, bundle: &Bundle, now: SystemTime) -> Result<(Vec<(usize, Anchor)>, usize), IdentityError> {
         // Keys, newest first, with the certificate that each was met in.
         let mut line: Vec<(KeyPin, &CertificateDer<'static>)> =
             self.anchors.iter().map(|anchor| (anchor.pin, &anchor.ca)).collect();
@@ -146,19 +188,23 @@ impl Trust {
         if bundle.trust.domain != self.domain {
             return Err(IdentityError::NotVouchedFor);
         }
+        let own = line.len() - self.anchors.len();
         let place = |pin: KeyPin| line.iter().position(|(known, _)| *known == pin);
-        let Some(own) = place(self.ca_pin()) else { return Err(IdentityError::WrongAuthority) };
-        let mut anchors = Vec::new();
+        let may_leave_out = place(bundle.signs()).is_some_and(|place| place <= own);
+        let mut named = Vec::new();
         for anchor in &bundle.trust.anchors {
-            anchors.push((place(anchor.pin).ok_or(IdentityError::NotVouchedFor)?, anchor.clone()));
+            match place(anchor.pin) {
+                Some(place) => named.push((place, anchor.clone())),
+                None if may_leave_out => {}
+                None => return Err(IdentityError::NotVouchedFor),
+            }
         }
-        anchors.sort_by_key(|(place, _)| *place);
-        match anchors.first() {
-            Some((newest, _)) if *newest <= own => {}
-            _ => return Err(IdentityError::NotVouchedFor),
+        named.sort_by_key(|(place, _)| *place);
+        named.dedup_by_key(|(place, _)| *place);
+        match named.first() {
+            Some((newest, _)) if *newest <= own => Ok((named, own)),
+            _ => Err(IdentityError::NotVouchedFor),
         }
-        let anchors = anchors.into_iter().map(|(_, anchor)| anchor).collect();
-        Ok(Trust { domain: self.domain.clone(), anchors })
     }
 
     /// The pin of the authority in `crossed`, if the one in `by` has certified it for our domain and for now.
@@ -172,6 +218,12 @@ impl Trust {
         let vouched = crossed.is_ca() && of_domain && is_in_time && is_signed();
         vouched.then(|| KeyPin::of_spki(crossed.public_key().raw))
     }
+}
+
+/// Whether the key in `by` has signed `certificate`.
+fn is_signed(certificate: &CertificateDer<'_>, by: &CertificateDer<'_>) -> bool {
+    let (Ok(certificate), Ok(by)) = (parse_x509(certificate), parse_x509(by)) else { return false };
+    certificate.verify_signature(Some(by.public_key())).is_ok()
 }
 
 /// What a coordinator says of its authorities: those in force, the one that signs first; then certificates with which

@@ -29,6 +29,22 @@ fn follow(trust: &Trust, bundle: &Bundle) -> Result<Vec<KeyPin>, IdentityError> 
     Ok(followed.anchors().iter().map(|anchor| anchor.pin).collect())
 }
 
+/// The pins that are believed after learning, newest first.
+fn learn(trust: &Trust, bundle: &Bundle) -> Result<Vec<KeyPin>, IdentityError> {
+    let learned = trust.learn(bundle, SystemTime::now())?;
+    assert_eq!(Trust::kept_from_pem(&learned.to_pem()).unwrap(), learned);
+    Ok(learned.anchors().iter().map(|anchor| anchor.pin).collect())
+}
+
+/// The pins that are believed after a renewal with a leaf by `by`, newest first.
+fn renew(trust: &Trust, bundle: &Bundle, by: &Authority) -> Vec<KeyPin> {
+    let identity = Identity::new("d".parse().unwrap(), Role::Device("laptop".parse().unwrap()));
+    let csr = PrivateKey::generate().unwrap().csr_der().unwrap();
+    let leaf = by.issue(&csr, &identity, Duration::from_secs(60), SystemTime::now(), &[]).unwrap().remove(0);
+    let renewed = trust.follow_renewal(bundle, &leaf, SystemTime::now()).unwrap();
+    renewed.anchors().iter().map(|anchor| anchor.pin).collect()
+}
+
 fn pin(authority: &Authority) -> KeyPin {
     authority.trust().ca_pin()
 }
@@ -95,27 +111,96 @@ fn nobody_slips_an_authority_in() {
     // Vouched for by nobody, by itself, or by the wrong one.
     refused(first.trust(), &bundle(&forged, &[], vec![]));
     refused(first.trust(), &bundle(&forged, &[&first], vec![]));
-    refused(first.trust(), &bundle(&first, &[&forged], vec![cross(&forged, &first)]));
-    refused(first.trust(), &bundle(&first, &[&forged], vec![cross(&next, &forged)]));
+    refused(first.trust(), &bundle(&forged, &[&first], vec![cross(&forged, &first)]));
+    refused(first.trust(), &bundle(&forged, &[&first], vec![cross(&next, &forged)]));
+    // Beside the one that signs it may be an older one, and is left out.
+    for crossed in [vec![], vec![cross(&forged, &first)], vec![cross(&next, &forged)]] {
+        let beside = bundle(&first, &[&forged], crossed);
+        assert_eq!(follow(first.trust(), &beside).unwrap(), [pin(&first)]);
+        assert_eq!(learn(first.trust(), &beside).unwrap(), [pin(&first)]);
+    }
     // A voucher whose signature is not right.
     let mut bent = cross(&first, &next).to_vec();
     *bent.last_mut().unwrap() ^= 1;
-    refused(first.trust(), &bundle(&first, &[&next], vec![bent.into()]));
+    refused(first.trust(), &bundle(&next, &[&first], vec![bent.into()]));
     // A leaf is no voucher.
     let identity = Identity::new("d".parse().unwrap(), Role::Device("laptop".parse().unwrap()));
     let csr = PrivateKey::generate().unwrap().csr_der().unwrap();
     let leaf = first.issue(&csr, &identity, Duration::from_secs(60), SystemTime::now(), &[]).unwrap().remove(0);
-    refused(first.trust(), &bundle(&first, &[&forged], vec![leaf]));
+    refused(first.trust(), &bundle(&forged, &[&first], vec![leaf]));
     // One that was overtaken vouches for nobody: whoever has stolen its key gains nothing with those who moved on.
     let both = first.trust().follow(&bundle(&next, &[&first], vec![cross(&first, &next)]), SystemTime::now()).unwrap();
     refused(&both, &bundle(&first, &[&forged], vec![cross(&first, &forged)]));
     refused(&both, &bundle(&forged, &[&next], vec![cross(&first, &forged)]));
     // Not yet, and no longer.
-    let published = bundle(&first, &[&next], vec![cross(&first, &next)]);
+    let switched = bundle(&next, &[&first], vec![cross(&first, &next)]);
     let early = SystemTime::now() - Duration::from_secs(3600);
-    assert_eq!(first.trust().follow(&published, early), Err(IdentityError::NotVouchedFor));
     let late = SystemTime::now() + Duration::from_secs(11 * 365 * 24 * 3600);
-    assert_eq!(first.trust().follow(&published, late), Err(IdentityError::NotVouchedFor));
+    for time in [early, late] {
+        assert_eq!(first.trust().follow(&switched, time), Err(IdentityError::NotVouchedFor));
+        assert_eq!(first.trust().learn(&switched, time), Err(IdentityError::NotVouchedFor));
+    }
+}
+
+#[test]
+fn who_comes_after_a_switch_does_without_the_former() {
+    let (former, signs, next) = (authority(), authority(), authority());
+    let switched = bundle(&signs, &[&former], vec![cross(&former, &signs)]);
+    assert_eq!(learn(signs.trust(), &switched).unwrap(), [pin(&signs)]);
+    assert_eq!(follow(signs.trust(), &switched).unwrap(), [pin(&signs)]);
+    // And goes on from there.
+    let published = bundle(&signs, &[&next], vec![cross(&signs, &next), cross(&former, &signs)]);
+    assert_eq!(learn(signs.trust(), &published).unwrap(), [pin(&next), pin(&signs)]);
+    // When one that is older than ours signs, it is no newcomer's bundle.
+    let both = signs.trust().learn(&published, SystemTime::now()).unwrap();
+    let back = bundle(&signs, &[&former], vec![cross(&former, &signs)]);
+    assert_eq!(learn(&both, &back), Err(IdentityError::NotVouchedFor));
+}
+
+#[test]
+fn nobody_is_made_to_forget_the_one_that_signs() {
+    let (first, next) = (authority(), authority());
+    let crossed = vec![cross(&first, &next)];
+    // The next is published, the first signs; something between leaves the first out.
+    let without = bundle(&next, &[], crossed.clone());
+    assert_eq!(learn(first.trust(), &without).unwrap(), [pin(&next), pin(&first)]);
+    assert_eq!(renew(first.trust(), &without, &first), [pin(&next), pin(&first)]);
+    let both = first.trust().learn(&without, SystemTime::now()).unwrap();
+    assert_eq!(renew(&both, &without, &first), [pin(&next), pin(&first)]);
+    // The truth is believed from there.
+    let published = bundle(&first, &[&next], crossed.clone());
+    assert_eq!(learn(&both, &published).unwrap(), [pin(&next), pin(&first)]);
+    assert_eq!(renew(&both, &published, &first), [pin(&next), pin(&first)]);
+    // A leaf by the next shows that this one signs; a look at the same list does not.
+    assert_eq!(learn(&both, &without).unwrap(), [pin(&next), pin(&first)]);
+    assert_eq!(renew(&both, &without, &next), [pin(&next)]);
+}
+
+#[test]
+fn nobody_is_led_past_the_one_that_signs() {
+    let all: Vec<Authority> = (0..3).map(|_| authority()).collect();
+    let crossed = vec![cross(&all[1], &all[2]), cross(&all[0], &all[1])];
+    let trust = all[0].trust();
+    // The second signs, the third is published; something between leaves the second out.
+    let without = bundle(&all[2], &[], crossed.clone());
+    assert_eq!(learn(trust, &without).unwrap(), [pin(&all[0])]);
+    assert_eq!(renew(trust, &without, &all[1]), [pin(&all[0])]);
+    let published = bundle(&all[1], &[&all[2]], crossed);
+    assert_eq!(learn(trust, &published).unwrap(), [pin(&all[2]), pin(&all[1])]);
+    // When the third signs indeed, it is followed by one who was away for two rotations.
+    assert_eq!(renew(trust, &without, &all[2]), [pin(&all[2])]);
+}
+
+#[test]
+fn what_is_learned_is_bounded_and_the_oldest_goes_first() {
+    let all: Vec<Authority> = (0..3).map(|_| authority()).collect();
+    let first = bundle(&all[1], &[&all[0]], vec![cross(&all[0], &all[1])]);
+    let both = all[0].trust().learn(&first, SystemTime::now()).unwrap();
+    let published = bundle(&all[1], &[&all[2]], vec![cross(&all[1], &all[2])]);
+    assert_eq!(learn(&both, &published).unwrap(), [pin(&all[2]), pin(&all[1])]);
+    let twice = bundle(&all[1], &[&all[1]], vec![cross(&all[0], &all[1])]);
+    assert_eq!(learn(all[0].trust(), &twice).unwrap(), [pin(&all[1]), pin(&all[0])]);
+    assert_eq!(follow(all[0].trust(), &twice).unwrap(), [pin(&all[1])]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ const FOLLOW_TIMEOUT: Duration = Duration::from_secs(8);
 /// Renews for as long as it is polled. `keep` stores what came; its failure is told and changes nothing else.
 pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) -> Result<(), E>) {
     let mut backoff = Backoff::default();
+    let mut look_due = false;
     loop {
         let wait = match backoff.failures() {
             0 => until(client.credential().renew_at(), SystemTime::now()),
@@ -30,13 +31,21 @@ pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fre
             () = client.caught_up() => {}
         }
         // A certificate of seconds is renewed before this matters, and its renewal says the same.
-        match step(client, &keep, wait == LONGEST).await {
+        look_due |= wait == LONGEST;
+        match step(client, &keep, &mut look_due).await {
             Ok(()) => backoff.reset(),
-            Err(error) => {
+            Err(late) => {
                 if backoff.failures() == 0 {
                     backoff.next(0.0);
                 }
-                tracing::warn!(%error, "the certificate could not be renewed yet");
+                match late {
+                    // Nothing is missing yet, and whoever waits for the network is told so elsewhere.
+                    Late::Look(error) if error.is_passing() => {
+                        tracing::debug!(%error, "no look at the authorities yet")
+                    }
+                    Late::Look(error) => tracing::warn!(%error, "the authorities could not be looked at yet"),
+                    Late::Renewal(error) => tracing::warn!(%error, "the certificate could not be renewed yet"),
+                }
             }
         }
     }
@@ -45,29 +54,47 @@ pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fre
 /// Learns at once which authorities are in force, and gets a certificate by the one that signs; gives up in time. Whoever
 /// awaits it keeps a peer waiting meanwhile that may not believe the certificate from before.
 pub async fn follow<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) -> Result<(), E>) {
-    match tokio::time::timeout(FOLLOW_TIMEOUT, step(client, &keep, true)).await {
+    match tokio::time::timeout(FOLLOW_TIMEOUT, step(client, &keep, &mut true)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "other authorities could not be followed yet"),
+        Ok(Err(Late::Look(error) | Late::Renewal(error))) => {
+            tracing::warn!(%error, "other authorities could not be followed yet")
+        }
         Err(_) => tracing::warn!("other authorities could not be followed in time"),
     }
 }
 
-/// Renews what is due, after a look at the authorities if `look` says so.
+/// What could not be done yet.
+#[derive(Debug)]
+enum Late {
+    /// The look at the authorities. What was due besides is done.
+    Look(ClientError),
+    /// The renewal that was due.
+    Renewal(ClientError),
+}
+
+/// Renews what is due, after a look at the authorities if `look_due` says so. It says so until a look succeeds.
 async fn step<E: Error>(
     client: &CoordinatorClient,
     keep: &impl Fn(&Fresh) -> Result<(), E>,
-    look: bool,
-) -> Result<(), ClientError> {
+    look_due: &mut bool,
+) -> Result<(), Late> {
     let keep = |fresh: Option<Fresh>, what: &str| match fresh.map(|fresh| keep(&fresh)) {
         None => {}
         Some(Ok(())) => tracing::info!("{what}"),
         Some(Err(error)) => tracing::error!(%error, "what came of a renewal could not be kept"),
     };
-    if look {
-        keep(client.look(SystemTime::now()).await?, "authorities learned");
+    let mut looked = Ok(());
+    if *look_due {
+        match client.look(SystemTime::now()).await {
+            Ok(learned) => {
+                *look_due = false;
+                keep(learned, "authorities learned");
+            }
+            Err(error) => looked = Err(Late::Look(error)),
+        }
     }
-    keep(client.renew_if_due(SystemTime::now()).await?, "certificate renewed");
-    Ok(())
+    keep(client.renew_if_due(SystemTime::now()).await.map_err(Late::Renewal)?, "certificate renewed");
+    looked
 }
 
 /// How long to wait before looking again.
@@ -77,7 +104,33 @@ pub(super) fn until(renew_at: SystemTime, now: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
+    use crate::identity::{Authority, Credential, Identity, PrivateKey, Role};
+
+    #[tokio::test]
+    async fn a_look_that_failed_stays_due_and_is_not_taken_for_a_renewal() {
+        let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+        let authority = Authority::create("d".parse().unwrap(), now).unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let identity = Identity::new("d".parse().unwrap(), Role::Device("laptop".parse().unwrap()));
+        let chain = authority.issue(&key.csr_der().unwrap(), &identity, day, now, &[]).unwrap();
+        let credential = Credential::new(chain, key).unwrap();
+        // It is closed again at once, so nobody is there.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("https://127.0.0.1:{port}").parse().unwrap();
+        let client = CoordinatorClient::new(url, authority.trust().clone(), credential);
+        let keep = |_: &Fresh| Ok::<(), Infallible>(());
+        let mut look_due = true;
+        for _ in 0..2 {
+            let late = step(&client, &keep, &mut look_due).await.unwrap_err();
+            assert!(matches!(&late, Late::Look(error) if error.is_passing()), "{late:?}");
+            assert!(look_due);
+        }
+        look_due = false;
+        step(&client, &keep, &mut look_due).await.expect("nothing is due");
+    }
 
     #[test]
     fn waits_for_the_moment_within_its_bounds() {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
@@ -144,7 +145,7 @@ pub async fn first_contact<Q: Serialize, A: DeserializeOwned + NamesAuthority>(
         return Ok((answer, trust));
     }
     // A code is of one authority, and another may be taking its place.
-    let trust = trust.follow(&Bundle::from_pem(answer.authorities())?, SystemTime::now())?;
+    let trust = trust.learn(&Bundle::from_pem(answer.authorities())?, SystemTime::now())?;
     Ok((answer, trust))
 }
 
@@ -179,6 +180,8 @@ struct Heard {
     signs: Option<KeyPin>,
     /// The newest that is believed, as the coordinator was told last.
     told: Option<KeyPin>,
+    /// The coordinator names others than those that are believed now, and only a renewal can show that it is so.
+    unshown: bool,
     /// A renewal that nobody has asked for was made on the way, and has to be written down.
     unkept: bool,
 }
@@ -196,8 +199,10 @@ pub struct Fresh {
 impl CoordinatorClient {
     /// A client at `url` with the certificate it was given.
     pub fn new(url: CoordinatorUrl, trust: Trust, credential: Credential) -> CoordinatorClient {
-        // Whoever was paired, enrolled or renewed with these authorities has told of them.
-        let heard = Heard { signs: None, told: Some(trust.ca_pin()), unkept: false };
+        // A renewal tells what was believed before it, and its answer may bring another: whether that one was told of is not
+        // known when this begins. Nobody waits to hear of one that is believed alone.
+        let told = (trust.anchors().len() == 1).then(|| trust.ca_pin());
+        let heard = Heard { told, ..Heard::default() };
         CoordinatorClient {
             url,
             outer: OuterTls::Coordinator,
@@ -251,12 +256,12 @@ impl CoordinatorClient {
         self.upgrade(&format!("/v1/connect/{workspace}")).await
     }
 
-    /// Asks which authorities are in force, and follows those that the ones known here vouch for. Gives what has to be
+    /// Asks which authorities are in force, and believes those, too, that the ones known here vouch for. Gives what has to be
     /// written down, if anything.
     pub async fn look(&self, now: SystemTime) -> Result<Option<Fresh>, ClientError> {
         let io = self.dial(None).await?;
         let answer: Authorities = http::read_json(io, &self.url.authority(), AUTHORITIES_PATH).await?;
-        let learned = self.follow(&answer.authorities, now)?;
+        let learned = self.hear(&answer.authorities, None, now)?;
         Ok(learned.then(|| self.fresh()))
     }
 
@@ -279,9 +284,15 @@ impl CoordinatorClient {
         if fresh.identity() != current.identity() {
             return Err(ClientError::Identity("the coordinator renewed our certificate under another name".into()));
         }
-        self.heard().told = Some(trusts);
-        if !answer.authorities.is_empty() {
-            self.follow(&answer.authorities, now)?;
+        {
+            let mut heard = self.heard();
+            (heard.told, heard.unshown) = (Some(trusts), false);
+        }
+        // Something between may have put another list there. What came for our key is of use all the same.
+        if !answer.authorities.is_empty()
+            && let Err(error) = self.hear(&answer.authorities, fresh.chain.first(), now)
+        {
+            tracing::warn!(%error, "the authorities that came with a renewal are not believed");
         }
         self.credential.store(fresh);
         Ok(Some(self.fresh()))
@@ -292,16 +303,32 @@ impl CoordinatorClient {
         let (trust, heard) = (self.trust(), self.heard());
         let age = |pin: KeyPin| trust.age(pin).unwrap_or(usize::MAX);
         let by_an_older = heard.signs.is_some_and(|signs| current.issuer().map_or(usize::MAX, age) > age(signs));
-        by_an_older || heard.told != Some(trust.ca_pin())
+        by_an_older || heard.unshown || heard.told != Some(trust.ca_pin())
     }
 
-    /// Whether what is believed has changed.
-    fn follow(&self, authorities: &str, now: SystemTime) -> Result<bool, ClientError> {
+    /// Whether what is believed has changed. `renewed` is the certificate that came with this, for our key.
+    fn hear(
+        &self,
+        authorities: &str,
+        renewed: Option<&CertificateDer<'_>>,
+        now: SystemTime,
+    ) -> Result<bool, ClientError> {
         let before = self.trust();
-        let followed = Bundle::from_pem(authorities).and_then(|bundle| Ok((before.follow(&bundle, now)?, bundle)));
+        let heard = Bundle::from_pem(authorities).and_then(|bundle| {
+            let trust = match renewed {
+                Some(leaf) => before.follow_renewal(&bundle, leaf, now)?,
+                None => before.learn(&bundle, now)?,
+            };
+            Ok((trust, before.follow(&bundle, now)?, bundle.signs()))
+        });
         // Something between may have said it, and passes: what is believed stays as it is.
-        let (trust, bundle) = followed.map_err(|e| ClientError::Dial(format!("{e}. hint: {}", e.hint())))?;
-        self.heard().signs = Some(bundle.signs());
+        let (trust, named, signs) = heard.map_err(|e| ClientError::Dial(format!("{e}. hint: {}", e.hint())))?;
+        {
+            let mut heard = self.heard();
+            heard.signs = Some(signs);
+            // Once for each look, so that whoever lies costs no more than that.
+            heard.unshown = renewed.is_none() && trust != named;
+        }
         let changed = trust != *before;
         if changed {
             tracing::info!(authorities = trust.anchors().len(), newest = %trust.ca_pin(), "authorities learned");
@@ -381,3 +408,7 @@ impl CoordinatorClient {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,12 +1,12 @@
 //! The certificate authority is replaced, and so is the coordinator's own certificate, while everything is connected.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use nexus_proxy::identity::{Authority, Bundle, Trust};
+use nexus_proxy::identity::{Authority, Bundle, Credential, Trust};
 use nexus_proxy::role::proxy::profile::{Profile, directory};
 use nexus_proxy::transport::client::CoordinatorClient;
 use nexus_proxy::transport::outer::OuterTls;
@@ -66,20 +66,26 @@ impl World {
             let said = self.coordinator.run(&["authority", "rotate", "--force"]).ok();
             assert!(said.contains(words), "{said}");
         }
-        let url = format!("{}/v1/authorities", self.url);
-        let next = read(&self.coordinator.data().join("ca.pem"));
-        until("the coordinator to notice", || {
-            let served: serde_json::Value = serde_json::from_str(&Run::of(curl(&["-k", &url])).ok()).expect("JSON");
-            let served = served["authorities"].as_str().expect("PEM");
-            // Beside the one that signs there are those that vouch, and no other authority in force.
-            (served.starts_with(&next) && Bundle::from_pem(served).expect("a bundle").in_force() == 1).then_some(())
-        });
+        noticed(&self.coordinator, 1);
     }
 
     /// The laptop's and the stub's files of this name.
     fn files(&self, name: &str) -> [PathBuf; 2] {
         [self.laptop.home(), self.machine.state()].map(|folder| find_below(folder, name).expect("it is kept"))
     }
+}
+
+/// Waits until what serves has noticed which authority signs, and that so many are in force.
+#[track_caller]
+fn noticed(coordinator: &Coordinator, in_force: usize) {
+    let url = format!("{}/v1/authorities", coordinator.url("127.0.0.1"));
+    let signs = read(&coordinator.data().join("ca.pem"));
+    until("the coordinator to notice", || {
+        let served: serde_json::Value = serde_json::from_str(&Run::of(curl(&["-k", &url])).ok()).expect("JSON");
+        let served = served["authorities"].as_str().expect("PEM");
+        // Beside those in force there are those that vouch.
+        (served.starts_with(&signs) && Bundle::from_pem(served).expect("a bundle").in_force() == in_force).then_some(())
+    });
 }
 
 fn read(path: &Path) -> String {
@@ -139,7 +145,7 @@ fn a_download_and_an_ssh_connection_outlive_a_rotation_and_a_crash_after_it() {
     talk.ask(PATIENCE, str::to_owned);
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
     talk.ends_well();
-    download.completes(std::time::Duration::from_secs(600));
+    download.completes(Duration::from_secs(600));
     let sum = |path: &Path| {
         let mut sum = command("sha256sum", ["--"]);
         sum.arg(path);
@@ -214,6 +220,24 @@ fn who_is_connected_when_a_rotation_is_forced_stays_connected() {
 }
 
 #[test]
+fn codes_are_good_in_each_phase_of_a_rotation() {
+    let coordinator = Coordinator::start();
+    let url = coordinator.url("127.0.0.1");
+    for (phase, (words, in_force)) in STEPS.iter().zip([2, 2, 1]).enumerate() {
+        let said = coordinator.run(&["authority", "rotate", "--force"]).ok();
+        assert!(said.contains(words), "{said}");
+        noticed(&coordinator, in_force);
+        let laptop = Laptop::new();
+        laptop.pair(&url, &coordinator.invite(), &format!("laptop{phase}")).ok();
+        let name = format!("box{phase}");
+        let machine = Machine::at(&Place::Here, &url);
+        let _stub = machine.stub(Some(&coordinator.add_workspace(&name)));
+        let _up = laptop.up(&[&name, "--no-direct", "--coordinator", &url]);
+        assert_eq!(laptop.exec(&name, &["echo", "hi"]).ok(), "hi\n");
+    }
+}
+
+#[test]
 fn an_authority_that_a_balancer_names_is_not_believed() {
     let coordinator = Coordinator::start();
     let url = coordinator.url("127.0.0.1");
@@ -225,10 +249,12 @@ fn an_authority_that_a_balancer_names_is_not_believed() {
     let forged = Authority::create(own.domain.clone(), SystemTime::now()).unwrap();
     let vouched = forged.vouch(&forged, SystemTime::now()).unwrap();
     let bundles = [
-        Bundle::new(forged.trust().clone(), vec![], vec![]).unwrap().to_pem(),
-        Bundle::new(forged.trust().clone(), vec![own.clone()], vec![vouched.clone()]).unwrap().to_pem(),
-        Bundle::new(own.clone(), vec![forged.trust().clone()], vec![vouched]).unwrap().to_pem(),
-        "nothing that is PEM".to_owned(),
+        (Bundle::new(forged.trust().clone(), vec![], vec![]).unwrap().to_pem(), true),
+        (Bundle::new(forged.trust().clone(), vec![own.clone()], vec![vouched.clone()]).unwrap().to_pem(), true),
+        (Bundle::new(own.clone(), vec![forged.trust().clone()], vec![vouched]).unwrap().to_pem(), true),
+        // As an older one would be that this laptop never knew: it is left out.
+        (Bundle::new(own.clone(), vec![forged.trust().clone()], vec![]).unwrap().to_pem(), false),
+        ("nothing that is PEM".to_owned(), true),
     ];
 
     // One that has the name and the certificate of the web, and answers in the coordinator's place.
@@ -238,26 +264,57 @@ fn an_authority_that_a_balancer_names_is_not_believed() {
     let outer = OuterTls::new(&behind, Some(&read(&balancer.ca))).unwrap();
     let client = CoordinatorClient::new(behind, own.clone(), profile.credential.clone()).with_outer(outer);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    for bundle in bundles {
-        let body = serde_json::json!({"authorities": bundle}).to_string();
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
-        let error = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut asked = BufReader::new(listener.accept().expect("nginx comes").0);
-                let mut line = String::new();
-                asked.read_line(&mut line).expect("a request");
-                assert!(line.starts_with("GET /v1/authorities "), "{line}");
-                while line != "\r\n" {
-                    line.clear();
-                    asked.read_line(&mut line).expect("a head");
-                }
-                asked.get_mut().write_all(answer.as_bytes()).expect("it waits for the answer");
-            });
-            runtime.block_on(client.look(SystemTime::now())).unwrap_err()
-        });
-        assert!(error.is_passing() && error.to_string().contains("hint:"), "{error}");
+    for (bundle, is_refused) in bundles {
+        let body = serde_json::json!({"authorities": bundle});
+        let looked =
+            answered(&listener, "GET /v1/authorities ", &body, || runtime.block_on(client.look(SystemTime::now())));
+        match looked {
+            Ok(learned) => assert!(learned.is_none() && !is_refused, "it learned nothing: {bundle}"),
+            Err(error) => {
+                assert!(is_refused && error.is_passing() && error.to_string().contains("hint:"), "{error}");
+            }
+        }
         assert_eq!(*client.trust(), own);
     }
+
+    // A renewal is of use whatever came with it.
+    let file = |name: &str| read(&coordinator.data().join(name));
+    let authority = Authority::load(&file("ca.pem"), &file("ca.key")).unwrap();
+    let (before, day, now) = (client.credential(), Duration::from_secs(24 * 3600), SystemTime::now());
+    let chain = authority.issue(&before.key.csr_der().unwrap(), before.identity(), day, now, &[]).unwrap();
+    let fresh = Credential::new(chain.clone(), before.key.clone()).unwrap();
+    let forged = Bundle::new(forged.trust().clone(), vec![], vec![]).unwrap().to_pem();
+    let body = serde_json::json!({"chain": fresh.to_pem(), "authorities": forged});
+    let renewed = answered(&listener, "POST /v1/renew ", &body, || runtime.block_on(client.renew_if_due(now + day)));
+    assert!(renewed.expect("a renewal").is_some());
+    assert_eq!(client.credential().chain, chain);
+    assert_eq!(*client.trust(), own);
+}
+
+/// What `ask` gives when the next who comes to `listener` with such a request is answered with `body`.
+#[track_caller]
+fn answered<T>(listener: &TcpListener, request: &str, body: &serde_json::Value, ask: impl FnOnce() -> T) -> T {
+    let body = body.to_string();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut asked = BufReader::new(listener.accept().expect("nginx comes").0);
+            let mut line = String::new();
+            let mut length = 0;
+            asked.read_line(&mut line).expect("a request");
+            assert!(line.starts_with(request), "{line}");
+            while line != "\r\n" {
+                line.clear();
+                asked.read_line(&mut line).expect("a head");
+                if let Some(said) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = said.trim().parse().expect("a number");
+                }
+            }
+            asked.read_exact(&mut vec![0; length]).expect("a body");
+            asked.get_mut().write_all(answer.as_bytes()).expect("it waits for the answer");
+        });
+        ask()
+    })
 }
 
 #[test]

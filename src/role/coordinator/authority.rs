@@ -178,7 +178,7 @@ pub(super) fn keep_next(dir: &Path, next: &Authority) -> Result<(), AuthorityErr
     files::write(&path, &next.key_pem()).map_err(|source| AuthorityError::Io { path, source })
 }
 
-/// Brings the files to what the database says: after a switch the former key is overwritten, for it is of no use any more.
+/// Brings the files to what the database says: after a switch the former key is replaced, for it is of no use any more.
 /// The caller holds a change of the database.
 pub(super) fn tidy(dir: &Path, records: &[AuthorityRecord]) -> Result<(), AuthorityError> {
     let Some(record) = signing(records) else { return Ok(()) };

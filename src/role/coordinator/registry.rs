@@ -243,8 +243,10 @@ impl Registry {
         let authorities = self.authorities();
         let mut change = self.store.begin().await.map_err(internal)?;
         let chain = self.issue(&mut change, &authorities, (&csr, pin), role.clone(), now).await?;
-        // What it says counts for waiting only, so what does not parse is no reason to refuse.
-        if let Some(trusts) = request.trusts.as_deref().and_then(|text| text.parse().ok()) {
+        // Nobody has signed it, and it counts for waiting only: what is not the pin of an authority in force is no reason to
+        // refuse, and is not noted.
+        let trusts = request.trusts.as_deref().and_then(|text| text.parse().ok());
+        if let Some(trusts) = trusts.filter(|pin| authorities.trust().age(*pin).is_some()) {
             change.put_trusts(pin, trusts).await.map_err(internal)?;
         }
         change.commit().await.map_err(internal)?;

@@ -40,7 +40,7 @@ impl World {
         let answer = self.registry.pair(&request, self.now).await?;
         let trust = Trust::from_pem(&answer.ca).unwrap();
         assert_eq!(trust.ca_pin().prefix(), *code.ca_prefix());
-        let trust = trust.follow(&Bundle::from_pem(&answer.authorities).unwrap(), self.now).unwrap();
+        let trust = trust.learn(&Bundle::from_pem(&answer.authorities).unwrap(), self.now).unwrap();
         let credential = Credential::from_pem(&answer.chain, key.clone()).unwrap();
         Ok(Device { key, trust, credential })
     }
@@ -80,8 +80,9 @@ impl Device {
             let trusts = Some(self.trust.ca_pin().to_string());
             let request = RenewRequest { csr: self.key.csr_pem().unwrap(), trusts };
             let answer: RenewAnswer = world.registry.renew(&request, world.now).await?;
-            self.trust = self.trust.follow(&Bundle::from_pem(&answer.authorities).unwrap(), world.now).unwrap();
             self.credential = Credential::from_pem(&answer.chain, self.key.clone()).unwrap();
+            let (bundle, leaf) = (Bundle::from_pem(&answer.authorities).unwrap(), &self.credential.chain[0]);
+            self.trust = self.trust.follow_renewal(&bundle, leaf, world.now).unwrap();
         }
         Ok(())
     }
@@ -241,6 +242,32 @@ async fn a_code_is_good_while_its_authority_is_in_force() {
     world.force().await;
     let refusal = world.pair_with(&three, "three").await.err().unwrap();
     assert!(refusal.message.contains("hint:") && refusal.message.contains("new code"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_code_is_good_in_the_phase_it_was_made_in() {
+    let world = World::new().await;
+    for (name, believed) in [("one", 1), ("two", 2), ("three", 1), ("four", 1)] {
+        let device = world.pair(name).await;
+        assert!(device.trust.age(world.signs()).is_some());
+        assert_eq!(device.trust.anchors().len(), believed);
+        world.force().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_renewal_says_of_no_authority_is_not_noted() {
+    let world = World::new().await;
+    let mut anna = world.pair("anna").await;
+    world.rotate().await.unwrap();
+    anna.renew(&world).await.unwrap();
+    assert!(world.waiting().await.is_empty());
+    let stray = PrivateKey::generate().unwrap().pin().to_string();
+    for trusts in [Some(stray), Some("no pin".to_owned()), None] {
+        let request = RenewRequest { csr: anna.key.csr_pem().unwrap(), trusts };
+        world.registry.renew(&request, world.now).await.unwrap();
+        assert!(world.waiting().await.is_empty());
+    }
 }
 
 #[tokio::test]
