@@ -128,6 +128,7 @@ fn limits_and_their_values() {
         MAX_CALLS,
         MAX_LISTENERS,
         MAX_UDP_FLOWS,
+        MAX_RECONNECT,
         OPEN_TIMEOUT,
         DIAL_TIMEOUT,
         HANDSHAKE_TIMEOUT,

@@ -4,11 +4,11 @@
 //! whatever task polls the stream: no task of its own, no queue between. A [`LifelineHandle`] brings new carriers
 //! and tells how it is. It does not dial: that is for the roles.
 
+#[cfg(test)]
+mod carrier_tests;
 pub mod core;
 mod first;
 pub mod key;
-#[cfg(test)]
-mod leaving_tests;
 pub mod paced;
 pub mod path;
 pub mod replay;
@@ -232,7 +232,10 @@ impl Lifeline {
                         return Ok(());
                     }
                 }
-                Poll::Ready(Ok(Some(Arrival::Control(control)))) => self.heed(control),
+                Poll::Ready(Ok(Some(Arrival::Control(control)))) => {
+                    self.core.control(slot.id).map_err(|fault| fault.to_string())?;
+                    self.heed(control);
+                }
                 Poll::Ready(Ok(None)) => return Err("the connection was closed".into()),
                 Poll::Ready(Err(error)) => return Err(broke(&error)),
             }
@@ -243,7 +246,7 @@ impl Lifeline {
     fn heed(&mut self, control: Control) {
         match control {
             Control::Drain { reconnect_after_ms } => {
-                self.drain.send_replace(Some(Duration::from_millis(reconnect_after_ms.min(60_000))));
+                self.drain.send_replace(Some(Control::reconnect_after(reconnect_after_ms)));
             }
             Control::Refused(refusal) => {
                 self.core.end(Ended::Refused(Refusal::from_bytes(&refusal.to_bytes())));

@@ -2,6 +2,7 @@
 //! byte arrives once, in order.
 
 mod patience;
+mod strangers;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -395,16 +396,6 @@ fn ends_are_told_and_told_apart() {
         world.deliver(0, DIALER);
     }
     assert_eq!(world.cores[DIALER].ended(), Some(&Ended::Refused(refusal)));
-}
-
-#[test]
-fn a_stranger_on_the_direct_way_cannot_end_it() {
-    let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    let id = world.links[1].ids[DIALER].unwrap();
-    let end = LifelineMessage::End { offset: 1000, refusal: None }.encode();
-    assert_eq!(world.cores[DIALER].message(id, end, world.now), Err(Fault::Closed));
-    assert_eq!(world.cores[DIALER].ended(), None);
 }
 
 #[test]

@@ -105,8 +105,8 @@ pub enum Fault {
     /// A message that has no place here.
     #[error("a lifeline message out of place")]
     OutOfPlace,
-    /// The sender is not the other end of this session, or repeats what was said before.
-    #[error("an attach that proves nothing")]
+    /// The sender is not known to be the other end of this session, or repeats what was said before.
+    #[error("the other side proves nothing")]
     NotProven,
     /// Bytes are missing.
     #[error("bytes are missing in the lifeline")]

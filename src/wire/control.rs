@@ -1,9 +1,11 @@
 //! Control messages between a program and the coordinator: text messages on the WebSocket, JSON, bounded.
 //! What follows a `Join` in binary messages is between the two ends; the coordinator copies it.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use super::limits::MAX_CONTROL;
+use super::limits::{MAX_CONTROL, MAX_RECONNECT};
 use super::refusal::{Refusal, RefusalCode};
 
 /// What the coordinator says. A type this version does not know reads as `Unknown` and is ignored.
@@ -45,6 +47,11 @@ impl Control {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// How long a client waits that a `drain` tells to come back after this many milliseconds.
+    pub fn reconnect_after(ms: u64) -> Duration {
+        Duration::from_millis(ms).min(MAX_RECONNECT)
+    }
+
     /// Reads a control message.
     pub fn parse(text: &str) -> Result<Control, Refusal> {
         if text.len() > MAX_CONTROL {
@@ -84,6 +91,12 @@ mod tests {
             assert_eq!(Control::parse(text).unwrap(), control);
         }
         assert_eq!(Control::parse(r#"{"type":"party"}"#).unwrap(), Control::Unknown);
+    }
+
+    #[test]
+    fn no_drain_sends_a_client_away_for_long() {
+        assert_eq!(Control::reconnect_after(250), Duration::from_millis(250));
+        assert_eq!(Control::reconnect_after(u64::MAX), MAX_RECONNECT);
     }
 
     proptest! {

@@ -78,6 +78,9 @@ pub const MAX_CROSSED: usize = 2;
 /// Bytes of a sentence that a peer sends for a person to read.
 pub const MAX_SENTENCE: usize = 2 * 1024;
 
+/// Longest wait that a client lets a `drain` tell it. A coordinator is not gone for longer without being missed.
+pub const MAX_RECONNECT: Duration = Duration::from_secs(60);
+
 /// How long a new stream may take to present its open frame.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 

@@ -2,9 +2,17 @@
 //! port gets anything.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use bytes::Bytes;
+use nexus_proxy::lifeline::first_attach;
+use nexus_proxy::transport::direct;
+use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage, TAG};
+use nexus_proxy::wire::{Refusal, RefusalCode};
+use tokio::runtime::Runtime;
 
 use crate::support::link::Link;
 use crate::support::transfers::Transfers;
@@ -130,4 +138,88 @@ fn a_stranger_at_the_direct_port_gets_nothing_and_harms_nothing() {
     assert_eq!(world.tunnel()["path"], "direct");
     assert_eq!(world.linked.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
     talk.ends_well();
+}
+
+/// A host at the address that the workspace names, and not the workspace: it answers the upgrade, reads the attach, and
+/// then says something else to each that comes.
+struct Impostor {
+    address: SocketAddr,
+    lies: Arc<AtomicUsize>,
+    _runtime: Runtime,
+}
+
+/// What a host says that has no key.
+#[derive(Debug, Clone)]
+enum Lie {
+    Control(Control),
+    Message(LifelineMessage),
+}
+
+impl Lie {
+    /// How many there are.
+    const COUNT: usize = 5;
+
+    fn all(attach: &Attach) -> [Lie; Lie::COUNT] {
+        let (offset, ack, payload) = (attach.received, 0, Bytes::from_static(&[0x17; 69]));
+        let refusal = Refusal::new(RefusalCode::Denied, "go away");
+        [
+            Lie::Control(Control::Refused(refusal.clone())),
+            Lie::Message(LifelineMessage::Data { offset, ack, ack_now: true, payload }),
+            Lie::Control(Control::Drain { reconnect_after_ms: 0 }),
+            Lie::Message(LifelineMessage::Ping { nonce: 1, ack }),
+            Lie::Message(LifelineMessage::End { offset, refusal: Some(refusal) }),
+        ]
+    }
+}
+
+impl Impostor {
+    #[track_caller]
+    fn start() -> Impostor {
+        let runtime = Runtime::new().expect("a runtime");
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let lies = Arc::<AtomicUsize>::default();
+        let told = lies.clone();
+        runtime.spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.expect("the port is ours");
+                let Ok(mut carrier) = direct::accept(tcp).await else { continue };
+                let Some(attach) = first_attach(&mut carrier).await else { continue };
+                let all = Lie::all(&attach);
+                let sent = match all[told.load(Relaxed) % all.len()].clone() {
+                    Lie::Control(control) => carrier.send_control(&control).await,
+                    Lie::Message(message) => carrier.send(message.encode()).await,
+                };
+                // It stays on the line: what ends the connection is what the laptop thinks of it.
+                while let Ok(Some(_)) = carrier.arrival().await {}
+                if sent.is_ok() {
+                    told.fetch_add(1, Relaxed);
+                }
+            }
+        });
+        Impostor { address, lies, _runtime: runtime }
+    }
+
+    fn lies(&self) -> usize {
+        self.lies.load(Relaxed)
+    }
+}
+
+#[test]
+fn who_answers_in_the_workspaces_place_and_proves_nothing_can_only_break() {
+    let redis = Redis::start();
+    let impostor = Impostor::start();
+    let advertised = impostor.address.to_string();
+    let world = Linked::with(&[], |machine| machine.env("NEXUS_DIRECT_ADVERTISE", &advertised));
+    let mut up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
+    let mut open = world.talk(&redis);
+    for told in 1..=Lie::COUNT {
+        until("the next lie", || (impostor.lies() >= told).then_some(()));
+        open.talk.echo();
+    }
+    let tunnel = world.laptop.workspace_status()["tunnel"].clone();
+    assert_eq!(tunnel["path"], "relay", "{tunnel}");
+    assert_eq!((up.tunnels(), up.resumed()), (1, 0), "{}", up.program.output());
+    assert!(up.program.has_ended().is_none());
+    open.talk.ends_well();
 }

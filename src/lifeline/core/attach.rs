@@ -14,7 +14,8 @@ impl Core {
         if self.ended.is_some() || (mode != AttachMode::Begin && self.key.is_none()) {
             return None;
         }
-        let id = self.enter(route, now);
+        // Whoever answers at the beginning is judged by the handshake that follows.
+        let id = self.enter(route, mode == AttachMode::Begin, now);
         if mode == AttachMode::Begin {
             self.active = Some(id);
         }
@@ -27,7 +28,7 @@ impl Core {
         if self.ended.is_some() {
             return Err(Fault::Over);
         }
-        let id = self.enter(route, now);
+        let id = self.enter(route, true, now);
         self.attach(id, attach, now).inspect_err(|_| self.drop_member(id))?;
         Ok(id)
     }
@@ -69,7 +70,7 @@ impl Core {
         }
     }
 
-    fn enter(&mut self, route: Route, now: Instant) -> CarrierId {
+    fn enter(&mut self, route: Route, proven: bool, now: Instant) -> CarrierId {
         if self.members.len() >= MAX_CARRIERS {
             let active = self.active;
             if let Some(index) = self.members.iter().position(|member| Some(member.id) != active) {
@@ -83,6 +84,7 @@ impl Core {
             route,
             outbox: VecDeque::new(),
             attaching: None,
+            proven,
             heard: now,
             pinged: None,
             round_trip: None,
@@ -162,6 +164,7 @@ impl Core {
         if !proven {
             return Err(Fault::NotProven);
         }
+        member.proven = true;
         let round_trip = now.saturating_duration_since(attaching.since);
         member.round_trip = Some(round_trip);
         if attaching.mode == AttachMode::Move {

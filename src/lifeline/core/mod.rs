@@ -78,6 +78,8 @@ struct Member {
     route: Route,
     outbox: VecDeque<Bytes>,
     attaching: Option<Attaching>,
+    /// Whether the other end of this session is known to be there. Stays, once it is.
+    proven: bool,
     heard: Instant,
     pinged: Option<(u64, Instant)>,
     round_trip: Option<Duration>,
@@ -269,6 +271,9 @@ impl Core {
         let message = LifelineMessage::parse(bytes).map_err(Fault::Malformed)?;
         let active = self.active == Some(from);
         let member = self.member(from).ok_or(Fault::OutOfPlace)?;
+        if !(member.proven || may_be_first(&message, member.route)) {
+            return Err(Fault::NotProven);
+        }
         member.heard = now;
         let route = member.route;
         match message {
@@ -301,6 +306,14 @@ impl Core {
                 }
                 self.acknowledge(ack, active, now)
             }
+        }
+    }
+
+    /// A control message arrived. The coordinator says those; on a direct carrier it is somebody else.
+    pub fn control(&mut self, from: CarrierId) -> Result<(), Fault> {
+        match self.member(from).ok_or(Fault::OutOfPlace)?.route {
+            Route::Relay => Ok(()),
+            Route::Direct => Err(Fault::OutOfPlace),
         }
     }
 
@@ -393,5 +406,15 @@ impl Core {
             return Some(end);
         }
         None
+    }
+}
+
+/// Whether the dialer takes this on a carrier whose other end has proven nothing: the proof, or that there is no such
+/// lifeline. A stub that has none has no key either, so the coordinator is believed.
+fn may_be_first(message: &LifelineMessage, route: Route) -> bool {
+    match message {
+        LifelineMessage::Attached(_) => true,
+        LifelineMessage::End { refusal, .. } => refusal.is_some() && route == Route::Relay,
+        _ => false,
     }
 }

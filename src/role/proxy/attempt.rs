@@ -119,7 +119,7 @@ async fn joined(mut carrier: CoordinatorCarrier) -> Result<CoordinatorCarrier, T
                 return Err(TunnelError::Coordinator(ClientError::Refused(refusal)));
             }
             Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
-                return Err(TunnelError::Drain(Duration::from_millis(reconnect_after_ms.min(60_000))));
+                return Err(TunnelError::Drain(Control::reconnect_after(reconnect_after_ms)));
             }
             Ok(Some(Arrival::Control(_))) => {}
             Ok(Some(Arrival::Bytes(_))) => return Err(broken("the coordinator sent bytes before a join".into())),

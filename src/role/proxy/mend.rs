@@ -56,6 +56,8 @@ impl Life<'_> {
                             tracing::info!(?told, "the coordinator stops; the session goes over to the next one");
                             come_back = Some(Instant::now() + told);
                             leaving.set(self.leave(told, &attaching).fuse());
+                            // What this replaces may have been asking the workspace.
+                            attaching.send_replace(false);
                         }
                         () = &mut leaving => {}
                     }

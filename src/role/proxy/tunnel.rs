@@ -250,7 +250,8 @@ impl Tunnel {
                 return Err(error);
             }
             let wait = match error {
-                TunnelError::Drain(wait) => wait,
+                // It may say so each time: no reason to dial without a pause.
+                TunnelError::Drain(told) => told.max(backoff.next(rand::random())),
                 ref error if error.is_name() => backoff.next_up_to(LONGEST_FOR_A_NAME, rand::random()),
                 _ => backoff.next(rand::random()),
             };

@@ -44,7 +44,10 @@ impl Stub {
                     tasks.spawn(async move { stub.joined(carrier, session, stop).await });
                     continue;
                 }
-                Ok(Parked::Drain(wait)) => ("the coordinator is restarting".into(), wait),
+                Ok(Parked::Drain(told)) => {
+                    // It may say so each time: no reason to dial without a pause.
+                    ("the coordinator is restarting".into(), told.max(backoff.next(rand::random())))
+                }
                 Ok(Parked::Ended) => ("the connection to the coordinator broke".into(), backoff.next(rand::random())),
                 Err(error) if !(error.is_passing() || parked_once && error.is_impostor()) => return Err(error),
                 Err(error) => {
@@ -85,7 +88,7 @@ impl Stub {
                     return Ok(Parked::Joined { carrier: Box::new(carrier), session });
                 }
                 Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
-                    return Ok(Parked::Drain(Duration::from_millis(reconnect_after_ms.min(60_000))));
+                    return Ok(Parked::Drain(Control::reconnect_after(reconnect_after_ms)));
                 }
                 Ok(Some(Arrival::Control(Control::Refused(refusal)))) => {
                     return Err(Refusal::new(refusal.code, refusal.message).into());

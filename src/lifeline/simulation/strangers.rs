@@ -1,0 +1,83 @@
+//! Who answers where the laptop dials, and is not the other end of the session.
+
+use bytes::Bytes;
+
+use super::super::standing::{Ended, Fault, Route};
+use super::{DIALER, World, exchange, steady};
+use crate::wire::lifeline::{AttachMode, LifelineMessage};
+use crate::wire::{Refusal, RefusalCode};
+
+#[test]
+fn a_stranger_on_the_direct_way_cannot_end_it() {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Standby);
+    let id = world.links[1].ids[DIALER].unwrap();
+    let end = LifelineMessage::End { offset: 1000, refusal: None }.encode();
+    assert_eq!(world.cores[DIALER].message(id, end.clone(), world.now), Err(Fault::NotProven));
+    exchange(&mut world, 1, DIALER);
+    assert_eq!(world.cores[DIALER].message(id, end, world.now), Err(Fault::Closed), "nor on the way of ours");
+    assert_eq!(world.cores[DIALER].ended(), None);
+}
+
+#[test]
+fn what_has_proven_nothing_is_not_listened_to() {
+    let rubbish = |world: &World| {
+        let (offset, ack, payload) = (world.read[DIALER], 0, Bytes::from_static(&[7; 69]));
+        let refusal = Some(Refusal::new(RefusalCode::Denied, "go away"));
+        [
+            LifelineMessage::Data { offset, ack, ack_now: false, payload: payload.clone() },
+            LifelineMessage::Data { offset, ack, ack_now: true, payload },
+            LifelineMessage::Ack { ack: world.written[DIALER] },
+            LifelineMessage::Ping { nonce: 1, ack: world.written[DIALER] },
+            LifelineMessage::Pong { nonce: 1, ack: world.written[DIALER] },
+            LifelineMessage::End { offset, refusal: None },
+            LifelineMessage::End { offset, refusal },
+        ]
+    };
+    for (route, mode) in [(Route::Direct, AttachMode::Standby), (Route::Relay, AttachMode::Move)] {
+        let mut world = steady();
+        world.write(DIALER, 100);
+        world.dial(route, mode);
+        let id = world.links[1].ids[DIALER].unwrap();
+        let before = world.cores[DIALER].moved();
+        // A stub that does not have the lifeline says so by way of the coordinator, and proves nothing.
+        let answers = if route == Route::Relay { 1 } else { 0 };
+        let all = rubbish(&world);
+        for message in &all[..all.len() - answers] {
+            let outcome = world.cores[DIALER].message(id, message.encode(), world.now);
+            assert_eq!(outcome, Err(Fault::NotProven), "{route:?}: {message:?}");
+        }
+        assert_eq!((world.cores[DIALER].moved(), world.cores[DIALER].incoming()), (before, None));
+        assert_eq!(world.cores[DIALER].ended(), None);
+        for message in &all[all.len() - answers..] {
+            assert_eq!(world.cores[DIALER].message(id, message.encode(), world.now), Ok(()));
+            assert!(matches!(world.cores[DIALER].ended(), Some(Ended::Refused(_))));
+        }
+    }
+}
+
+#[test]
+fn what_has_proven_itself_stays_so_while_it_is_asked_again() {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Standby);
+    exchange(&mut world, 1, DIALER);
+    let id = world.links[1].ids[DIALER].unwrap();
+    assert!(world.cores[DIALER].go_over(id, world.now));
+    let ping = LifelineMessage::Ping { nonce: 1, ack: 0 }.encode();
+    assert_eq!(world.cores[DIALER].message(id, ping, world.now), Ok(()));
+}
+
+#[test]
+fn only_the_coordinators_carrier_brings_its_words() {
+    let mut world = steady();
+    for attached in [false, true] {
+        world.dial(Route::Direct, AttachMode::Standby);
+        let last = world.links.len() - 1;
+        if attached {
+            exchange(&mut world, last, DIALER);
+        }
+        let [relay, direct] = [0, last].map(|link| world.links[link].ids[DIALER].unwrap());
+        assert_eq!(world.cores[DIALER].control(relay), Ok(()));
+        assert_eq!(world.cores[DIALER].control(direct), Err(Fault::OutOfPlace));
+    }
+}
