@@ -137,12 +137,7 @@ fn successor(said: &[u8]) {
 /// The list changes by what was asked for and nothing else, and its caller stays on it.
 fn list(said: &[u8]) {
     let before = STATE.lock().expect("nothing panicked").devices().clone();
-    let sessions = Arc::new(Sessions {
-        laptops: Arc::default(),
-        earlier: Earlier::new(&directory("nobody"), KIN.clone()),
-        stop: CancellationToken::new(),
-        endings: tokio_util::task::TaskTracker::new(),
-    });
+    let sessions = Arc::new(Sessions::new(Earlier::new(&directory("nobody"), KIN.clone()), CancellationToken::new()));
     let pipe = Pipe::default();
     pipe.with(|ends| (ends.inward, ends.ended, ends.room) = (said.to_vec(), true, usize::MAX));
     let serve = devices::serve(FramedStream::new(pipe), caller(), &STATE, &sessions);
