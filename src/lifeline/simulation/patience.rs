@@ -29,11 +29,10 @@ fn a_long_way_is_given_three_round_trips() {
         world.cores[DIALER].probe(world.now);
         world.pump(0, DIALER);
         world.pass(Duration::from_secs(1));
-        world.deliver(0, LISTENER);
-        world.pump(0, LISTENER);
-        world.deliver(0, DIALER);
+        exchange(&mut world, 0, DIALER);
     }
-    let Standing::Attached { round_trip: Some(round_trip), .. } = world.cores[DIALER].standing() else { panic!() };
+    let standing = world.cores[DIALER].standing();
+    let Standing::Attached { round_trip: Some(round_trip), .. } = standing else { panic!("{standing:?}") };
     assert!(round_trip > Duration::from_millis(900), "{round_trip:?}");
     world.links[0].hole = [true; 2];
     world.cores[DIALER].probe(world.now);
