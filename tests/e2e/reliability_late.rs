@@ -57,6 +57,8 @@ fn an_attempt_that_a_later_one_overtakes_changes_nothing() {
     let (mut talk, _forward) = talk_to(&redis, &world);
     // So that the workspace notices soon, too, that nothing is answered.
     let mut transfers = Transfers::start(&world.linked, TRANSFER);
+    // One that only begins while nothing gets through is refused after a while.
+    transfers.go_on_until("bytes each way", || near.counts().up.min(near.counts().down) > 1_000_000);
     for _ in 0..3 {
         until_it_moves("bytes before", &mut transfers, &world);
         let before = far.counts();
