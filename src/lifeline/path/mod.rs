@@ -83,6 +83,10 @@ const LOOK_QUARTERS: u64 = 3;
 /// acknowledgement costs a message at every hop.
 const LEAST_MARK: u64 = 128 * 1024;
 
+/// The same while nothing is known of the path: the first burst must have several, and a stream's first window is all that
+/// can be in it.
+const FIRST_MARK: u64 = 32 * 1024;
+
 /// Marks that may be on their way.
 const MAX_MARKS: usize = 64;
 
@@ -214,7 +218,7 @@ impl Path {
 
     /// Bytes after which an acknowledgement is asked for. On a slow long path that is sooner: a round must not take seconds.
     pub fn mark_after(&self) -> u64 {
-        let after = between_marks(self.window());
+        let after = if self.is_unknown() { FIRST_MARK } else { between_marks(self.window()) };
         self.pace.as_ref().map_or(after, |pace| after.min(pace.within(LEAST_LONG_ROUND)))
     }
 
@@ -324,7 +328,7 @@ impl Path {
         }
         if let Some(rate) = burst.filter(|_| self.is_long()) {
             self.start = None;
-            self.pace = Some(Pace::new(rate, true, now));
+            self.pace = Some(Pace::of_burst(rate, now));
             self.steady(now);
         } else if self.is_queued() {
             // The path is full: what arrived within a round trip is what it delivers in one.
@@ -332,7 +336,7 @@ impl Path {
             let rate = burst.unwrap_or(bytes as f64 / round_trip);
             self.start = None;
             self.rated(rate);
-            self.pace = self.is_long().then(|| Pace::new(rate, true, now));
+            self.pace = self.is_long().then(|| Pace::fresh(rate, now));
             self.steady(now);
         } else if bytes >= FIRST_WINDOW / 2 {
             self.window = self.window.max(bytes * START_GROWTH).min(MOST_WINDOW);
@@ -351,6 +355,11 @@ impl Path {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
+    /// Whether nothing of what left has told anything yet.
+    fn is_unknown(&self) -> bool {
+        self.start.is_some() && self.window == FIRST_WINDOW
+    }
+
     fn is_long(&self) -> bool {
         self.shortest.is_some_and(|(shortest, _)| shortest >= LONG)
     }
@@ -367,7 +376,7 @@ impl Path {
         if !self.is_long() {
             self.pace = None;
         } else if self.pace.is_none() && self.best() > 0.0 {
-            self.pace = Some(Pace::new(self.best(), false, now));
+            self.pace = Some(Pace::known(self.best(), now));
         }
         let rate = self.rate();
         if rate == 0.0 {

@@ -22,9 +22,14 @@ const MOST_AIM: Duration = Duration::from_millis(3);
 const LEAST_GAIN: f64 = 0.75;
 const MOST_GAIN: f64 = 1.05;
 
-/// The same where a path may hold much more: one of which no queue was seen yet, and at most one that had none for a while.
+/// The same where a path may hold much more: one of which no queue was seen yet, one of which only a burst has told, and at
+/// most one that had no queue for a while.
 const FIRST_GAIN: f64 = 2.0;
+const BURST_GAIN: f64 = 1.25;
 const SEARCH_GAIN: f64 = 1.25;
+
+/// A round in which so many times what a burst told arrives shows that the burst told little.
+const BURST_WAS_SLOW: f64 = 1.1;
 
 /// What arrives at most of what is sent on a fresh path that is full.
 const FULL_SHARE: f64 = 0.9;
@@ -95,7 +100,8 @@ pub struct Pace {
     gain: f64,
     credit: f64,
     counted: Instant,
-    fresh: bool,
+    /// While it may deliver much more than is known: what is sent of what is known.
+    fresh: Option<f64>,
     /// Rounds in which a fresh path showed nothing new, and the rate before.
     stale: (u32, f64),
     /// Rounds without a queue, though one was aimed at, since the last that had one.
@@ -111,11 +117,25 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The pace of a path that delivers about `rate` bytes per second.
-    pub fn new(rate: f64, fresh: bool, now: Instant) -> Pace {
+    /// The pace of a path that delivers `rate` bytes per second.
+    pub fn known(rate: f64, now: Instant) -> Pace {
+        Pace::new(rate, None, now)
+    }
+
+    /// The pace of one that delivers so many at least: that is what arrived.
+    pub fn fresh(rate: f64, now: Instant) -> Pace {
+        Pace::new(rate, Some(FIRST_GAIN), now)
+    }
+
+    /// The pace of one at which a burst arrived as fast as that: about what it delivers, if nothing held the burst up.
+    pub fn of_burst(rate: f64, now: Instant) -> Pace {
+        Pace::new(rate, Some(BURST_GAIN), now)
+    }
+
+    fn new(rate: f64, fresh: Option<f64>, now: Instant) -> Pace {
         Pace {
             rate,
-            gain: if fresh { FIRST_GAIN } else { 1.0 },
+            gain: fresh.unwrap_or(1.0),
             credit: 0.0,
             counted: now,
             fresh,
@@ -130,12 +150,12 @@ impl Pace {
 
     /// Bytes per second that it may deliver, at most.
     pub fn most(&self) -> f64 {
-        if self.fresh { self.rate * FIRST_GAIN } else { self.rate }
+        self.rate * self.fresh.unwrap_or(1.0)
     }
 
     /// Whether it may deliver much more than is known.
     pub fn is_fresh(&self) -> bool {
-        self.fresh
+        self.fresh.is_some()
     }
 
     /// When bulk may leave; `None` when it may now.
@@ -184,21 +204,24 @@ impl Pace {
         let queued = queue > aim;
         // Of its making, and not of an acknowledgement that came late.
         let grows = queue > std::mem::replace(&mut self.before, queue) && round.arrived < round.sent * GROWS;
-        if self.fresh || queued {
+        if self.is_fresh() || queued {
             self.idle = 0;
         } else if round.limited && queue < aim / NONE_PART {
             self.idle += 1;
         }
         self.tell_theirs(&round, queue, aim);
-        if self.fresh && queued && round.arrived < round.sent * FULL_SHARE {
+        if self.is_fresh() && round.arrived > self.rate * BURST_WAS_SLOW {
+            self.fresh = Some(FIRST_GAIN);
+        }
+        if self.is_fresh() && queued && round.arrived < round.sent * FULL_SHARE {
             // What was sent beyond the path's rate stands in its queue, so this is what it delivers.
             self.rate = round.arrived;
-            self.fresh = false;
-        } else if self.fresh && self.is_stale(&round) {
-            self.fresh = false;
+            self.fresh = None;
+        } else if self.is_fresh() && self.is_stale(&round) {
+            self.fresh = None;
         } else if round.arrived > self.rate {
-            self.rate += (round.arrived - self.rate) / if self.fresh { 1.0 } else { 2.0 };
-        } else if (queued && grows && !self.fresh) || self.is_held_back(&round, aim) {
+            self.rate += (round.arrived - self.rate) / if self.is_fresh() { 1.0 } else { 2.0 };
+        } else if (queued && grows && !self.is_fresh()) || self.is_held_back(&round, aim) {
             self.rate += (round.arrived - self.rate) / 2.0;
         }
         if !round.limited {
@@ -208,11 +231,11 @@ impl Pace {
         if self.idle == SEARCH_AFTER {
             self.searched = self.rate;
         } else if self.idle >= FRESH_AFTER {
-            (self.fresh, self.stale) = (self.rate > self.searched * FOUND, (0, self.rate));
+            self.fresh = (self.rate > self.searched * FOUND).then_some(FIRST_GAIN);
+            self.stale = (0, self.rate);
             self.idle = 0;
         }
-        self.gain =
-            if self.fresh { FIRST_GAIN } else { self.search().unwrap_or_else(|| regulated(aim, queue, round.took)) };
+        self.gain = self.fresh.or_else(|| self.search()).unwrap_or_else(|| regulated(aim, queue, round.took));
     }
 
     /// How much more is tried, after a while without a queue.
@@ -223,7 +246,7 @@ impl Pace {
 
     /// Whether the window held back more than the pace does, though a queue stands, whosever it is: the path became slower.
     fn is_held_back(&self, round: &Round, aim: Duration) -> bool {
-        !self.fresh && round.limited && round.queue > aim && round.sent.max(round.arrived) < self.rate * HELD_BACK
+        !self.is_fresh() && round.limited && round.queue > aim && round.sent.max(round.arrived) < self.rate * HELD_BACK
     }
 
     fn is_stale(&mut self, round: &Round) -> bool {
@@ -238,7 +261,7 @@ impl Pace {
     /// A queue that does not drain is others'.
     fn tell_theirs(&mut self, round: &Round, queue: Duration, aim: Duration) {
         let drains = round.arrived > round.sent * DRAINED;
-        if queue <= aim || drains || self.fresh {
+        if queue <= aim || drains || self.is_fresh() {
             self.standing = 0;
         } else if round.sent < self.rate * DRAINS {
             self.standing += 1;

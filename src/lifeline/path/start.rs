@@ -9,7 +9,7 @@ const START_RATE_GROWTH: f64 = 1.25;
 const START_PATIENCE: u32 = 2;
 
 /// Bytes of a burst of which the arrival tells a rate.
-const TRAIN: u64 = 192 * 1024;
+const TRAIN: u64 = 160 * 1024;
 
 /// What the start has shown.
 #[derive(Debug, Default)]
