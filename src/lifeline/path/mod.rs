@@ -26,9 +26,12 @@ pub const LEAST_WINDOW: u64 = 160 * 1024;
 /// Bytes that may ever be under way, and so the most that a lifeline keeps for replay: 1 Gbit/s over half a second.
 pub const MOST_WINDOW: u64 = 64 * 1024 * 1024;
 
-/// Bytes under way on a path of which nothing is known, and the least that says anything about one: on a slow path
-/// they are a queue of a moment, on a long one they save a round trip.
+/// Bytes under way on a path of which nothing is known: on a slow path they are a queue of a moment, on a long one they
+/// save a round trip.
 pub const FIRST_WINDOW: u64 = 512 * 1024;
+
+/// Bytes that say something about a new path when they arrive within a round trip: most of a stream's first window.
+const LEAST_FIRST: u64 = 192 * 1024;
 
 /// The window of a new path is this many times what arrived within the last round trip. TCP beneath doubles what it
 /// sends in a round trip; this one must not be what holds it up.
@@ -338,7 +341,7 @@ impl Path {
             self.rated(rate);
             self.pace = self.is_long().then(|| Pace::fresh(rate, now));
             self.steady(now);
-        } else if bytes >= FIRST_WINDOW / 2 {
+        } else if bytes >= LEAST_FIRST {
             self.window = self.window.max(bytes * START_GROWTH).min(MOST_WINDOW);
         }
     }

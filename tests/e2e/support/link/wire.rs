@@ -8,8 +8,8 @@ const FASTEST: u64 = 40_000_000_000;
 /// Bytes that a queue holds unless told otherwise.
 const QUEUE: usize = 256 * 1024;
 
-/// How far the wire may make up for time in which its thread was not scheduled: a busy machine must not look
-/// like a slower wire.
+/// How far a busy wire may make up for time in which its thread was not scheduled: a busy machine must not look like a
+/// slower wire. One that was idle for longer does not send faster for it.
 const CATCH_UP: Duration = Duration::from_millis(10);
 
 /// A wire, the same in both directions.
@@ -60,8 +60,8 @@ pub struct Clock {
 impl Clock {
     /// Gives it `bytes`; says when the last of them arrives.
     pub fn send(&mut self, now: Instant, bytes: usize, wire: &Wire) -> Instant {
-        let earliest = now.checked_sub(CATCH_UP).unwrap_or(now);
-        let starts = self.free_at.map_or(now, |free_at| free_at.max(earliest));
+        let is_busy = |free_at: &Instant| *free_at + CATCH_UP >= now;
+        let starts = self.free_at.filter(is_busy).unwrap_or(now);
         let free_at = starts + wire.takes(bytes);
         self.free_at = Some(free_at);
         free_at.max(now) + wire.delay
