@@ -124,6 +124,8 @@ pub struct Path {
     limited: bool,
     company: Company,
     acked: u64,
+    /// What is not acknowledged of what left.
+    under_way: u64,
 }
 
 /// A position whose acknowledgement will be timed.
@@ -177,6 +179,7 @@ impl Path {
             limited: false,
             company: Company::default(),
             acked: 0,
+            under_way: 0,
         }
     }
 
@@ -200,6 +203,7 @@ impl Path {
     /// What may become of bulk, while that many bytes are under way.
     pub fn bulk(&mut self, under_way: u64, now: Instant) -> Bulk {
         self.company.passes(now);
+        self.under_way = under_way;
         if under_way >= self.window() {
             return Bulk::Full;
         }
@@ -232,6 +236,7 @@ impl Path {
 
     /// That many bytes left.
     pub fn sent(&mut self, bytes: u64, now: Instant) {
+        self.under_way += bytes;
         if let Some(pace) = &mut self.pace {
             pace.sent(bytes, now);
         }
@@ -254,6 +259,7 @@ impl Path {
         let mut passed = None;
         let news = acked.saturating_sub(self.acked);
         self.acked = self.acked.max(acked);
+        self.under_way = self.under_way.saturating_sub(news);
         self.rising = self.rising.map(|rising| rising + news).filter(|rising| *rising < self.window);
         while let Some(mark) = self.marks.front()
             && mark.position <= acked
@@ -315,7 +321,8 @@ impl Path {
         if let (Some(pace), Some((shortest, _)), true) = (&mut self.pace, self.shortest, is_paced) {
             let queue = round.shortest.saturating_sub(shortest);
             let (sent, took) = (per(round.sent, mark.sent), now.saturating_duration_since(round.arrived));
-            pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited }, now);
+            let under_way = self.under_way;
+            pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited, under_way }, now);
         }
         self.look_again(limited, now);
         if limited {

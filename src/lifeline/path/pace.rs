@@ -67,6 +67,13 @@ const NONE_PART: u32 = 2;
 /// a round later, and filling sooner would swing.
 const FILL_ROUNDS: f64 = 2.0;
 
+/// Rounds for which a path settles after the first queue was seen.
+const SETTLING_ROUNDS: u32 = 3;
+
+/// What arrives of what was sent while a queue drains, at most. Of more, a part belongs to the round before, and was
+/// acknowledged late.
+const MOST_DRAINED: f64 = 1.2;
+
 /// What arrives of what was sent while a queue grows, at most.
 const GROWS: f64 = 0.98;
 
@@ -91,6 +98,8 @@ pub struct Round {
     pub took: Duration,
     /// Whether more could have been sent.
     pub limited: bool,
+    /// Bytes that were on their way at its end.
+    pub under_way: u64,
 }
 
 /// The pace of a path.
@@ -114,6 +123,8 @@ pub struct Pace {
     standing: u32,
     /// The queue of the round before.
     before: Duration,
+    /// Rounds that still show the queue from which a fresh path became known.
+    settles: u32,
 }
 
 impl Pace {
@@ -145,6 +156,7 @@ impl Pace {
             theirs: Duration::ZERO,
             standing: 0,
             before: Duration::ZERO,
+            settles: 0,
         }
     }
 
@@ -202,8 +214,9 @@ impl Pace {
         let aim = (round.shortest / AIM_PART).clamp(LEAST_AIM, MOST_AIM) + frame;
         let queue = round.queue.saturating_sub(self.theirs);
         let queued = queue > aim;
-        // Of its making, and not of an acknowledgement that came late.
-        let grows = queue > std::mem::replace(&mut self.before, queue) && round.arrived < round.sent * GROWS;
+        // Of its making, and not of an acknowledgement that came late: it was there in the round before.
+        let before = std::mem::replace(&mut self.before, queue);
+        let grows = before > aim && queue > before && round.arrived < round.sent * GROWS;
         if self.is_fresh() || queued {
             self.idle = 0;
         } else if round.limited && queue < aim / NONE_PART {
@@ -213,14 +226,16 @@ impl Pace {
         if self.is_fresh() && round.arrived > self.rate * BURST_WAS_SLOW {
             self.fresh = Some(FIRST_GAIN);
         }
+        let shown = round.arrived.min(round.sent * MOST_DRAINED);
         if self.is_fresh() && queued && round.arrived < round.sent * FULL_SHARE {
             // What was sent beyond the path's rate stands in its queue, so this is what it delivers.
             self.rate = round.arrived;
             self.fresh = None;
+            self.settles = SETTLING_ROUNDS;
         } else if self.is_fresh() && self.is_stale(&round) {
             self.fresh = None;
-        } else if round.arrived > self.rate {
-            self.rate += (round.arrived - self.rate) / if self.is_fresh() { 1.0 } else { 2.0 };
+        } else if shown > self.rate {
+            self.rate += (shown - self.rate) / if self.is_fresh() { 1.0 } else { 2.0 };
         } else if (queued && grows && !self.is_fresh()) || self.is_held_back(&round, aim) {
             self.rate += (round.arrived - self.rate) / 2.0;
         }
@@ -235,7 +250,18 @@ impl Pace {
             self.stale = (0, self.rate);
             self.idle = 0;
         }
-        self.gain = self.fresh.or_else(|| self.search()).unwrap_or_else(|| regulated(aim, queue, round.took));
+        let left = self.left_of(queue, &round);
+        self.gain = self.fresh.or_else(|| self.search()).unwrap_or_else(|| regulated(aim, left, round.took));
+    }
+
+    /// What is left of a queue that a round showed. While a path settles that is much less: its rate is known, so what is
+    /// under way tells it, and draining what has drained would let the path run dry.
+    fn left_of(&mut self, queue: Duration, round: &Round) -> Duration {
+        if self.settles == 0 {
+            return queue;
+        }
+        self.settles -= 1;
+        queue.min(Duration::from_secs_f64(round.under_way as f64 / self.rate.max(1.0)).saturating_sub(round.shortest))
     }
 
     /// How much more is tried, after a while without a queue.

@@ -172,6 +172,28 @@ fn a_busy_machine_does_not_make_a_path_slow() {
     }
 }
 
+/// Radio: each answer is late by a few milliseconds, some by many. No queue of ours grows on that.
+#[test]
+fn radio_makes_a_path_neither_slow_nor_full() {
+    fn hash(n: u64) -> u64 {
+        let n = (n ^ (n >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        n ^ (n >> 32)
+    }
+    let late = |n: u64| {
+        let usual = -(1.0 - (hash(n) % 10_000) as f64 / 10_000.0).ln() * 2.5;
+        Duration::from_secs_f64((usual + if hash(n ^ 77) % 40 == 0 { 25.0 } else { 0.0 }) / 1e3)
+    };
+    for megabits in [50, 100, 300, 1000] {
+        for round_trip in [8, 20, 40, 100] {
+            let rate = f64::from(megabits) * 125_000.0;
+            let sent = run(&Wire { late, ..Wire::new(rate, Duration::from_millis(round_trip)) }, 12);
+            let what = format!("{megabits} Mbit/s, {round_trip} ms");
+            assert!(sent.steady() > 0.9 * rate, "{what}: {}", sent.steady() / rate);
+            assert!(sent.wait(95) < Duration::from_millis(60), "{what}: a queue of {:?}", sent.wait(95));
+        }
+    }
+}
+
 #[test]
 fn a_long_path_that_changes_its_rate_is_followed() {
     const RATE: f64 = 25_000_000.0;
