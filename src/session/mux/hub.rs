@@ -27,7 +27,7 @@ impl Stream {
     /// A stream that the other end opened.
     pub fn inbound(hub: Arc<Hub>, id: u32, permit: Option<OwnedSemaphorePermit>) -> Arc<Stream> {
         hub.ready().drain.opened();
-        Arc::new(Stream { state: Mutex::new(State::inbound(id)), hub, _permit: permit })
+        Stream::begun(State::inbound(id), hub, permit)
     }
 
     /// A stream that this end opens; `None` in a session that drains.
@@ -39,7 +39,12 @@ impl Stream {
             }
             drain.opened();
         }
-        Some(Arc::new(Stream { state: Mutex::new(State::outbound()), hub, _permit: Some(permit) }))
+        Some(Stream::begun(State::outbound(), hub, Some(permit)))
+    }
+
+    fn begun(mut state: State, hub: Arc<Hub>, permit: Option<OwnedSemaphorePermit>) -> Arc<Stream> {
+        state.widen_early(&hub.pool);
+        Arc::new(Stream { state: Mutex::new(state), hub, _permit: permit })
     }
 
     /// Its state, for as long as a copy takes.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 
-use super::header::{HEADER, Header, Kind};
+use super::header::{Flags, HEADER, Header, Kind};
+use super::window::EARLY;
 use super::*;
 
 /// How long anything in these tests may take before it counts as never.
@@ -38,18 +39,27 @@ impl Raw {
         in_time(self.io.write_all(&bytes)).await.unwrap();
     }
 
-    /// The next frame that it says.
+    /// The next frame that it says, but for what widens a window early.
     pub async fn frame(&mut self) -> (Header, Vec<u8>) {
-        let mut header = [0; HEADER];
-        in_time(self.io.read_exact(&mut header)).await.unwrap();
-        let header = Header::decode(header).unwrap();
-        let mut payload = vec![0; if header.kind == Kind::Data { header.length as usize } else { 0 }];
-        in_time(self.io.read_exact(&mut payload)).await.unwrap();
-        (header, payload)
+        next_frame(&mut self.io).await
     }
 
     /// How its driver ends.
     pub async fn outcome(self) -> io::Result<()> {
         in_time(self.driver).await.unwrap()
+    }
+}
+
+/// The next frame on `io`, but for what widens a window early: that follows the first frame of each stream.
+pub async fn next_frame(io: &mut DuplexStream) -> (Header, Vec<u8>) {
+    loop {
+        let mut header = [0; HEADER];
+        in_time(io.read_exact(&mut header)).await.unwrap();
+        let header = Header::decode(header).unwrap();
+        let mut payload = vec![0; if header.kind == Kind::Data { header.length as usize } else { 0 }];
+        in_time(io.read_exact(&mut payload)).await.unwrap();
+        if header != Header::window_update(header.stream, Flags::NONE, EARLY) {
+            return (header, payload);
+        }
     }
 }

@@ -118,6 +118,12 @@ impl State {
         }
     }
 
+    /// Lets the other end send more than a first window. It learns that with the first frame that leaves: by itself it is
+    /// not worth one.
+    pub fn widen_early(&mut self, pool: &Pool) {
+        self.window.begin(pool);
+    }
+
     // What its handle does.
 
     /// Queues what fits: 0 means that there is no room now.
@@ -268,12 +274,11 @@ impl State {
             self.cut(Cut::Ours);
             return Some(Header::reset(self.id));
         }
-        let update = std::mem::take(&mut self.update);
-        let announce = std::mem::take(&mut self.announce);
-        if update == 0 && !announce {
+        if self.update == 0 && !self.announce {
             return None;
         }
         let flags = self.greet();
+        let update = std::mem::take(&mut self.update);
         Some(Header::window_update(self.id, flags, update))
     }
 
@@ -318,6 +323,9 @@ impl State {
 
     fn greet(&mut self) -> Flags {
         self.announce = false;
+        if !self.dropped && !self.ended && self.cut.is_none() {
+            self.update += self.window.early();
+        }
         std::mem::take(&mut self.greeting)
     }
 }

@@ -1,7 +1,8 @@
 //! What a stream's sender may still send: the receiving side of flow control. Pure, without clocks.
 //!
-//! A window begins with the 256 KiB of yamux. It is widened out of a [`Pool`] that the streams of a session share, when
-//! the stream turns out to carry more than a little, and again while it is the window that holds its sender up.
+//! A window begins with the 256 KiB of yamux. It is widened out of a [`Pool`] that the streams of a session share: a little
+//! at once while the pool is nearly full, more when the stream turns out to carry more than a little, and again while it
+//! is the window that holds its sender up.
 //! What is granted is what may arrive and wait, so pool and first windows together bound a session's memory.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -16,6 +17,13 @@ pub const POOL: u32 = 64 * 1024 * 1024;
 
 /// Bytes by which one window may be wider: 1 Gbit/s over a quarter of a second.
 const MOST: u32 = 32 * 1024 * 1024;
+
+/// Bytes by which a window is widened before anything arrived. On a long path what a sender may send at once is all that
+/// arrives within the first round trip, and what tells how fast the path is.
+pub const EARLY: u32 = 256 * 1024;
+
+/// Bytes that the pool keeps for streams that turn out to carry much: with fewer, none is widened early.
+const NOT_EARLY: u32 = POOL / 4 * 3;
 
 /// Bytes that arrive on a stream before its window is widened: with fewer it is a call and never fills its first one.
 const WIDEN_AFTER: u32 = 64 * 1024;
@@ -44,6 +52,12 @@ impl Pool {
         taken.ok().and_then(share).unwrap_or(0)
     }
 
+    /// [`EARLY`], or nothing.
+    fn take_early(&self) -> u32 {
+        let share = |left: u32| left.checked_sub(EARLY).filter(|left| *left >= NOT_EARLY);
+        if self.0.fetch_update(Relaxed, Relaxed, share).is_ok() { EARLY } else { 0 }
+    }
+
     fn give_back(&self, bytes: u32) {
         self.0.fetch_add(bytes, Relaxed);
     }
@@ -62,6 +76,8 @@ pub struct Window {
     open: u32,
     /// What came out of the pool.
     granted: u32,
+    /// The part of it that was not announced yet.
+    early: u32,
     /// What was read and not announced yet.
     read: u32,
     /// What arrived, up to `WIDEN_AFTER`.
@@ -73,7 +89,20 @@ pub struct Window {
 impl Window {
     /// The window of a new stream.
     pub fn new() -> Window {
-        Window { open: FIRST_WINDOW, granted: 0, read: 0, arrived: 0, used_up: false }
+        Window { open: FIRST_WINDOW, granted: 0, early: 0, read: 0, arrived: 0, used_up: false }
+    }
+
+    /// Widens it before anything arrived. The sender learns it when there is something to say to it.
+    pub fn begin(&mut self, pool: &Pool) {
+        self.early = pool.take_early();
+        self.granted += self.early;
+    }
+
+    /// What [`begin`](Self::begin) left to announce to the sender, 0 for nothing.
+    #[must_use]
+    pub fn early(&mut self) -> u32 {
+        self.open += self.early;
+        std::mem::take(&mut self.early)
     }
 
     /// What may have arrived and not been read, at most.
@@ -141,6 +170,20 @@ mod tests {
     }
 
     #[test]
+    fn the_first_streams_begin_with_more_and_leave_most_of_the_pool() {
+        let pool = Pool::new(POOL);
+        let mut windows: Vec<Window> = (0..100).map(|_| Window::new()).collect();
+        windows.iter_mut().for_each(|window| window.begin(&pool));
+        assert_eq!((windows[0].width(), windows[99].width()), (FIRST_WINDOW + EARLY, FIRST_WINDOW));
+        assert!(windows[0].reserve(FIRST_WINDOW + 1).is_err(), "the sender was not told");
+        let announced: u32 = windows.iter_mut().map(Window::early).sum();
+        assert_eq!((announced, pool.left()), (POOL / 4, NOT_EARLY));
+        windows[0].reserve(FIRST_WINDOW + EARLY).unwrap();
+        windows.iter_mut().for_each(|window| window.close(&pool));
+        assert_eq!(pool.left(), POOL);
+    }
+
+    #[test]
     fn bulk_gets_half_of_the_pool_on_arrival_and_gives_it_back() {
         let pool = Pool::new(POOL);
         let mut windows: Vec<Window> = (0..3).map(|_| Window::new()).collect();
@@ -194,9 +237,15 @@ mod tests {
         #[test]
         fn windows_are_bounded_and_never_stall(steps in prop::collection::vec((0usize..4, 0u8..2, 0u32..40_000_000), 1..300)) {
             let pool = Pool::new(POOL);
-            let mut streams: Vec<(Window, u32, u32)> = (0..4).map(|_| (Window::new(), FIRST_WINDOW, 0)).collect();
+            let begun = |_| -> (Window, u32, u32) {
+                let mut window = Window::new();
+                window.begin(&pool);
+                (window, FIRST_WINDOW, 0)
+            };
+            let mut streams: Vec<(Window, u32, u32)> = (0..4).map(begun).collect();
             for (i, step, n) in steps {
                 let (window, may, waiting) = &mut streams[i];
+                let early = window.early();
                 let announced = if step == 0 {
                     let n = n.min(*may);
                     window.reserve(n).unwrap();
@@ -208,7 +257,7 @@ mod tests {
                     *waiting -= n;
                     window.read(n, *waiting as usize, &pool)
                 };
-                *may += announced;
+                *may += early + announced;
                 prop_assert_eq!(*may, window.open);
                 prop_assert!(*may + *waiting <= window.width());
                 prop_assert!(*waiting > 0 || *may > 0);
