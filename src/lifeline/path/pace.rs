@@ -254,14 +254,13 @@ impl Pace {
         self.gain = self.fresh.or_else(|| self.search()).unwrap_or_else(|| regulated(aim, left, round.took));
     }
 
-    /// What is left of a queue that a round showed. While a path settles that is much less: its rate is known, so what is
-    /// under way tells it, and draining what has drained would let the path run dry.
+    /// What is left of a queue that a round showed: it is a round trip old, and draining what has drained would swing. What is
+    /// under way tells it as well as the rate is known; half of the queue counts in any case, but not while the path settles.
     fn left_of(&mut self, queue: Duration, round: &Round) -> Duration {
-        if self.settles == 0 {
-            return queue;
-        }
-        self.settles -= 1;
-        queue.min(Duration::from_secs_f64(round.under_way as f64 / self.rate.max(1.0)).saturating_sub(round.shortest))
+        let left = Duration::from_secs_f64(round.under_way as f64 / self.rate.max(1.0)).saturating_sub(round.shortest);
+        let least = if self.settles > 0 { Duration::ZERO } else { queue / 2 };
+        self.settles = self.settles.saturating_sub(1);
+        queue.min(left.max(least))
     }
 
     /// How much more is tried, after a while without a queue.
