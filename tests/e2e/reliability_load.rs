@@ -56,66 +56,24 @@ fn over_slow_wires(way: Way) -> World {
     world
 }
 
-/// Two `iperf3` that saturate a forward each, one up and one down, and the memory of those who carry it. One that does both
-/// takes it for granted that its connections arrive in the order in which it makes them.
-struct Saturation {
-    clients: [Running; 2],
-    servers: [Iperf3; 2],
-    /// Laptop, stub and coordinator.
+/// The memory of laptop, stub and coordinator.
+struct Memory {
     pids: [u32; 3],
     before: [u64; 3],
     most: [u64; 3],
-    _forwards: [Running; 2],
 }
 
-impl Saturation {
-    #[track_caller]
-    fn start(world: &World, up: &laptop::Up<'_>, seconds: u32) -> Saturation {
-        let servers = [Iperf3::start(), Iperf3::start()];
-        let [(up_port, up_forward), (down_port, down_forward)] =
-            servers.each_ref().map(|server| world.linked.forward(format!("127.0.0.1:{}", server.port)));
+impl Memory {
+    /// Of those of `world`, from here on.
+    fn of(world: &World, up: &laptop::Up<'_>) -> Memory {
         let pids = [up.program.pid(), world.linked.stub.pid(), world.linked.coordinator.program.pid()];
-        let before = pids.map(|pid| footprint(pid).memory);
-        let clients = [(up_port, "--get-server-output"), (down_port, "--reverse")].map(|(port, way)| {
-            let mut client = command("iperf3", ["-J", "-c", "127.0.0.1", "-p", &port.to_string(), way]);
-            // Small buffers in the kernel, which otherwise take some seconds of either way and hide whether it moves.
-            client.args(["-P", &STREAMS.to_string(), "-w", "128K", "-t", &seconds.to_string()]);
-            // What it counts at a time.
-            client.args(["-l", "16K"]);
-            Running::start(client)
-        });
-        Saturation { clients, servers, pids, before, most: [0; 3], _forwards: [up_forward, down_forward] }
+        Memory { pids, before: pids.map(|pid| footprint(pid).memory), most: [0; 3] }
     }
 
     fn look(&mut self) {
         for (most, pid) in self.most.iter_mut().zip(self.pids) {
             *most = footprint(pid).memory.max(*most);
         }
-    }
-
-    /// Looks at the memory until the end; gives what arrived second by second, up and down.
-    #[track_caller]
-    fn ends(&mut self) -> [Vec<Second>; 2] {
-        const MOST: Duration = Duration::from_secs(240);
-        let ended = wait::within(MOST, || {
-            self.look();
-            let [up, down] = &mut self.clients;
-            up.has_ended().zip(down.has_ended())
-        });
-        let said = self.clients.each_ref().map(Running::output);
-        let (up, down) = ended.unwrap_or_else(|| panic!("iperf3 stands still:\n{said:?}"));
-        [(0, up), (1, down)].map(|(which, status)| {
-            let client = &self.clients[which];
-            // What it said is complete when its end is seen and its readers are through.
-            until("the end of its report", || client.lines().last().is_some_and(|line| line == "}").then_some(()));
-            let said = client.output();
-            let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
-            assert!(status.success(), "{}", report["error"]);
-            // What arrived; a sender counts what waits as well.
-            let receiver = if which == 0 { &report["server_output_json"] } else { &report };
-            let intervals = receiver["intervals"].as_array().unwrap_or_else(|| panic!("no intervals: {said}"));
-            intervals.iter().map(arrived).collect()
-        })
     }
 
     /// Each of them held no more than before and what the session may make it hold.
@@ -132,6 +90,61 @@ impl Saturation {
         for ((most, before), bound) in self.most.iter().zip(self.before).zip(bounds) {
             assert!(*most < before + bound, "{most} bytes, {before} before");
         }
+    }
+}
+
+/// Two `iperf3` that saturate a forward each, one up and one down, and the memory of those who carry it. One that does both
+/// takes it for granted that its connections arrive in the order in which it makes them.
+struct Saturation {
+    clients: [Running; 2],
+    servers: [Iperf3; 2],
+    memory: Memory,
+    _forwards: [Running; 2],
+}
+
+impl Saturation {
+    #[track_caller]
+    fn start(world: &World, up: &laptop::Up<'_>, seconds: u32) -> Saturation {
+        let servers = [Iperf3::start(), Iperf3::start()];
+        let [(up_port, up_forward), (down_port, down_forward)] =
+            servers.each_ref().map(|server| world.linked.forward(format!("127.0.0.1:{}", server.port)));
+        let memory = Memory::of(world, up);
+        let clients = [(up_port, "--get-server-output"), (down_port, "--reverse")].map(|(port, way)| {
+            let mut client = command("iperf3", ["-J", "-c", "127.0.0.1", "-p", &port.to_string(), way]);
+            // Small buffers in the kernel, which otherwise take some seconds of either way and hide whether it moves.
+            client.args(["-P", &STREAMS.to_string(), "-w", "128K", "-t", &seconds.to_string()]);
+            // What it counts at a time.
+            client.args(["-l", "16K"]);
+            Running::start(client)
+        });
+        Saturation { clients, servers, memory, _forwards: [up_forward, down_forward] }
+    }
+
+    /// Looks at the memory until the end; gives what arrived second by second, up and down.
+    #[track_caller]
+    fn ends(&mut self) -> [Vec<Second>; 2] {
+        const MOST: Duration = Duration::from_secs(240);
+        let ended = wait::within(MOST, || {
+            self.memory.look();
+            let [up, down] = &mut self.clients;
+            up.has_ended().zip(down.has_ended())
+        });
+        let said = self.clients.each_ref().map(Running::output);
+        let (up, down) = ended.unwrap_or_else(|| panic!("iperf3 stands still:\n{said:?}"));
+        [(0, up), (1, down)].map(|(which, status)| {
+            let client = &self.clients[which];
+            // What it said is complete when its end is seen and its readers are through.
+            until("the end of its report", || client.lines().last().is_some_and(|line| line == "}").then_some(()));
+            let said = client.output();
+            let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+            assert!(status.success(), "{}", report["error"]);
+            // What arrived; a sender counts what waits as well.
+            let receiver = if which == 0 { &report["server_output_json"] } else { &report };
+            let intervals = receiver["intervals"].as_array().unwrap_or_else(|| panic!("no intervals: {said}"));
+            // What is left at the end is no second.
+            let seconds = intervals.iter().filter(|i| i["sum"]["seconds"].as_f64().is_some_and(|time| time > 0.5));
+            seconds.map(arrived).collect()
+        })
     }
 }
 
@@ -164,7 +177,7 @@ fn saturated_streams_never_stand_still(way: Way) {
     for (way, seconds) in ["up", "down"].into_iter().zip(arrived) {
         let speeds: Vec<f64> = seconds.iter().map(|second| second.values().sum::<f64>() / 1e6).collect();
         println!("{way}: {speeds:.0?} Mbit/s");
-        assert!(speeds.len() >= 8, "{} seconds", speeds.len());
+        assert!(speeds.len() >= 4, "{} seconds", speeds.len());
         assert!(speeds.iter().all(|speed| *speed > 0.0), "{way} stood still: {speeds:?}");
         let mut window = Vec::new();
         for (number, second) in seconds.iter().enumerate() {
@@ -181,7 +194,7 @@ fn saturated_streams_never_stand_still(way: Way) {
         println!("{way}: the streams moved {:.1} to {:.1} Mbit each", least / 1e6, most / 1e6);
         assert!(most < least * UNFAIR, "{way}: one stream moved {least:.0} bits while another moved {most:.0}");
     }
-    saturation.stayed_within_bounds();
+    saturation.memory.stayed_within_bounds();
     // It was only busy: no heartbeat waited so long that a connection was given up.
     let said = up.program.output();
     assert!(up.tunnels() == 1 && !said.contains("interrupted"), "{said}");
@@ -227,7 +240,7 @@ fn memory_stays_within_its_bounds_across_outages(way: Way) {
     });
     println!("{way:?}: {count} outages");
     assert!(count > 0);
-    saturation.stayed_within_bounds();
+    saturation.memory.stayed_within_bounds();
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
@@ -264,20 +277,23 @@ fn memory_stays_within_its_bounds_whoever_stops(way: Way) {
     let goes_on = |saturation: &mut Saturation| {
         let before = world.moved();
         let moved = wait::within(RECOVERY, || {
-            saturation.look();
+            saturation.memory.look();
             (world.moved() > before + GOES_ON).then_some(())
         });
         assert!(moved.is_some(), "it stands still:\n{}", up.program.output());
     };
     goes_on(&mut saturation);
-    let [laptop, stub, _] = saturation.pids;
+    let [laptop, stub, _] = saturation.memory.pids;
     let [clients, servers] =
         [saturation.clients.each_ref().map(Running::pid), saturation.servers.each_ref().map(Iperf3::pid)];
     for (who, pids) in [("clients", &clients[..]), ("servers", &servers), ("laptop", &[laptop]), ("stub", &[stub])] {
         let frozen: Vec<Frozen> = pids.iter().map(|pid| Frozen::new(*pid)).collect();
         stands_still(&world);
-        saturation.look();
-        println!("{way:?}: stopped: {who}; {:?} MB at most until here", saturation.most.map(|bytes| bytes / 1_000_000));
+        saturation.memory.look();
+        println!(
+            "{way:?}: stopped: {who}; {:?} MB at most until here",
+            saturation.memory.most.map(|bytes| bytes / 1_000_000)
+        );
         if pids.len() > 1 {
             // Only those streams are full.
             assert_eq!(world.linked.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
@@ -285,7 +301,7 @@ fn memory_stays_within_its_bounds_whoever_stops(way: Way) {
         drop(frozen);
         goes_on(&mut saturation);
     }
-    saturation.stayed_within_bounds();
+    saturation.memory.stayed_within_bounds();
     for client in &mut saturation.clients {
         assert!(client.has_ended().is_none(), "{}", client.output());
     }
@@ -300,6 +316,41 @@ fn memory_stays_within_its_bounds_whoever_stops_reading() {
 #[test]
 fn memory_stays_within_its_bounds_whoever_stops_reading_on_the_direct_way() {
     memory_stays_within_its_bounds_whoever_stops(Way::Direct);
+}
+
+#[test]
+fn downloads_that_nobody_reads_stay_where_they_are() {
+    const READERS: usize = 4;
+    // Together several times what the session may hold.
+    const SIZE: u64 = 128 << 20;
+    let nginx = Nginx::start();
+    let file = std::fs::File::create(nginx.root.join("large")).expect("a file of ours");
+    file.set_len(SIZE).expect("a file with nothing in it");
+    let world = World::by(Way::Relay);
+    let up = world.up();
+    let (port, _forward) = world.linked.forward(nginx.addr);
+    let mut memory = Memory::of(&world, &up);
+    let url = format!("http://127.0.0.1:{port}/large");
+    let download = || Running::start(curl(&["-o", "/dev/null", "-w", "%{size_download} bytes\n", &url]));
+    let readers: Vec<Running> = (0..READERS).map(|_| download()).collect();
+    until("the downloads to begin", || (world.moved() > GOES_ON).then_some(()));
+    let frozen: Vec<Frozen> = readers.iter().map(|reader| Frozen::new(reader.pid())).collect();
+    stands_still(&world);
+    memory.look();
+    let sent = world.linked.far.counts().up;
+    println!("{} MB were sent to {READERS} programs that do not read", sent / 1_000_000);
+    assert!(sent < READERS as u64 * SIZE, "somebody took it all, and nobody reads it");
+    // Who reads is served.
+    assert_eq!(world.linked.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    let mut another = download();
+    another.says(&format!("{SIZE} bytes"));
+    memory.look();
+    drop(frozen);
+    for mut reader in readers {
+        reader.says_after(0, RECOVERY, &format!("{SIZE} bytes"));
+    }
+    memory.stayed_within_bounds();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 /// What a program may have more of in the end than in the beginning.
