@@ -39,6 +39,10 @@ const READ_BUFFER: usize = 8 * 1024;
 /// Bytes that may wait in the WebSocket layer for a slow connection: a message, and control messages beside it.
 pub const WRITE_BUFFER: usize = GATHER + 2 * MAX_CARRIER_MESSAGE;
 
+/// Bytes that a relay may hold, whoever does not read: for each direction what the slow connection does not take, a message
+/// that waits for it, and one that is arriving. TLS has buffers of its own beneath.
+pub const RELAY_BUFFERS: usize = 2 * (WRITE_BUFFER + 2 * MAX_CARRIER_MESSAGE);
+
 /// Which end of the upgrade this program was, and whether masking was negotiated away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {

@@ -6,8 +6,11 @@ use std::io::ErrorKind::WouldBlock;
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
 use nexus_proxy::identity::verify::{ClientAuth, Expect, client_config, server_config};
 use nexus_proxy::identity::{Authority, Credential, Identity, PrivateKey, Role};
 use nexus_proxy::lifeline::{Route, first_attach};
@@ -19,10 +22,11 @@ use nexus_proxy::session::framed::{Frame, FrameReader, FramedStream, StreamError
 use nexus_proxy::session::mux::{MuxOpener, MuxStream};
 use nexus_proxy::session::opener::Opener;
 use nexus_proxy::transport::address::CoordinatorUrl;
-use nexus_proxy::transport::carrier::Arrival;
+use nexus_proxy::transport::carrier::{Arrival, RELAY_BUFFERS};
 use nexus_proxy::transport::client::{CoordinatorCarrier, CoordinatorClient};
 use nexus_proxy::wire::call::{Request, Response};
 use nexus_proxy::wire::control::Control;
+use nexus_proxy::wire::limits::MAX_CARRIER_MESSAGE;
 use nexus_proxy::wire::name::WorkspaceName;
 use nexus_proxy::wire::open::{Accepted, ProcessRequest};
 use nexus_proxy::wire::{Endpoint, FrameKind, Open, Refusal, RefusalCode, StreamRequest};
@@ -30,7 +34,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
 
+use crate::support::kernel::footprint;
 use crate::support::laptop::{Up, port_in};
 use crate::support::*;
 
@@ -334,4 +342,104 @@ fn the_inner_certificate_is_looked_at_whatever_the_outer_one_was() {
     assert!(refused.is_identity() && refused.to_string().contains("does not admit this device"), "{refused}");
 
     world.connect(Some(&profile.credential)).expect("the right one is let in");
+}
+
+/// Pairs of connections that are joined at once.
+const PAIRS: usize = 16;
+
+/// Bytes that TLS holds for each direction of one connection: what it has read ahead, or what the socket does not take.
+const TLS_BUFFER: usize = 64 << 10;
+
+/// Bytes that the coordinator may hold for all of them (docs/reliability.md, Bounds), and what the allocator keeps.
+const RELAYED: u64 = (PAIRS * (RELAY_BUFFERS + 4 * TLS_BUFFER) + (16 << 20)) as u64;
+
+/// Messages that have to arrive at each end once everybody reads.
+const ENOUGH: usize = 32;
+
+/// What all ends together have said and heard, in bytes and in messages.
+#[derive(Default)]
+struct Noise {
+    said: AtomicUsize,
+    heard: AtomicUsize,
+}
+
+/// One end of a pair that says as much as it can, in messages as large as they may be. It reads nothing until `reads`,
+/// and nothing any more when it has heard enough.
+async fn shouts(carrier: CoordinatorCarrier, noise: Arc<Noise>, mut reads: watch::Receiver<bool>) {
+    let (mut out, mut incoming) = carrier.into_websocket().split();
+    let shout = async {
+        let message = Bytes::from(vec![7; MAX_CARRIER_MESSAGE]);
+        while out.send(Message::Binary(message.clone())).await.is_ok() {
+            noise.said.fetch_add(message.len(), Relaxed);
+        }
+    };
+    let listen = async {
+        reads.wait_for(|reads| *reads).await.expect("the story goes on");
+        for _ in 0..ENOUGH {
+            let message = incoming.next().await.expect("it goes on").expect("a message");
+            assert!(matches!(message, Message::Binary(bytes) if bytes.len() == MAX_CARRIER_MESSAGE));
+            noise.heard.fetch_add(1, Relaxed);
+        }
+    };
+    tokio::join!(shout, listen);
+}
+
+#[test]
+fn pairs_that_shout_and_do_not_read_cost_the_coordinator_its_buffers_and_no_more() {
+    let world = World::new();
+    let pid = world.coordinator.program.pid();
+    let (stub, laptop) = world.runtime.block_on(async {
+        let dir = TempDir::new().expect("a temporary folder");
+        let code = world.coordinator.add_workspace("box");
+        let state = StubState::enroll(dir.path(), &world.url, &code).await.expect("it enrols");
+        let profile = world.profile();
+        let client = |trust, credential| CoordinatorClient::new(world.url.clone(), trust, credential);
+        (client(state.trust.clone(), state.credential.clone()), client(profile.trust, profile.credential))
+    });
+    let name: WorkspaceName = "box".parse().expect("a name");
+    let pair = async || {
+        let parked = stub.park().await.expect("it parks");
+        let connected = laptop.connect(&name).await.expect("it is let in");
+        tokio::join!(joined(parked), joined(connected))
+    };
+    // The first one pays for what is there once.
+    drop(world.runtime.block_on(pair()));
+    let before = footprint(pid).memory;
+    let (noise, reads) = (Arc::new(Noise::default()), watch::Sender::new(false));
+    let mut ends = JoinSet::new();
+    for _ in 0..PAIRS {
+        let (near, far) = world.runtime.block_on(pair());
+        for end in [near, far] {
+            ends.spawn_on(shouts(end, noise.clone(), reads.subscribe()), world.runtime.handle());
+        }
+    }
+    let mut most = 0;
+    let mut look = || {
+        most = footprint(pid).memory.max(most);
+        noise.said.load(Relaxed)
+    };
+    let all_are_stuck = |look: &mut dyn FnMut() -> usize| {
+        const LOOKS: usize = 10;
+        let (mut said, mut same) = (0, 0);
+        until("everybody to be stopped", || {
+            let now = look();
+            assert!(now < 2 * PAIRS * ON_THE_WAY, "somebody takes it all, and nobody reads it: {now} bytes");
+            same = if now == said { same + 1 } else { 0 };
+            said = now;
+            (same == LOOKS).then_some(())
+        });
+        said
+    };
+    let stuck = all_are_stuck(&mut look);
+    reads.send_replace(true);
+    until("everybody to have heard enough", || {
+        look();
+        (noise.heard.load(Relaxed) == 2 * PAIRS * ENOUGH).then_some(())
+    });
+    let stuck_again = all_are_stuck(&mut look);
+    let mb = |bytes: u64| bytes / 1_000_000;
+    println!("{PAIRS} pairs said {} and then {} MB", mb(stuck as u64), mb(stuck_again as u64));
+    println!("the coordinator had {} MB before and {} at most, of {} more", mb(before), mb(most), mb(RELAYED));
+    assert!(most < before + RELAYED, "{most} bytes, {before} before");
+    assert!(ends.try_join_next().is_none(), "a connection broke: {}", world.coordinator.program.output());
 }

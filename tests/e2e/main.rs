@@ -30,6 +30,7 @@ mod reliability_drain;
 mod reliability_late;
 mod reliability_load;
 mod reliability_programs;
+mod reliability_share;
 mod reliability_sleep;
 mod rotation;
 mod stub_take_over;

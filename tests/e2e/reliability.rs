@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use nexus_proxy::transport::carrier::{PING, PONG};
+
 use crate::support::faults::Faults;
 use crate::support::linked::Frozen;
 use crate::support::transfers::{RECOVERY, Transfers};
@@ -236,7 +238,12 @@ fn a_new_login_of_a_device_takes_over_and_keeps_it() {
     let mut first = Linked::up(&world.near, &world.laptop);
     let twin = world.laptop.twin();
     let frozen = Frozen::new(first.program.pid());
+    let began = Instant::now();
     let second = Linked::up(&world.near, &twin);
+    let took = began.elapsed();
+    println!("the workspace was taken over in {} ms, the start of the program among them", took.as_millis());
+    // Nobody waited for the first one, which says nothing, to be found dead.
+    assert!(took < PING + PONG, "{took:?}");
     let (line, _forward) = twin.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
     let mut talk = Dialogue::redis(laptop::port_in(&line));
     talk.echo();

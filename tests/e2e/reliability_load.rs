@@ -1,17 +1,19 @@
 //! Much at once, and the same thing often: nothing stands still, and nothing piles up.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use nexus_proxy::lifeline::core::{MAX_CARRIERS, SLACK as KEPT_SLACK};
 use nexus_proxy::lifeline::path::MOST_WINDOW;
 use nexus_proxy::session::mux::{FIRST_WINDOW, POOL, SEND_QUEUE};
-use nexus_proxy::transport::carrier::WRITE_BUFFER;
+use nexus_proxy::transport::carrier::{RELAY_BUFFERS, WRITE_BUFFER};
 use nexus_proxy::wire::limits::MAX_CARRIER_MESSAGE;
 use serde_json::Value;
 
 use crate::support::faults::Faults;
 use crate::support::kernel::{Footprint, footprint};
+use crate::support::linked::Frozen;
 use crate::support::transfers::RECOVERY;
 use crate::support::*;
 
@@ -26,31 +28,46 @@ const SESSION: u64 = MOST_WINDOW
     + STREAMS * (FIRST_WINDOW as u64 + SEND_QUEUE as u64)
     + MAX_CARRIERS as u64 * (WRITE_BUFFER as u64 + MAX_CARRIER_MESSAGE as u64);
 
-/// An `iperf3` that saturates a forward both ways, and the memory of those who carry it.
-struct Saturation {
-    client: Running,
-    pids: [u32; 2],
-    before: [u64; 2],
-    most: [u64; 2],
-    _server: Iperf3,
-    _forward: Running,
+/// What the coordinator may hold of it: each carrier is a relay there.
+const RELAYS: u64 = (MAX_CARRIERS * RELAY_BUFFERS) as u64;
+
+/// Bits of one stream's fair part of what arrives: whenever so many arrived for each of them, each has to have moved. A few
+/// pieces, as large as the multiplexer makes them.
+const PART: f64 = 8.0 * 256.0 * 1024.0;
+
+/// How much more than another one a stream may move in all. All have the same to send; what differs is when they began.
+const UNFAIR: f64 = 8.0;
+
+/// Bytes that pass between two looks while everything stands still: heartbeats.
+const STILL: u64 = 4 << 10;
+
+/// Bytes that pass when it goes on.
+const GOES_ON: u64 = 8 << 20;
+
+/// What arrived on each stream in one second, in bits.
+type Second = BTreeMap<u64, f64>;
+
+/// Wires that are saturated soon.
+#[track_caller]
+fn over_slow_wires(way: Way) -> World {
+    let world = World::by(way);
+    let wire = Wire::new(200_000_000, Duration::from_millis(10));
+    world.wires().iter().for_each(|link| link.set_wire(wire));
+    world
 }
 
-impl Saturation {
-    #[track_caller]
-    fn start(world: &World, up: &laptop::Up<'_>, seconds: u32) -> Saturation {
-        let server = Iperf3::start();
-        let wire = Wire::new(200_000_000, Duration::from_millis(10));
-        world.wires().iter().for_each(|link| link.set_wire(wire));
-        let (port, forward) = world.linked.forward(format!("127.0.0.1:{}", server.port));
-        let mut client = command("iperf3", ["-J", "-c", "127.0.0.1", "-p", &port.to_string()]);
-        // Small buffers in the kernel, which otherwise take some seconds of either way and hide whether it moves.
-        client.args(["-P", &STREAMS.to_string(), "--bidir", "--get-server-output", "-w", "128K"]);
-        client.args(["-t", &seconds.to_string()]);
-        let pids = [up.program.pid(), world.linked.stub.pid()];
-        let before = pids.map(|pid| footprint(pid).memory);
-        let client = Running::start(client);
-        Saturation { client, pids, before, most: [0; 2], _server: server, _forward: forward }
+/// The memory of laptop, stub and coordinator.
+struct Memory {
+    pids: [u32; 3],
+    before: [u64; 3],
+    most: [u64; 3],
+}
+
+impl Memory {
+    /// Of those of `world`, from here on.
+    fn of(world: &World, up: &laptop::Up<'_>) -> Memory {
+        let pids = [up.program.pid(), world.linked.stub.pid(), world.linked.coordinator.program.pid()];
+        Memory { pids, before: pids.map(|pid| footprint(pid).memory), most: [0; 3] }
     }
 
     fn look(&mut self) {
@@ -59,54 +76,125 @@ impl Saturation {
         }
     }
 
-    /// Looks at the memory until the end; gives the speeds of each second in bit/s, up and down.
-    #[track_caller]
-    fn ends(&mut self) -> [Vec<f64>; 2] {
-        const MOST: Duration = Duration::from_secs(240);
-        let status = wait::within(MOST, || {
-            self.look();
-            self.client.has_ended()
-        });
-        let status = status.unwrap_or_else(|| panic!("iperf3 stands still:\n{}", self.client.output()));
-        // What it said is complete when its end is seen and its readers are through.
-        until("the end of its report", || self.client.lines().last().is_some_and(|line| line == "}").then_some(()));
-        let said = self.client.output();
-        let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
-        assert!(status.success(), "{}", report["error"]);
-        // What arrived; a sender counts what waits as well.
-        [(&report["server_output_json"], "sum"), (&report, "sum_bidir_reverse")].map(|(report, way)| {
-            let intervals = report["intervals"].as_array().unwrap_or_else(|| panic!("no intervals: {said}"));
-            let sums = intervals.iter().map(|i| &i[way]);
-            sums.filter(|sum| sum["sender"] == false)
-                .map(|sum| sum["bits_per_second"].as_f64().expect("a sum"))
-                .collect()
-        })
-    }
-
-    /// Each end held no more than before and what the session may make it hold.
+    /// Each of them held no more than before and what the session may make it hold.
     #[track_caller]
     fn stayed_within_bounds(&self) {
-        let mb = |bytes: [u64; 2]| bytes.map(|bytes| bytes / 1_000_000);
-        println!("memory of laptop and stub: {:?} MB before, {:?} at most", mb(self.before), mb(self.most));
-        println!("a session may take {} MB", SESSION / 1_000_000);
-        for (most, before) in self.most.iter().zip(self.before) {
-            assert!(*most < before + SESSION, "{most} bytes, {before} before");
+        let mb = |bytes: [u64; 3]| bytes.map(|bytes| bytes / 1_000_000);
+        let bounds = [SESSION, SESSION, RELAYS + SLACK.memory];
+        println!(
+            "memory of laptop, stub and coordinator: {:?} MB before, {:?} at most",
+            mb(self.before),
+            mb(self.most)
+        );
+        println!("a session may take {:?} MB of them", mb(bounds));
+        for ((most, before), bound) in self.most.iter().zip(self.before).zip(bounds) {
+            assert!(*most < before + bound, "{most} bytes, {before} before");
         }
     }
 }
 
+/// Two `iperf3` that saturate a forward each, one up and one down, and the memory of those who carry it. One that does both
+/// takes it for granted that its connections arrive in the order in which it makes them.
+struct Saturation {
+    clients: [Running; 2],
+    servers: [Iperf3; 2],
+    memory: Memory,
+    _forwards: [Running; 2],
+}
+
+impl Saturation {
+    #[track_caller]
+    fn start(world: &World, up: &laptop::Up<'_>, seconds: u32) -> Saturation {
+        let servers = [Iperf3::start(), Iperf3::start()];
+        let [(up_port, up_forward), (down_port, down_forward)] =
+            servers.each_ref().map(|server| world.linked.forward(format!("127.0.0.1:{}", server.port)));
+        let memory = Memory::of(world, up);
+        let clients = [(up_port, "--get-server-output"), (down_port, "--reverse")].map(|(port, way)| {
+            let mut client = command("iperf3", ["-J", "-c", "127.0.0.1", "-p", &port.to_string(), way]);
+            // Small buffers in the kernel, which otherwise take some seconds of either way and hide whether it moves.
+            client.args(["-P", &STREAMS.to_string(), "-w", "128K", "-t", &seconds.to_string()]);
+            // What it counts at a time.
+            client.args(["-l", "16K"]);
+            Running::start(client)
+        });
+        Saturation { clients, servers, memory, _forwards: [up_forward, down_forward] }
+    }
+
+    /// Looks at the memory until the end; gives what arrived second by second, up and down.
+    #[track_caller]
+    fn ends(&mut self) -> [Vec<Second>; 2] {
+        const MOST: Duration = Duration::from_secs(240);
+        let ended = wait::within(MOST, || {
+            self.memory.look();
+            let [up, down] = &mut self.clients;
+            up.has_ended().zip(down.has_ended())
+        });
+        let said = self.clients.each_ref().map(Running::output);
+        let (up, down) = ended.unwrap_or_else(|| panic!("iperf3 stands still:\n{said:?}"));
+        [(0, up), (1, down)].map(|(which, status)| {
+            let client = &self.clients[which];
+            // What it said is complete when its end is seen and its readers are through.
+            until("the end of its report", || client.lines().last().is_some_and(|line| line == "}").then_some(()));
+            let said = client.output();
+            let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+            assert!(status.success(), "{}", report["error"]);
+            // What arrived; a sender counts what waits as well.
+            let receiver = if which == 0 { &report["server_output_json"] } else { &report };
+            let intervals = receiver["intervals"].as_array().unwrap_or_else(|| panic!("no intervals: {said}"));
+            // What is left at the end is no second.
+            let seconds = intervals.iter().filter(|i| i["sum"]["seconds"].as_f64().is_some_and(|time| time > 0.5));
+            seconds.map(arrived).collect()
+        })
+    }
+}
+
+/// What an interval of a report of `iperf3` says about the streams that it received on.
+fn arrived(interval: &Value) -> Second {
+    let streams = interval["streams"].as_array().unwrap_or_else(|| panic!("no streams: {interval}"));
+    let number = |stream: &Value| stream["socket"].as_u64().expect("a number");
+    streams.iter().map(|stream| (number(stream), 8.0 * stream["bytes"].as_f64().expect("a number"))).collect()
+}
+
+/// What arrived on each stream in all of these seconds, in bits.
+fn together(seconds: &[Second]) -> Vec<f64> {
+    let mut all = Second::new();
+    seconds.iter().flatten().for_each(|(stream, bits)| *all.entry(*stream).or_default() += bits);
+    assert_eq!(all.len() as u64, STREAMS, "streams");
+    all.into_values().collect()
+}
+
+/// The least and the most.
+fn range(each: &[f64]) -> [f64; 2] {
+    [each.iter().copied().fold(f64::INFINITY, f64::min), each.iter().copied().fold(0.0, f64::max)]
+}
+
 #[track_caller]
 fn saturated_streams_never_stand_still(way: Way) {
-    let world = World::by(way);
+    let world = over_slow_wires(way);
     let up = world.up();
     let mut saturation = Saturation::start(&world, &up, if is_long() { 60 } else { 8 });
-    let speeds = saturation.ends();
-    for (way, speeds) in ["up", "down"].into_iter().zip(speeds) {
-        println!("{way}: {:.0?} Mbit/s", speeds.iter().map(|speed| speed / 1e6).collect::<Vec<_>>());
-        assert!(speeds.len() >= 8, "{} seconds", speeds.len());
+    let arrived = saturation.ends();
+    for (way, seconds) in ["up", "down"].into_iter().zip(arrived) {
+        let speeds: Vec<f64> = seconds.iter().map(|second| second.values().sum::<f64>() / 1e6).collect();
+        println!("{way}: {speeds:.0?} Mbit/s");
+        assert!(speeds.len() >= 4, "{} seconds", speeds.len());
         assert!(speeds.iter().all(|speed| *speed > 0.0), "{way} stood still: {speeds:?}");
+        let mut window = Vec::new();
+        for (number, second) in seconds.iter().enumerate() {
+            window.push(second.clone());
+            let each = together(&window);
+            if each.iter().sum::<f64>() >= PART * STREAMS as f64 {
+                let still = each.iter().filter(|bits| **bits == 0.0).count();
+                let when = format!("{} s before second {}", window.len(), number + 1);
+                assert!(still == 0, "{way}: {still} streams stood still in the {when}: {each:.0?} bits");
+                window.clear();
+            }
+        }
+        let [least, most] = range(&together(&seconds));
+        println!("{way}: the streams moved {:.1} to {:.1} Mbit each", least / 1e6, most / 1e6);
+        assert!(most < least * UNFAIR, "{way}: one stream moved {least:.0} bits while another moved {most:.0}");
     }
-    saturation.stayed_within_bounds();
+    saturation.memory.stayed_within_bounds();
     // It was only busy: no heartbeat waited so long that a connection was given up.
     let said = up.program.output();
     assert!(up.tunnels() == 1 && !said.contains("interrupted"), "{said}");
@@ -126,7 +214,7 @@ fn sixty_four_streams_saturated_both_ways_never_stand_still_on_the_direct_way() 
 /// Wires fail in every way while both ends have as much to send as they may hold.
 #[track_caller]
 fn memory_stays_within_its_bounds_across_outages(way: Way) {
-    let world = World::by(way);
+    let world = over_slow_wires(way);
     let up = world.up();
     let mut faults = Faults::new();
     let mut saturation = Saturation::start(&world, &up, if is_long() { 60 } else { 10 });
@@ -152,7 +240,7 @@ fn memory_stays_within_its_bounds_across_outages(way: Way) {
     });
     println!("{way:?}: {count} outages");
     assert!(count > 0);
-    saturation.stayed_within_bounds();
+    saturation.memory.stayed_within_bounds();
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
@@ -164,6 +252,105 @@ fn memory_stays_within_its_bounds_while_wires_fail() {
 #[test]
 fn memory_stays_within_its_bounds_while_direct_wires_fail() {
     memory_stays_within_its_bounds_across_outages(Way::Direct);
+}
+
+/// Waits until nothing passes any more: who may hold something is full.
+#[track_caller]
+fn stands_still(world: &World) {
+    const LOOKS: usize = 20;
+    let (mut before, mut still) = (0, 0);
+    until("everything to stand still", || {
+        let moved = world.moved();
+        still = if moved < before + STILL { still + 1 } else { 0 };
+        before = moved;
+        (still == LOOKS).then_some(())
+    });
+}
+
+/// Programs stop in the middle of as much as there can be, one after the other, until nothing moves: those who send and
+/// receive on either end, who then read nothing, and those who carry it.
+#[track_caller]
+fn memory_stays_within_its_bounds_whoever_stops(way: Way) {
+    let world = over_slow_wires(way);
+    let up = world.up();
+    let mut saturation = Saturation::start(&world, &up, 600);
+    let goes_on = |saturation: &mut Saturation| {
+        let before = world.moved();
+        let moved = wait::within(RECOVERY, || {
+            saturation.memory.look();
+            (world.moved() > before + GOES_ON).then_some(())
+        });
+        assert!(moved.is_some(), "it stands still:\n{}", up.program.output());
+    };
+    goes_on(&mut saturation);
+    let [laptop, stub, _] = saturation.memory.pids;
+    let [clients, servers] =
+        [saturation.clients.each_ref().map(Running::pid), saturation.servers.each_ref().map(Iperf3::pid)];
+    for (who, pids) in [("clients", &clients[..]), ("servers", &servers), ("laptop", &[laptop]), ("stub", &[stub])] {
+        let frozen: Vec<Frozen> = pids.iter().map(|pid| Frozen::new(*pid)).collect();
+        stands_still(&world);
+        saturation.memory.look();
+        println!(
+            "{way:?}: stopped: {who}; {:?} MB at most until here",
+            saturation.memory.most.map(|bytes| bytes / 1_000_000)
+        );
+        if pids.len() > 1 {
+            // Only those streams are full.
+            assert_eq!(world.linked.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+        }
+        drop(frozen);
+        goes_on(&mut saturation);
+    }
+    saturation.memory.stayed_within_bounds();
+    for client in &mut saturation.clients {
+        assert!(client.has_ended().is_none(), "{}", client.output());
+    }
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+}
+
+#[test]
+fn memory_stays_within_its_bounds_whoever_stops_reading() {
+    memory_stays_within_its_bounds_whoever_stops(Way::Relay);
+}
+
+#[test]
+fn memory_stays_within_its_bounds_whoever_stops_reading_on_the_direct_way() {
+    memory_stays_within_its_bounds_whoever_stops(Way::Direct);
+}
+
+#[test]
+fn downloads_that_nobody_reads_stay_where_they_are() {
+    const READERS: usize = 4;
+    // Together several times what the session may hold.
+    const SIZE: u64 = 128 << 20;
+    let nginx = Nginx::start();
+    let file = std::fs::File::create(nginx.root.join("large")).expect("a file of ours");
+    file.set_len(SIZE).expect("a file with nothing in it");
+    let world = World::by(Way::Relay);
+    let up = world.up();
+    let (port, _forward) = world.linked.forward(nginx.addr);
+    let mut memory = Memory::of(&world, &up);
+    let url = format!("http://127.0.0.1:{port}/large");
+    let download = || Running::start(curl(&["-o", "/dev/null", "-w", "%{size_download} bytes\n", &url]));
+    let readers: Vec<Running> = (0..READERS).map(|_| download()).collect();
+    until("the downloads to begin", || (world.moved() > GOES_ON).then_some(()));
+    let frozen: Vec<Frozen> = readers.iter().map(|reader| Frozen::new(reader.pid())).collect();
+    stands_still(&world);
+    memory.look();
+    let sent = world.linked.far.counts().up;
+    println!("{} MB were sent to {READERS} programs that do not read", sent / 1_000_000);
+    assert!(sent < READERS as u64 * SIZE, "somebody took it all, and nobody reads it");
+    // Who reads is served.
+    assert_eq!(world.linked.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    let mut another = download();
+    another.says(&format!("{SIZE} bytes"));
+    memory.look();
+    drop(frozen);
+    for mut reader in readers {
+        reader.says_after(0, RECOVERY, &format!("{SIZE} bytes"));
+    }
+    memory.stayed_within_bounds();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 /// What a program may have more of in the end than in the beginning.

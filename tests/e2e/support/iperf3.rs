@@ -10,7 +10,7 @@ use super::program::{Running, command};
 pub struct Iperf3 {
     /// The port on 127.0.0.1, TCP and UDP.
     pub port: u16,
-    _program: Running,
+    program: Running,
 }
 
 impl Iperf3 {
@@ -27,7 +27,12 @@ impl Iperf3 {
             // In JSON, so that its report can be part of a client's.
             place.run(command("iperf3", ["-s", "-J", "-B", "127.0.0.1", "-p", &port.to_string()]))
         });
-        Iperf3 { port, _program: program }
+        Iperf3 { port, program }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
     }
 
     /// An iperf3 client with JSON output that sends `bytes` (such as `10M`) to `port` of the loopback.
