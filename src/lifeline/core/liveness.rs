@@ -51,7 +51,7 @@ impl Core {
         }
         for index in 0..self.members.len() {
             let member = &self.members[index];
-            if member.pinged.is_none() && now.saturating_duration_since(member.heard) >= HEARTBEAT {
+            if member.pinged.is_none() && now.saturating_duration_since(self.unsure_since(member)) >= HEARTBEAT {
                 self.ping(index, now);
             }
         }
@@ -68,13 +68,22 @@ impl Core {
             for member in &self.members {
                 let time = match (member.waits_since(self.active), member.pinged) {
                     (Some(since), _) => since + ATTACH_PATIENCE,
-                    (None, None) => member.heard + HEARTBEAT,
+                    (None, None) => self.unsure_since(member) + HEARTBEAT,
                     (None, Some(_)) => continue,
                 };
                 times = Some(times.map_or(time, |least| least.min(time)));
             }
         }
         times
+    }
+
+    /// Since when it is not known that a carrier lives. What is heard on the one in use says nothing of the direction in
+    /// which we send: only an answer does.
+    fn unsure_since(&self, member: &Member) -> Instant {
+        match self.answered.filter(|_| self.active == Some(member.id)) {
+            Some(answered) => answered.min(member.heard),
+            None => member.heard,
+        }
     }
 
     pub(super) fn ping(&mut self, index: usize, now: Instant) {
