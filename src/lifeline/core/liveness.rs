@@ -57,8 +57,11 @@ impl Core {
         }
     }
 
-    /// When to [`tick`](Self::tick) next.
+    /// When to [`tick`](Self::tick) next. A tick moves it on; what is over waits for nothing.
     pub fn deadline(&self) -> Option<Instant> {
+        if self.ended.is_some() {
+            return None;
+        }
         let measure = self.marked.1.map(|at| at + MEASURE);
         let retention = self.trouble.as_ref().filter(|_| self.active.is_none()).map(|(since, _)| *since + RETENTION);
         let suspicious = if self.suspect { None } else { self.suspicious_at() };
@@ -141,6 +144,12 @@ impl Core {
             (None, Some((since, why))) => Standing::Lost { since: *since, why: why.clone() },
             (None, None) => Standing::Beginning,
         }
+    }
+
+    /// Messages that wait for a carrier to take them, beside the stream's own.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.members.iter().map(|member| member.outbox.len()).sum()
     }
 
     /// Whether a carrier still has its place here.
