@@ -111,7 +111,7 @@ fn a_laptop_that_slept_and_lost_its_direct_connection_is_usable_at_once() {
 
 #[test]
 fn a_laptop_that_changes_its_address_keeps_its_connections() {
-    let world = World::across(Hosts::new());
+    let world = World::across(Hosts::new(), Way::Relay);
     let wire = Wire { delay: Duration::from_millis(10), ..Wire::default() };
     world.wires().iter().for_each(|link| link.set_wire(wire));
     let redis = Redis::start_at(&world.workspace());

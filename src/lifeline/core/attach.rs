@@ -185,6 +185,7 @@ impl Core {
         self.path = Path::beginning_at(self.replay.acked());
         self.marked = (0, None);
         self.asked = None;
+        self.answered = Some(now);
         self.trouble = None;
         self.suspect = false;
         self.moves += 1;

@@ -51,14 +51,17 @@ impl Core {
         }
         for index in 0..self.members.len() {
             let member = &self.members[index];
-            if member.pinged.is_none() && now.saturating_duration_since(member.heard) >= HEARTBEAT {
+            if member.pinged.is_none() && now.saturating_duration_since(self.unsure_since(member)) >= HEARTBEAT {
                 self.ping(index, now);
             }
         }
     }
 
-    /// When to [`tick`](Self::tick) next.
+    /// When to [`tick`](Self::tick) next. A tick moves it on; what is over waits for nothing.
     pub fn deadline(&self) -> Option<Instant> {
+        if self.ended.is_some() {
+            return None;
+        }
         let measure = self.marked.1.map(|at| at + MEASURE);
         let retention = self.trouble.as_ref().filter(|_| self.active.is_none()).map(|(since, _)| *since + RETENTION);
         let suspicious = if self.suspect { None } else { self.suspicious_at() };
@@ -68,13 +71,22 @@ impl Core {
             for member in &self.members {
                 let time = match (member.waits_since(self.active), member.pinged) {
                     (Some(since), _) => since + ATTACH_PATIENCE,
-                    (None, None) => member.heard + HEARTBEAT,
+                    (None, None) => self.unsure_since(member) + HEARTBEAT,
                     (None, Some(_)) => continue,
                 };
                 times = Some(times.map_or(time, |least| least.min(time)));
             }
         }
         times
+    }
+
+    /// Since when it is not known that a carrier lives. What is heard on the one in use says nothing of the direction in
+    /// which we send: only an answer does.
+    fn unsure_since(&self, member: &Member) -> Instant {
+        match self.answered.filter(|_| self.active == Some(member.id)) {
+            Some(answered) => answered.min(member.heard),
+            None => member.heard,
+        }
     }
 
     pub(super) fn ping(&mut self, index: usize, now: Instant) {
@@ -132,6 +144,12 @@ impl Core {
             (None, Some((since, why))) => Standing::Lost { since: *since, why: why.clone() },
             (None, None) => Standing::Beginning,
         }
+    }
+
+    /// Messages that wait for a carrier to take them, beside the stream's own.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.members.iter().map(|member| member.outbox.len()).sum()
     }
 
     /// Whether a carrier still has its place here.

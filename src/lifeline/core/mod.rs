@@ -29,7 +29,7 @@ pub const MAX_CARRIERS: usize = 4;
 /// How long an acknowledgement that nobody asked for may wait for something to travel with.
 pub const ACK_DELAY: Duration = Duration::from_millis(25);
 
-/// A carrier that is silent for this long is asked whether it lives.
+/// A carrier that is silent for this long, or in use and without an answer to anything, is asked whether it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(12);
 
 /// The time that an answer may take is three round trips, and at least this.

@@ -106,3 +106,18 @@ fn a_way_that_was_suspected_first_is_gone_since_then() {
     let Standing::Lost { since: gone, why } = world.cores[DIALER].standing() else { panic!() };
     assert_eq!((gone, why.as_str()), (since, "cut"));
 }
+
+#[test]
+fn a_dialer_that_only_listens_finds_out_that_it_is_not_heard() {
+    let mut world = steady();
+    exchange(&mut world, 0, DIALER);
+    exchange(&mut world, 0, LISTENER);
+    world.links[0].hole[LISTENER] = true;
+    for _ in 0..(HEARTBEAT + LEAST_PATIENCE * UNANSWERED).as_secs() {
+        assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { .. }), "it has asked nothing for long");
+        world.pass(Duration::from_secs(1));
+        world.write(LISTENER, 10);
+        exchange(&mut world, 0, LISTENER);
+    }
+    assert!(matches!(world.cores[DIALER].standing(), Standing::Suspect { .. }));
+}

@@ -101,7 +101,8 @@ impl Names {
     }
 }
 
-/// Three hosts, joined so that laptop and workspace reach the coordinator, and not each other. Deleted on drop.
+/// Three hosts, joined so that laptop and workspace reach the coordinator, and each other only when they are let through.
+/// Deleted on drop.
 ///
 /// ```text
 /// laptop 10.77.1.2 ── 10.77.1.1 coordinator 10.77.2.1 ── 10.77.2.2 workspace
@@ -115,6 +116,7 @@ pub struct Hosts {
     /// Where the agent works.
     pub workspace: Place,
     names: Vec<String>,
+    through: bool,
 }
 
 impl Hosts {
@@ -139,6 +141,7 @@ impl Hosts {
             coordinator: Place::Namespace(c.clone()),
             workspace: Place::Namespace(w.clone()),
             names: Vec::new(),
+            through: false,
         };
         for name in [&l, &c, &w] {
             ip(["netns", "add", name]);
@@ -147,9 +150,36 @@ impl Hosts {
         }
         join(&l, Hosts::LAPTOP, &c, Hosts::COORDINATOR_FOR_LAPTOP, "laptop");
         join(&w, Hosts::WORKSPACE, &c, Hosts::COORDINATOR_FOR_WORKSPACE, "workspace");
-        let forwarding = command("sh", ["-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"]);
-        Run::of(hosts.coordinator.run(forwarding)).ok();
+        hosts.forward(false);
         hosts
+    }
+
+    /// Lets laptop and workspace reach each other, by way of the coordinator's host.
+    #[track_caller]
+    pub fn let_through(&mut self) {
+        self.through = true;
+        self.forward(true);
+        [&self.laptop, &self.workspace].into_iter().for_each(|place| self.route(place));
+    }
+
+    #[track_caller]
+    fn forward(&self, packets: bool) {
+        let number = u8::from(packets);
+        let forwarding = command("sh", ["-c", &format!("echo {number} > /proc/sys/net/ipv4/ip_forward")]);
+        Run::of(self.coordinator.run(forwarding)).ok();
+    }
+
+    /// Tells `place` (laptop or workspace) how it reaches the other one.
+    #[track_caller]
+    fn route(&self, place: &Place) {
+        let Place::Namespace(name) = place else { panic!("this host has its own routes") };
+        let (other, by) = if *place == self.laptop {
+            (Hosts::COORDINATOR_FOR_WORKSPACE, Hosts::COORDINATOR_FOR_LAPTOP)
+        } else {
+            (Hosts::COORDINATOR_FOR_LAPTOP, Hosts::COORDINATOR_FOR_WORKSPACE)
+        };
+        let network = Ipv4Addr::from(u32::from(other) & !0xff);
+        ip(["-n", name, "route", "add", &format!("{network}/24"), "via", &by.to_string()]);
     }
 
     /// Gives `place` (laptop or workspace) the address `to` instead of `from`, on the same wire: as another network would.
@@ -158,6 +188,10 @@ impl Hosts {
         let Place::Namespace(name) = place else { panic!("this host keeps its address") };
         ip(["-n", name, "address", "del", &format!("{from}/24"), "dev", "eth0"]);
         ip(["-n", name, "address", "add", &format!("{to}/24"), "dev", "eth0"]);
+        if self.through {
+            // It went with the last address.
+            self.route(place);
+        }
     }
 
     /// Takes the wire between `place` (laptop or workspace) and the coordinator out, or puts it back in.

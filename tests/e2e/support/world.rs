@@ -59,25 +59,36 @@ impl World {
             (format!("127.0.0.1:{port}"), Link::to(port).of_messages())
         });
         if let Some((listen, wire)) = &direct {
-            machine = machine.env("NEXUS_DIRECT_LISTEN", listen).env("NEXUS_DIRECT_ADVERTISE", &wire.address());
+            machine = reachable(machine, listen, wire);
         }
         let stub = machine.stub(Some(&coordinator.add_workspace("box")));
         let linked = Linked { laptop, stub, machine, near, far, coordinator };
         World { way, linked, direct: direct.map(|(_, wire)| wire), balancer: None, hosts: None }
     }
 
-    /// On three hosts, through the coordinator. The wires end at its host.
+    /// On three hosts, by a way without a balancer. The wires to the coordinator end at its host, a direct one at the
+    /// workspace's.
     #[track_caller]
-    pub fn across(hosts: Hosts) -> World {
+    pub fn across(mut hosts: Hosts, way: Way) -> World {
+        assert_ne!(way, Way::Balanced, "there is no host for a balancer");
         let coordinator = Coordinator::start_at(&hosts.coordinator, &[]);
         let link = |host| hosts.coordinator.link(host, coordinator.port, Wire::default());
         let (near, far) = (link(Hosts::COORDINATOR_FOR_LAPTOP), link(Hosts::COORDINATOR_FOR_WORKSPACE));
         let laptop = Laptop::at(&hosts.laptop);
         laptop.pair(&near.url(), &coordinator.invite(), "anna").ok();
-        let machine = Machine::at(&hosts.workspace, &far.url());
+        let mut machine = Machine::at(&hosts.workspace, &far.url());
+        let direct = (way == Way::Direct).then(|| {
+            hosts.let_through();
+            let port = free_port();
+            let wire = hosts.workspace.link(Hosts::WORKSPACE, port, Wire::default()).of_messages();
+            (format!("127.0.0.1:{port}"), wire)
+        });
+        if let Some((listen, wire)) = &direct {
+            machine = reachable(machine, listen, wire);
+        }
         let stub = machine.stub(Some(&coordinator.add_workspace("box")));
         let linked = Linked { laptop, stub, machine, near, far, coordinator };
-        World { way: Way::Relay, linked, direct: None, balancer: None, hosts: Some(hosts) }
+        World { way, linked, direct: direct.map(|(_, wire)| wire), balancer: None, hosts: Some(hosts) }
     }
 
     #[track_caller]
@@ -110,13 +121,16 @@ impl World {
     /// `nexus-proxy up` of `laptop`, which may be a twin of ours; returns when the session goes this way.
     #[track_caller]
     pub fn up_of<'a>(&self, laptop: &'a Laptop) -> Up<'a> {
+        self.up_with(laptop, &[])
+    }
+
+    /// The same, with more options for `up`.
+    #[track_caller]
+    pub fn up_with<'a>(&self, laptop: &'a Laptop, options: &[&str]) -> Up<'a> {
         let url = self.url();
-        let words = ["box", "--coordinator", &url, "--no-direct"];
-        if self.direct.is_none() {
-            return laptop.up(&words);
-        }
-        let up = laptop.up(&words[..3]);
-        laptop.until_it_goes("direct", true);
+        let way: &[&str] = if self.direct.is_some() { &[] } else { &["--no-direct"] };
+        let up = laptop.up(&[&["box", "--coordinator", &url], way, options].concat());
+        self.settle_of(laptop);
         up
     }
 
@@ -161,8 +175,14 @@ impl World {
     /// Waits until the session is back on its way, where it can be on another.
     #[track_caller]
     pub fn settle(&self) {
+        self.settle_of(&self.linked.laptop);
+    }
+
+    /// The same of the session of `laptop`, which may be a twin of ours.
+    #[track_caller]
+    pub fn settle_of(&self, laptop: &Laptop) {
         if self.direct.is_some() {
-            self.until_it_goes("direct", true);
+            laptop.until_it_goes("direct", true);
         }
     }
 
@@ -192,6 +212,11 @@ impl World {
     pub fn workspace(&self) -> Place {
         self.hosts.as_ref().map_or(Place::Here, |hosts| hosts.workspace.clone())
     }
+}
+
+/// A machine whose stub listens for laptops at `listen`, and says that `wire` leads there.
+fn reachable(machine: Machine, listen: &str, wire: &Link) -> Machine {
+    machine.env("NEXUS_DIRECT_LISTEN", listen).env("NEXUS_DIRECT_ADVERTISE", &wire.address())
 }
 
 fn balanced_url(near: &Link) -> String {
