@@ -354,6 +354,11 @@ impl Tunnel {
         self.told.doing(what);
     }
 
+    /// Says why an attempt waits for longer than usual.
+    pub(super) fn waits(&self, why: String) {
+        self.told.waits(why);
+    }
+
     pub(super) fn publish(&self, state: TunnelState) {
         self.told.tell(state);
     }

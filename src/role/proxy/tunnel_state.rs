@@ -24,7 +24,7 @@ pub enum TunnelState {
         since: OffsetDateTime,
         /// What the attempt waits for.
         doing: Doing,
-        /// What became of the attempt before this one.
+        /// What became of the attempt before this one, or why this one waits for longer than usual.
         #[serde(skip_serializing_if = "Option::is_none")]
         why: Option<String>,
     },
@@ -56,7 +56,7 @@ pub enum TunnelState {
         since: OffsetDateTime,
         /// Attempts to resume so far.
         attempt: u32,
-        /// What became of the last one.
+        /// What became of the last one, or why it waits for longer than usual.
         #[serde(skip_serializing_if = "Option::is_none")]
         last: Option<String>,
         /// Milliseconds until the next attempt, when this was told; 0 when it is under way.
@@ -184,6 +184,18 @@ impl Told {
         });
     }
 
+    /// Why an attempt waits for longer than usual. Nothing, while a session stands.
+    pub fn waits(&self, text: String) {
+        self.state.send_if_modified(|state| {
+            let (TunnelState::Connecting { why: said, .. } | TunnelState::Resuming { last: said, .. }) = state else {
+                return false;
+            };
+            tracing::info!(target: WAY, why = text.as_str(), "the workspace does not answer; an attempt waits for it");
+            *said = Some(text);
+            true
+        });
+    }
+
     /// How it is from here on.
     pub fn tell(&self, state: TunnelState) {
         self.state.send_if_modified(|before| {
@@ -269,8 +281,15 @@ mod tests {
         let (since, doing) = (OffsetDateTime::UNIX_EPOCH, Doing::ReachesCoordinator);
         told.tell(TunnelState::Connecting { attempt: 3, since, doing, why: Some("refused".into()) });
         assert_eq!((&says()["since"], &says()["why"]), (&"1970-01-01T00:00:00Z".into(), &"refused".into()));
+        told.waits("silent".into());
+        assert_eq!((&says()["attempt"], &says()["why"]), (&3.into(), &"silent".into()));
+        let why = "it broke".to_owned();
+        told.tell(TunnelState::Resuming { why, since, attempt: 1, last: None, retry_ms: 0, next: None });
+        told.waits("silent".into());
+        assert_eq!((&says()["why"], &says()["last"]), (&"it broke".into(), &"silent".into()));
         told.tell(up());
         told.doing(Doing::WaitsForStub);
-        assert_eq!(says()["state"], "up");
+        told.waits("silent".into());
+        assert_eq!((&says()["state"], &says()["why"]), (&"up".into(), &serde_json::Value::Null));
     }
 }
