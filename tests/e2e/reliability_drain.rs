@@ -111,3 +111,26 @@ fn a_laptop_that_waits_for_its_workspace_is_told_to_come_back() {
     up.says("end-to-end verified");
     assert!(!up.output().contains("is not connected"), "{}", up.output());
 }
+
+#[test]
+fn a_coordinator_that_may_not_take_time_parts_at_once_and_the_session_waits_for_the_next() {
+    let redis = Redis::start();
+    let mut world = Linked::with(&["--drain", "0s"], |machine| machine);
+    // Its own, so that the coordinator can be changed while it is used.
+    let laptop = world.laptop.twin();
+    let up = Linked::up(&world.near, &laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    for times in 1..=2 {
+        let coordinator = &mut world.coordinator.program;
+        coordinator.signal(nix::sys::signal::Signal::SIGTERM);
+        let began = Instant::now();
+        assert!(coordinator.ends().success(), "{}", coordinator.output());
+        println!("a coordinator without time for its sessions ended after {:?}", began.elapsed());
+        world.coordinator.start_again();
+        talk.echo_within(RECOVERY);
+        assert_eq!((up.tunnels(), up.resumed()), (1, times), "{}", up.program.output());
+    }
+    talk.ends_well();
+}
