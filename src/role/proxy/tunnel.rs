@@ -359,6 +359,11 @@ impl Tunnel {
         self.told.waits(why);
     }
 
+    /// Says what threatens the session that stands.
+    pub(super) fn notice(&self, notice: Option<String>) {
+        self.told.notice(notice);
+    }
+
     pub(super) fn publish(&self, state: TunnelState) {
         self.told.tell(state);
     }

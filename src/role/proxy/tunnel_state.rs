@@ -46,6 +46,9 @@ pub enum TunnelState {
         standby: bool,
         /// How often the session has moved to another connection.
         moves: u64,
+        /// What threatens it, and what is done about that, while nothing is interrupted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        notice: Option<String>,
     },
     /// The connection beneath is gone or does not answer. The session and everything in it wait for the next one.
     Resuming {
@@ -110,7 +113,14 @@ pub struct Standing {
 
 impl Standing {
     /// The state while a carrier moves its bytes.
-    pub fn up(&self, path: Route, round_trip: Option<Duration>, standby: bool, moves: u64) -> TunnelState {
+    pub fn up(
+        &self,
+        path: Route,
+        round_trip: Option<Duration>,
+        standby: bool,
+        moves: u64,
+        notice: Option<String>,
+    ) -> TunnelState {
         TunnelState::Up {
             took_ms: self.took_ms,
             since: self.since,
@@ -120,6 +130,7 @@ impl Standing {
             round_trip_ms: round_trip.map(|time| time.as_micros() as f64 / 1000.0),
             standby,
             moves,
+            notice,
         }
     }
 }
@@ -196,6 +207,17 @@ impl Told {
         });
     }
 
+    /// What threatens the session that stands; nothing, when it is over or none stands.
+    pub fn notice(&self, text: Option<String>) {
+        self.state.send_if_modified(|state| match state {
+            TunnelState::Up { notice, .. } if *notice != text => {
+                *notice = text;
+                true
+            }
+            _ => false,
+        });
+    }
+
     /// How it is from here on.
     pub fn tell(&self, state: TunnelState) {
         self.state.send_if_modified(|before| {
@@ -249,7 +271,7 @@ mod tests {
 
     fn up() -> TunnelState {
         let since = OffsetDateTime::UNIX_EPOCH;
-        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0)
+        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0, None)
     }
 
     #[test]
@@ -291,5 +313,9 @@ mod tests {
         told.doing(Doing::WaitsForStub);
         told.waits("silent".into());
         assert_eq!((&says()["state"], &says()["why"]), (&"up".into(), &serde_json::Value::Null));
+        told.notice(Some("it stops".into()));
+        assert_eq!(says()["notice"], "it stops");
+        told.notice(None);
+        assert!(says()["notice"].is_null());
     }
 }
