@@ -294,7 +294,13 @@ fn times_and_bounds_of_lifeline_and_carrier() {
         ("RETENTION", millis(core::RETENTION)),
     ];
     same(rows("### Times and bounds of the lifeline"), lifeline.map(named).to_vec());
-    let heartbeats = [("PING", carrier::PING), ("PONG", carrier::PONG), ("SILENCE", carrier::SILENCE)];
+    let heartbeats = [
+        ("PING", carrier::PING),
+        ("PONG", carrier::PONG),
+        ("PARKED_PING", carrier::PARKED_PING),
+        ("PARKED_PONG", carrier::PARKED_PONG),
+        ("SILENCE", carrier::SILENCE),
+    ];
     same(rows("### Heartbeats"), heartbeats.map(|(name, time)| named((name, time.number()))).to_vec());
 }
 
@@ -355,6 +361,7 @@ fn control_messages() {
         Control::Drain { reconnect_after_ms: 1 },
         Control::Revoked { pins: Vec::new() },
         Control::Authorities {},
+        Control::Waiting { message: String::new() },
     ];
     for control in &all {
         match control {
@@ -364,6 +371,7 @@ fn control_messages() {
             | Control::Drain { .. }
             | Control::Revoked { .. }
             | Control::Authorities {}
+            | Control::Waiting { .. }
             | Control::Unknown => {}
         }
     }

@@ -95,7 +95,9 @@ fn tunnel(status: &Status) -> String {
     match tunnel["state"].as_str() {
         Some("up") => {
             let path = if status.path == "direct" { Route::Direct } else { Route::Relay };
-            format!("up since {since}, {}", path_text(path, tunnel["round_trip_ms"].as_f64()))
+            let notice =
+                tunnel["notice"].as_str().map(|notice| format!("; {}", within_line(notice))).unwrap_or_default();
+            format!("up since {since}, {}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
         }
         Some("resuming") => {
             let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();

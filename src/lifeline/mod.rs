@@ -253,6 +253,7 @@ impl Lifeline {
             }
             Control::Parked {}
             | Control::Join { .. }
+            | Control::Waiting { .. }
             | Control::Revoked { .. }
             | Control::Authorities {}
             | Control::Unknown => {}

@@ -30,6 +30,12 @@ pub const PING: Duration = Duration::from_secs(12);
 /// How long the answer may take. A peer that sends nothing until then is dead.
 pub const PONG: Duration = Duration::from_secs(4);
 
+/// As [`PING`], for a stub's parked connection: nothing else tells the stub that laptops cannot come any more.
+pub const PARKED_PING: Duration = Duration::from_secs(4);
+
+/// As [`PONG`], for a stub's parked connection: another one costs little.
+pub const PARKED_PONG: Duration = Duration::from_secs(2);
+
 /// A relay whose two ends ping, and that hears nothing for this long, has lost one.
 pub const SILENCE: Duration = Duration::from_secs(30);
 
@@ -42,6 +48,21 @@ pub const WRITE_BUFFER: usize = GATHER + 2 * MAX_CARRIER_MESSAGE;
 /// Bytes that a relay may hold, whoever does not read: for each direction what the slow connection does not take, a message
 /// that waits for it, and one that is arriving. TLS has buffers of its own beneath.
 pub const RELAY_BUFFERS: usize = 2 * (WRITE_BUFFER + 2 * MAX_CARRIER_MESSAGE);
+
+/// When a silent peer is asked whether it is there, and given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    ping: Duration,
+    pong: Duration,
+}
+
+impl Heartbeat {
+    /// Of every carrier, unless it is told otherwise.
+    pub const USUAL: Heartbeat = Heartbeat { ping: PING, pong: PONG };
+
+    /// Of a parked connection, at the stub.
+    pub const PARKED: Heartbeat = Heartbeat { ping: PARKED_PING, pong: PARKED_PONG };
+}
 
 /// Which end of the upgrade this program was, and whether masking was negotiated away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,15 +139,62 @@ pub trait Messages: Send + Unpin + 'static {
 pub struct Carrier<T> {
     ws: WebSocketStream<T>,
     alarm: Pin<Box<Sleep>>,
+    heartbeat: Heartbeat,
     heard: Instant,
+    /// When the ping left that waits for its answer.
     pinged: Option<Instant>,
+    round_trip: Option<Duration>,
 }
 
 impl<T: Io> Carrier<T> {
     /// A carrier on `ws`.
     pub fn new(ws: WebSocketStream<T>) -> Carrier<T> {
-        let now = Instant::now();
-        Carrier { ws, alarm: Box::pin(sleep_until(now + PING)), heard: now, pinged: None }
+        let (now, heartbeat) = (Instant::now(), Heartbeat::USUAL);
+        let alarm = Box::pin(sleep_until(now + heartbeat.ping));
+        Carrier { ws, alarm, heartbeat, heard: now, pinged: None, round_trip: None }
+    }
+
+    /// Takes another heartbeat.
+    pub fn set_heartbeat(&mut self, heartbeat: Heartbeat) {
+        self.heartbeat = heartbeat;
+        self.alarm.as_mut().reset(Instant::now());
+    }
+
+    /// When the peer last said something, as far as that was read.
+    pub fn heard(&self) -> Instant {
+        self.heard
+    }
+
+    /// To the next hop and back, as the last answered ping told.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// Pings the peer, whether or not it is silent.
+    pub async fn ping(&mut self) -> io::Result<()> {
+        self.pinged = Some(Instant::now());
+        self.ws.send(Message::Ping(Bytes::new())).await.map_err(io_error)
+    }
+
+    /// Whether the peer, which has nothing to say by itself, answers a ping within `patience`. An error when it left, broke,
+    /// or said something else.
+    pub async fn answers(&mut self, patience: Duration) -> io::Result<bool> {
+        let asked = Instant::now();
+        let answer = async {
+            self.ping().await?;
+            std::future::poll_fn(|cx| match self.poll_arrival(cx) {
+                Poll::Ready(Ok(Some(_))) => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                Poll::Ready(Ok(None)) => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending if self.heard > asked => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            })
+            .await
+        };
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answered) => answered.map(|()| true),
+            Err(_) => Ok(false),
+        }
     }
 
     /// The next control message or bytes; `None` when the peer closed.
@@ -183,7 +251,11 @@ impl<T: Io> Carrier<T> {
                             return Poll::Ready(Ok(Some(Arrival::Control(control))));
                         }
                         Message::Close(_) => return Poll::Ready(Ok(None)),
-                        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                        Message::Pong(_) => {
+                            let pinged = self.pinged.take();
+                            self.round_trip = pinged.map(|pinged| self.heard - pinged).or(self.round_trip);
+                        }
+                        Message::Ping(_) | Message::Frame(_) => {}
                     }
                 }
             }
@@ -192,16 +264,17 @@ impl<T: Io> Carrier<T> {
 
     /// Pending while the peer is alive; sends the pings that are due.
     fn poll_alive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Heartbeat { ping, pong } = self.heartbeat;
         while self.alarm.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let unanswered = self.pinged.filter(|pinged| self.heard < *pinged);
             let next = match unanswered {
-                Some(pinged) if now >= pinged + PONG => {
+                Some(pinged) if now >= pinged + pong => {
                     let error = io::Error::new(io::ErrorKind::TimedOut, "the connection went silent");
                     return Poll::Ready(Err(error));
                 }
-                Some(pinged) => pinged + PONG,
-                None if now < self.heard + PING => self.heard + PING,
+                Some(pinged) => pinged + pong,
+                None if now < self.heard + ping => self.heard + ping,
                 None => {
                     self.pinged = Some(now);
                     // A connection that takes no ping is not asked twice: what keeps it full has to be answered too.
@@ -209,7 +282,7 @@ impl<T: Io> Carrier<T> {
                         Pin::new(&mut self.ws).start_send(Message::Ping(Bytes::new())).map_err(io_error)?;
                         let _ = Pin::new(&mut self.ws).poll_flush(cx).map_err(io_error)?;
                     }
-                    now + PONG
+                    now + pong
                 }
             };
             self.alarm.as_mut().reset(next);

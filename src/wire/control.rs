@@ -22,6 +22,11 @@ pub enum Control {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         device: Option<String>,
     },
+    /// To a laptop: it waits for longer than usual, and why. It is not refused.
+    Waiting {
+        /// For a person to read; at most [`MAX_SENTENCE`](super::limits::MAX_SENTENCE).
+        message: String,
+    },
     /// To a laptop: there will be no session.
     Refused(Refusal),
     /// To both: this coordinator is about to stop.
@@ -80,6 +85,7 @@ mod tests {
             (Control::Parked {}, r#"{"type":"parked"}"#),
             (Control::Join { session: "s1".into(), device: None }, r#"{"type":"join","session":"s1"}"#),
             (Control::Authorities {}, r#"{"type":"authorities"}"#),
+            (Control::Waiting { message: "silent".into() }, r#"{"type":"waiting","message":"silent"}"#),
             (Control::Drain { reconnect_after_ms: 250 }, r#"{"type":"drain","reconnect_after_ms":250}"#),
             (
                 Control::Refused(Refusal::new(RefusalCode::Unavailable, "no stub")),

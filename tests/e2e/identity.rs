@@ -60,11 +60,11 @@ impl World {
 }
 
 /// The certificate in a laptop's or a stub's directory.
-fn chain_below(folder: &Path) -> PathBuf {
+pub fn chain_below(folder: &Path) -> PathBuf {
     find_below(folder, "chain.pem").expect("a chain.pem")
 }
 
-fn has_expired(chain: &Path) -> bool {
+pub fn has_expired(chain: &Path) -> bool {
     let mut check = command("openssl", ["x509", "-noout", "-checkend", "0", "-in"]);
     check.arg(chain);
     !Run::of(check).status.success()

@@ -25,6 +25,7 @@ mod membership;
 mod names;
 mod proxies;
 mod reach;
+mod reach_network;
 mod reliability;
 mod reliability_drain;
 mod reliability_late;

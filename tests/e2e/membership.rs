@@ -147,3 +147,95 @@ fn certificates_are_renewed_over_a_wire_that_breaks() {
 fn certificates_are_renewed_behind_a_balancer_over_a_wire_that_breaks() {
     certificates_are_renewed_over_wires_that_break(Way::Balanced);
 }
+
+/// The workspace is taken away under a session. Who has it open hears of it, and does not try on.
+#[track_caller]
+fn who_has_a_workspace_that_is_removed_is_told(way: Way) {
+    let redis = Redis::start();
+    let mut world = World::by(way);
+    let laptop = world.linked.laptop.twin();
+    let mut up = world.up_of(&laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    world.linked.coordinator.run(&["workspace", "remove", "box"]).ok();
+    let began = Instant::now();
+    assert_eq!(up.program.ends().code(), Some(REFUSED), "{}", up.program.output());
+    println!("{way:?}: the workspace was removed; `up` ended {:?} after that", began.elapsed());
+    let said = up.program.output();
+    assert!(said.contains("the workspace `box` was removed") && said.contains("hint:"), "{said}");
+    until("the conversation to end", || talk.program.has_ended());
+    let stub = &mut world.linked.stub;
+    assert_eq!(stub.ends().code(), Some(REFUSED), "{}", stub.output());
+    assert!(stub.output().contains("was removed"), "{}", stub.output());
+}
+
+#[test]
+fn a_workspace_that_is_removed_ends_the_up_that_has_it() {
+    who_has_a_workspace_that_is_removed_is_told(Way::Relay);
+}
+
+#[test]
+fn a_workspace_that_is_removed_ends_the_up_that_has_it_directly() {
+    who_has_a_workspace_that_is_removed_is_told(Way::Direct);
+}
+
+#[test]
+fn an_up_that_waits_for_its_workspace_ends_when_that_is_removed() {
+    let world = Linked::new();
+    let mut waits = Linked::up(&world.near, &world.laptop);
+    // Its stub is gone: the session waits, and its laptop with it.
+    world.stub.signal(nix::sys::signal::Signal::SIGKILL);
+    waits.program.says("interrupted");
+    world.coordinator.run(&["workspace", "remove", "box"]).ok();
+    assert_eq!(waits.program.ends().code(), Some(REFUSED), "{}", waits.program.output());
+    assert!(waits.program.output().contains("was removed"), "{}", waits.program.output());
+}
+
+/// A stop of the coordinator takes as long as any machine may need.
+const DRAIN: [&str; 2] = ["--drain", "120s"];
+
+/// How long after its revocation a device's session may stand on a busy machine. On a quiet one it is a second.
+const CUT_AT_LAST: Duration = Duration::from_secs(5);
+
+/// A device is revoked while its session goes on through a coordinator that stops, and another one serves already.
+#[track_caller]
+fn a_device_that_is_revoked_during_a_drain_is_cut_off(way: Way) {
+    let redis = Redis::start();
+    let mut world = World::with(way, &DRAIN);
+    let laptop = world.linked.laptop.twin();
+    let mut up = world.up_of(&laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    // The laptop cannot go over: what it has at the old one stays there.
+    world.linked.near.refuse();
+    let heard = world.linked.stub.heard();
+    let mut old = world.linked.coordinator.replace();
+    world.linked.stub.says_after(heard, RECOVERY, "ready for laptops");
+    talk.echo();
+    assert!(old.has_ended().is_none(), "the laptop has something there: {}", old.output());
+    let heard = world.linked.stub.heard();
+    world.linked.coordinator.run(&["device", "revoke", "anna"]).ok();
+    let began = Instant::now();
+    world.linked.stub.says_after(heard, RECOVERY, "anna left");
+    let took = began.elapsed();
+    println!("{way:?}: revoked during a drain; the session ended after {took:?}");
+    assert!(took < CUT_AT_LAST, "{took:?}");
+    // Nothing is left there, so it ends long before its time.
+    assert!(old.ends().success(), "{}", old.output());
+    world.linked.near.heal();
+    assert_eq!(up.program.ends().code(), Some(REFUSED), "{}", up.program.output());
+    assert!(up.program.output().contains("revoked"), "{}", up.program.output());
+    until("the conversation to end", || talk.program.has_ended());
+}
+
+#[test]
+fn who_is_revoked_during_a_drain_is_cut_off() {
+    a_device_that_is_revoked_during_a_drain_is_cut_off(Way::Relay);
+}
+
+#[test]
+fn who_is_revoked_during_a_drain_is_cut_off_on_the_direct_way() {
+    a_device_that_is_revoked_during_a_drain_is_cut_off(Way::Direct);
+}

@@ -111,3 +111,59 @@ fn a_laptop_that_waits_for_its_workspace_is_told_to_come_back() {
     up.says("end-to-end verified");
     assert!(!up.output().contains("is not connected"), "{}", up.output());
 }
+
+#[test]
+fn a_coordinator_that_may_not_take_time_parts_at_once_and_the_session_waits_for_the_next() {
+    let redis = Redis::start();
+    let mut world = Linked::with(&["--drain", "0s"], |machine| machine);
+    // Its own, so that the coordinator can be changed while it is used.
+    let laptop = world.laptop.twin();
+    let up = Linked::up(&world.near, &laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    for times in 1..=2 {
+        let coordinator = &mut world.coordinator.program;
+        coordinator.signal(nix::sys::signal::Signal::SIGTERM);
+        let began = Instant::now();
+        assert!(coordinator.ends().success(), "{}", coordinator.output());
+        println!("a coordinator without time for its sessions ended after {:?}", began.elapsed());
+        world.coordinator.start_again();
+        talk.echo_within(RECOVERY);
+        assert_eq!((up.tunnels(), up.resumed()), (1, times), "{}", up.program.output());
+    }
+    talk.ends_well();
+}
+
+#[test]
+fn a_coordinator_that_stops_and_that_nobody_follows_is_told_of_before_anything_is_interrupted() {
+    let redis = Redis::start();
+    let mut world = Linked::with(&DRAIN, |machine| machine);
+    let laptop = world.laptop.twin();
+    let up = Linked::up(&world.near, &laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let tunnel = || laptop.workspace_status()["tunnel"].clone();
+    assert!(tunnel()["notice"].is_null(), "{}", tunnel());
+    world.coordinator.program.signal(nix::sys::signal::Signal::SIGTERM);
+    let said = until("that nobody follows to be told", || {
+        let tunnel = tunnel();
+        let told = tunnel["notice"].as_str().is_some_and(|notice| notice.contains("not there yet"));
+        told.then_some(tunnel)
+    });
+    assert_eq!(said["state"], "up", "{said}");
+    let text = laptop.run(&["status"]).ok();
+    assert!(text.contains("the coordinator is stopping"), "{text}");
+    talk.echo();
+    let mut old = world.coordinator.successor();
+    let over = within(RECOVERY, || (tunnel()["notice"].is_null()).then_some(()));
+    assert!(over.is_some(), "it does not go over: {}", tunnel());
+    talk.echo();
+    let ended = within(RECOVERY, || old.has_ended());
+    old.ended_well(ended);
+    talk.ends_well();
+    let said = up.program.output();
+    assert!(said.contains("the coordinator is stopping") && said.contains("gone over"), "{said}");
+    assert!(!said.contains("interrupted") && up.tunnels() == 1, "{said}");
+}

@@ -61,8 +61,16 @@ fn an_attempt_that_a_later_one_overtakes_changes_nothing() {
     transfers.go_on_until("bytes each way", || near.counts().up.min(near.counts().down) > 1_000_000);
     for _ in 0..3 {
         until_it_moves("bytes before", &mut transfers, &world);
+        // The workspace's parked connection is a fresh one, which is not asked whether it is there. It is among those held,
+        // and with it the first attempt to go on.
+        let parked = || world.linked.stub.lines().iter().filter(|line| line.contains("ready for laptops")).count();
+        let goal = parked() + 2;
+        far.reset();
+        until("the session to go on over one connection, and the next to be parked", || {
+            (parked() >= goal).then_some(())
+        });
+        talk.echo_within(RECOVERY);
         let before = far.counts();
-        // The workspace's parked connection is among those held, and with it the first attempt to go on.
         far.hold_present();
         near.reset();
         talk.echo_within(RECOVERY);

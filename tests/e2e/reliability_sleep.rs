@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::identity::{chain_below, has_expired};
 use crate::reliability::{lasts, talk_to};
 use crate::support::linked::Frozen;
 use crate::support::transfers::RECOVERY;
@@ -107,6 +108,32 @@ fn a_laptop_that_slept_and_lost_its_connections_is_usable_at_once() {
 #[test]
 fn a_laptop_that_slept_and_lost_its_direct_connection_is_usable_at_once() {
     connections_that_went_in_sleep_are_replaced(Way::Direct);
+}
+
+/// Both ends sleep until their certificates have ended; the coordinator was started anew meanwhile, and a router forgot.
+#[test]
+fn who_slept_past_a_certificates_end_and_a_restart_of_the_coordinator_goes_on() {
+    let redis = Redis::start();
+    let mut world = World::with(Way::Relay, &["--leaf-lifetime", "6s"]);
+    let laptop = world.linked.laptop.twin();
+    let up = world.up_of(&laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let asleep = [up.program.pid(), world.linked.stub.pid()].map(Frozen::new);
+    world.all_wires().iter().for_each(|link| link.forget_present());
+    world.linked.coordinator.kill();
+    for folder in [laptop.home(), world.linked.machine.state()] {
+        let chain = chain_below(folder);
+        until("its certificate's end", || has_expired(&chain).then_some(()));
+    }
+    world.linked.coordinator.start_again();
+    drop(asleep);
+    let began = Instant::now();
+    talk.echo_within(RECOVERY);
+    println!("both slept past their certificates' end; an answer {:?} after that", began.elapsed());
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 
 use super::drain::{self, Client, Drain};
 use super::membership::Revoked;
 use crate::identity::KeyPin;
 use crate::transport::Io;
-use crate::transport::carrier::{self, Arrival, Carrier, relay};
+use crate::transport::carrier::{self, Arrival, Carrier, PONG, relay};
 use crate::wire::control::Control;
 use crate::wire::limits::MAX_REVOKED;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -25,6 +26,15 @@ pub const MAX_PARKED: usize = 4;
 
 /// How long a laptop waits for the workspace's stub to appear. A stub that just lost its network is back within this.
 pub const STUB_WAIT: Duration = Duration::from_secs(20);
+
+/// A parked connection that said something within this time is given away unasked: what goes unnoticed is as short.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// Least time for the answer of a parked connection that is asked: a lost packet is sent again within it.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// Round trips within which it answers, unless packets are lost.
+const ROUND_TRIPS: u32 = 4;
 
 /// Where connections wait for each other.
 #[derive(Debug)]
@@ -38,7 +48,8 @@ pub struct Rendezvous<T> {
 /// How a laptop's wait for its workspace ended.
 enum Claimed<T> {
     Stub(Box<WebSocketStream<T>>),
-    NoStub,
+    /// Nor any that answers: since when the last one has been silent, if there was one.
+    NoStub(Option<Instant>),
     Stopping,
 }
 
@@ -59,7 +70,15 @@ struct Parked<T> {
 struct Claim<T> {
     session: String,
     device: DeviceName,
-    give: oneshot::Sender<WebSocketStream<T>>,
+    give: oneshot::Sender<Given<T>>,
+}
+
+/// What becomes of a wish.
+#[derive(Debug)]
+enum Given<T> {
+    Connection(Box<WebSocketStream<T>>),
+    /// It does not answer, and has been silent since then.
+    Silent(Instant),
 }
 
 impl<T: Io> Rendezvous<T> {
@@ -84,16 +103,10 @@ impl<T: Io> Rendezvous<T> {
         revoked.mark_changed();
         let mut authorities = self.authorities.clone();
         authorities.mark_unchanged();
-        let (claim, mut claimed) = oneshot::channel();
         let id = rand::random();
-        self.with(|parked| {
-            let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
-            slot.waiting.push_back(Parked { id, claim });
-            if slot.waiting.len() > MAX_PARKED {
-                slot.waiting.pop_front();
-            }
-            slot.arrivals.notify_waiters();
-        });
+        let mut claimed = self.enter(&workspace, id);
+        // So that it is known how long an answer takes by the time that it is asked.
+        let _ = carrier.ping().await;
         loop {
             tokio::select! {
                 pins = news(&mut revoked) => {
@@ -108,12 +121,25 @@ impl<T: Io> Rendezvous<T> {
                     continue;
                 }
                 claim = &mut claimed => match claim {
-                    Ok(claim) => {
-                        let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
-                        if carrier.send_control(&join).await.is_ok() {
-                            let _ = claim.give.send(carrier.into_websocket());
+                    Ok(claim) => match Box::pin(is_there(&mut carrier)).await {
+                        Ok(true) => {
+                            let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
+                            if carrier.send_control(&join).await.is_ok() {
+                                let _ = claim.give.send(Given::Connection(Box::new(carrier.into_websocket())));
+                            }
+                            return;
                         }
-                        return;
+                        Ok(false) => {
+                            let since = carrier.heard();
+                            let _ = claim.give.send(Given::Silent(since));
+                            tracing::info!(%workspace, silent = ?since.elapsed(), "a parked connection does not answer");
+                            // It may only be slow: then the next laptop can have it, or the same one, which waits.
+                            if matches!(Box::pin(carrier.answers(PONG)).await, Ok(true)) {
+                                claimed = self.enter(&workspace, id);
+                                continue;
+                            }
+                        }
+                        Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
                     }
                     Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
                 },
@@ -140,23 +166,49 @@ impl<T: Io> Rendezvous<T> {
         Box::pin(carrier.close()).await;
     }
 
+    /// Puts a connection where laptops find it; gives what says that one did, or that newer ones took its place.
+    fn enter(&self, workspace: &WorkspaceName, id: u64) -> oneshot::Receiver<Claim<T>> {
+        let (claim, claimed) = oneshot::channel();
+        self.with(|parked| {
+            let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
+            slot.waiting.push_back(Parked { id, claim });
+            if slot.waiting.len() > MAX_PARKED {
+                slot.waiting.pop_front();
+            }
+            slot.arrivals.notify_waiters();
+        });
+        claimed
+    }
+
     /// Joins a laptop's connection to one that the workspace parked, and copies until either ends, or, once everything is
     /// to stop, until its time is over.
     pub async fn connect(&self, workspace: WorkspaceName, device: DeviceName, mut laptop: Carrier<T>) {
         let session = uuid::Uuid::now_v7().simple().to_string();
-        let claimed = tokio::select! {
-            claimed = self.claim(&workspace, &device, &session) => claimed,
-            arrival = laptop.arrival() => {
-                tracing::debug!(%workspace, ?arrival, "the laptop left before its workspace came");
-                return;
+        let (found, mut silent) = watch::channel(None);
+        let claimed = {
+            let mut claim = std::pin::pin!(self.claim(&workspace, &device, &session, &found));
+            loop {
+                tokio::select! {
+                    claimed = &mut claim => break claimed,
+                    since = first(&mut silent) => {
+                        let _ = laptop.send_control(&Control::Waiting { message: does_not_answer(&workspace, since) }).await;
+                    }
+                    arrival = laptop.arrival() => {
+                        tracing::debug!(%workspace, ?arrival, "the laptop left before its workspace came");
+                        return;
+                    }
+                }
             }
         };
         let stub = match claimed {
             Claimed::Stub(stub) => *stub,
-            Claimed::NoStub => {
-                let text = format!(
-                    "the stub of workspace `{workspace}` is not connected. hint: is nexus-stub running in the workspace?"
-                );
+            Claimed::NoStub(silent) => {
+                let text = match silent {
+                    Some(since) => does_not_answer(&workspace, since),
+                    None => format!(
+                        "the stub of workspace `{workspace}` is not connected. hint: is nexus-stub running in the workspace?"
+                    ),
+                };
                 let refused = Control::Refused(Refusal::new(RefusalCode::Unavailable, text));
                 let _ = laptop.send_control(&refused).await;
                 return laptop.close().await;
@@ -184,7 +236,14 @@ impl<T: Io> Rendezvous<T> {
         }
     }
 
-    async fn claim(&self, workspace: &WorkspaceName, device: &DeviceName, session: &str) -> Claimed<T> {
+    /// Waits for a connection of the workspace that answers. `silent` is told of the first that does not.
+    async fn claim(
+        &self,
+        workspace: &WorkspaceName,
+        device: &DeviceName,
+        session: &str,
+        silent: &watch::Sender<Option<Instant>>,
+    ) -> Claimed<T> {
         let deadline = tokio::time::Instant::now() + STUB_WAIT;
         loop {
             // A stub that waits here is about to be told to leave.
@@ -202,16 +261,21 @@ impl<T: Io> Rendezvous<T> {
             while let Some(parked) = self.with(|parked| parked.get_mut(workspace)?.waiting.pop_back()) {
                 let (give, given) = oneshot::channel();
                 let claim = Claim { session: session.to_owned(), device: device.clone(), give };
+                if parked.claim.send(claim).is_err() {
+                    continue;
+                }
                 // A stub that does not read holds up whoever tells it to join.
-                if parked.claim.send(claim).is_ok()
-                    && let Ok(Ok(stub)) = tokio::time::timeout_at(deadline, given).await
-                {
-                    return Claimed::Stub(Box::new(stub));
+                match tokio::time::timeout_at(deadline, given).await {
+                    Ok(Ok(Given::Connection(stub))) => return Claimed::Stub(stub),
+                    Ok(Ok(Given::Silent(since))) => {
+                        silent.send_if_modified(|first| first.is_none() && first.replace(since).is_none());
+                    }
+                    Ok(Err(_)) | Err(_) => {}
                 }
             }
             tokio::select! {
                 () = arrival => {}
-                () = tokio::time::sleep_until(deadline) => return Claimed::NoStub,
+                () = tokio::time::sleep_until(deadline) => return Claimed::NoStub(*silent.borrow()),
                 () = self.drain.stop.cancelled() => return Claimed::Stopping,
             }
         }
@@ -225,6 +289,38 @@ impl<T: Io> Rendezvous<T> {
 impl<T> Slot<T> {
     fn new() -> Slot<T> {
         Slot { waiting: VecDeque::new(), arrivals: Arc::new(Notify::new()) }
+    }
+}
+
+/// Whether the other end of a parked connection is there. A router that forgot a connection tells nobody; so one that was
+/// silent for a while is asked.
+async fn is_there<T: Io>(carrier: &mut Carrier<T>) -> std::io::Result<bool> {
+    match may_take(carrier.heard().elapsed(), carrier.round_trip()) {
+        None => Ok(true),
+        Some(patience) => carrier.answers(patience).await,
+    }
+}
+
+/// How long a connection that was silent for so long may take to answer; none when it need not be asked.
+fn may_take(silent: Duration, round_trip: Option<Duration>) -> Option<Duration> {
+    let patience = round_trip.map_or(ANSWER, |round_trip| (round_trip * ROUND_TRIPS).clamp(ANSWER, PONG));
+    (silent > FRESH).then_some(patience)
+}
+
+/// What is told of a workspace whose connections are silent.
+fn does_not_answer(workspace: &WorkspaceName, since: Instant) -> String {
+    let silent = since.elapsed().as_secs();
+    format!(
+        "workspace `{workspace}` is connected, but has not answered for {silent} s: its next connection is waited for. \
+         hint: is its network out, or its machine asleep?"
+    )
+}
+
+/// Since when the first connection that did not answer has been silent, once.
+async fn first(silent: &mut watch::Receiver<Option<Instant>>) -> Instant {
+    match silent.changed().await {
+        Ok(()) => (*silent.borrow_and_update()).unwrap_or_else(Instant::now),
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -371,6 +467,58 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_connection_that_was_silent_is_asked_for_as_long_as_its_path_needs() {
+        let ms = Duration::from_millis;
+        assert_eq!(may_take(FRESH, None), None);
+        assert_eq!(may_take(FRESH + ms(1), None), Some(ANSWER));
+        assert_eq!(may_take(FRESH * 2, Some(ms(5))), Some(ANSWER));
+        assert_eq!(may_take(FRESH * 2, Some(ms(300))), Some(ms(1200)));
+        assert_eq!(may_take(FRESH * 2, Some(ms(3000))), Some(PONG));
+    }
+
+    /// In real time, all of it at once. Two connections are parked and silent; the newer one is silent for good.
+    #[tokio::test]
+    async fn a_connection_that_does_not_answer_is_not_given_out() {
+        let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
+        let name: WorkspaceName = "w".parse().unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut park = async || {
+            let (mut stub, far) = ends().await;
+            let (rendezvous, name) = (rendezvous.clone(), name.clone());
+            tasks.spawn(async move { rendezvous.park(name, far).await });
+            assert_eq!(control(stub.arrival().await), Control::Parked {});
+            stub
+        };
+        let (mut there, mut forgotten) = (park().await, park().await);
+        let (mut first, first_far) = ends().await;
+        let (mut second, second_far) = ends().await;
+        // Reading answers pings, and a forgotten connection is not read.
+        let asked = tokio::time::timeout(FRESH + ANSWER, there.arrival()).await;
+        assert!(asked.is_err(), "{asked:?}");
+        let connect = async |laptop| rendezvous.connect(name.clone(), "d".parse().unwrap(), laptop).await;
+        let served = async {
+            assert!(matches!(control(there.arrival().await), Control::Join { .. }));
+            assert!(
+                matches!(control(first.arrival().await), Control::Waiting { message } if message.contains("not answered"))
+            );
+            assert!(matches!(control(first.arrival().await), Control::Join { .. }));
+        };
+        tokio::select! {
+            () = served => {}
+            () = connect(first_far) => panic!("it is not joined"),
+        }
+        // The next laptop has it when it answers after all.
+        let served = async {
+            assert!(matches!(control(forgotten.arrival().await), Control::Join { .. }));
+            assert!(matches!(control(second.arrival().await), Control::Join { .. }));
+        };
+        tokio::select! {
+            () = served => {}
+            () = connect(second_far) => panic!("it is not joined"),
+        }
+    }
+
     #[tokio::test]
     async fn the_newest_connections_stay_parked() {
         let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
@@ -383,7 +531,8 @@ mod tests {
             assert_eq!(control(stub.arrival().await), Control::Parked {});
             stubs.push(stub);
         }
-        assert!(matches!(stubs[0].arrival().await, Ok(None)));
+        // Closed, or broken in the middle of an answer to a ping.
+        assert!(!matches!(stubs[0].arrival().await, Ok(Some(_))));
         assert_eq!(rendezvous.parked(&"w".parse().unwrap()), MAX_PARKED);
     }
 }

@@ -13,8 +13,8 @@ use crate::lifeline::Route;
 use crate::session::establish::{self, Greeting, Session, SessionError};
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier};
-use crate::wire::Refusal;
 use crate::wire::control::Control;
+use crate::wire::{Refusal, RefusalCode};
 
 /// How long the coordinator may take to join us: more than it waits for a stub.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(45);
@@ -77,7 +77,7 @@ impl Tunnel {
         let carrier = self.client().connect(self.workspace()).await?;
         self.doing(Doing::WaitsForStub);
         let late = |_| ClientError::Dial("the coordinator did not join us to the workspace in time".into());
-        tokio::time::timeout(JOIN_TIMEOUT, joined(carrier)).await.map_err(late)?
+        tokio::time::timeout(JOIN_TIMEOUT, self.joined(carrier)).await.map_err(late)?
     }
 
     /// A session, and what the workspace said of itself.
@@ -103,28 +103,33 @@ impl Tunnel {
         }
         Ok(())
     }
-}
 
-/// Waits until the coordinator has joined the carrier to the workspace's.
-async fn joined(mut carrier: CoordinatorCarrier) -> Result<CoordinatorCarrier, TunnelError> {
-    let broken = |why: String| TunnelError::Coordinator(ClientError::Dial(why));
-    loop {
-        match carrier.arrival().await {
-            Ok(Some(Arrival::Control(Control::Join { session, .. }))) => {
-                tracing::debug!(session, "joined");
-                return Ok(carrier);
+    /// Waits until the coordinator has joined the carrier to the workspace's.
+    async fn joined(&self, mut carrier: CoordinatorCarrier) -> Result<CoordinatorCarrier, TunnelError> {
+        let broken = |why: String| TunnelError::Coordinator(ClientError::Dial(why));
+        let mut waits = false;
+        loop {
+            match carrier.arrival().await {
+                Ok(Some(Arrival::Control(Control::Join { session, .. }))) => {
+                    tracing::debug!(session, "joined");
+                    return Ok(carrier);
+                }
+                Ok(Some(Arrival::Control(Control::Refused(refusal)))) => {
+                    let refusal = Refusal::from_bytes(&refusal.to_bytes());
+                    return Err(TunnelError::Coordinator(ClientError::Refused(refusal)));
+                }
+                Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
+                    return Err(TunnelError::Drain(Control::reconnect_after(reconnect_after_ms)));
+                }
+                // Once is enough: what it says is logged.
+                Ok(Some(Arrival::Control(Control::Waiting { message }))) if !std::mem::replace(&mut waits, true) => {
+                    self.waits(Refusal::new(RefusalCode::Unavailable, message).message);
+                }
+                Ok(Some(Arrival::Control(_))) => {}
+                Ok(Some(Arrival::Bytes(_))) => return Err(broken("the coordinator sent bytes before a join".into())),
+                Ok(None) => return Err(broken("the coordinator closed the connection".into())),
+                Err(error) => return Err(broken(format!("the connection to the coordinator broke: {error}"))),
             }
-            Ok(Some(Arrival::Control(Control::Refused(refusal)))) => {
-                let refusal = Refusal::from_bytes(&refusal.to_bytes());
-                return Err(TunnelError::Coordinator(ClientError::Refused(refusal)));
-            }
-            Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
-                return Err(TunnelError::Drain(Control::reconnect_after(reconnect_after_ms)));
-            }
-            Ok(Some(Arrival::Control(_))) => {}
-            Ok(Some(Arrival::Bytes(_))) => return Err(broken("the coordinator sent bytes before a join".into())),
-            Ok(None) => return Err(broken("the coordinator closed the connection".into())),
-            Err(error) => return Err(broken(format!("the connection to the coordinator broke: {error}"))),
         }
     }
 }

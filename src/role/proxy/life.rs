@@ -30,6 +30,8 @@ pub struct Life<'a> {
     pub(super) standing: tunnel_state::Standing,
     /// Where the workspace said that it can be reached: a session that drains cannot ask again.
     addresses: Mutex<Vec<SocketAddr>>,
+    /// What threatens it, while nothing is interrupted.
+    notice: Mutex<Option<String>>,
     retired: AtomicBool,
 }
 
@@ -42,6 +44,7 @@ impl<'a> Life<'a> {
             opener: session.opener.clone(),
             standing,
             addresses: Mutex::default(),
+            notice: Mutex::default(),
             retired: AtomicBool::new(false),
         })
     }
@@ -53,7 +56,7 @@ impl<'a> Life<'a> {
         S: Future<Output = ()> + Send + 'static,
     {
         let _alive = self.tunnel.lives.token();
-        self.publish(self.standing.up(Route::Relay, None, false, 0));
+        self.publish(self.standing.up(Route::Relay, None, false, 0, None));
         let probe = async {
             let mut changes = self.tunnel.changes();
             while changes.changed().await.is_ok() {
@@ -91,6 +94,19 @@ impl<'a> Life<'a> {
     pub(super) fn publish(&self, state: TunnelState) {
         if !self.retired.load(Ordering::Relaxed) {
             self.tunnel.publish(state);
+        }
+    }
+
+    /// What threatens it, as was said last.
+    pub(super) fn notice(&self) -> Option<String> {
+        self.notice.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says what threatens it from here on, if anything does.
+    pub(super) fn set_notice(&self, notice: Option<String>) {
+        self.notice.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&notice);
+        if !self.retired.load(Ordering::Relaxed) {
+            self.tunnel.notice(notice);
         }
     }
 

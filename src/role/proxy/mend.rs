@@ -14,6 +14,7 @@ use super::life::Life;
 use super::tunnel::TunnelError;
 use super::tunnel_state::{TunnelState, time_in, time_of};
 use crate::lifeline::{Route, Standing};
+use crate::role::WAY;
 use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
 use crate::wire::lifeline::AttachMode;
 
@@ -26,6 +27,9 @@ const STEADY: Duration = Duration::from_secs(1);
 /// Longest wait after connections that were taken and were of no use. Coordinator and workspace are there; but a wire
 /// that breaks at every touch must not keep them busy.
 const BRIEF: Duration = Duration::from_secs(1);
+
+/// What is told when the coordinator says that it stops.
+const STOPS: &str = "the coordinator is stopping; the session goes over to the next one";
 
 impl Life<'_> {
     /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when
@@ -43,7 +47,7 @@ impl Life<'_> {
             let now = standing.borrow_and_update().clone();
             let (since, why) = match now {
                 Standing::Attached { route, round_trip, standby, moves } => {
-                    self.publish(session.up(route, round_trip, standby, moves));
+                    self.publish(session.up(route, round_trip, standby, moves, self.notice()));
                     // Its figures change all the time: only another connection is a new one.
                     if moves != carriers {
                         (carriers, attached) = (moves, Instant::now());
@@ -53,7 +57,11 @@ impl Life<'_> {
                             return std::future::pending().await;
                         },
                         told = told(&mut drain) => {
-                            tracing::info!(?told, "the coordinator stops; the session goes over to the next one");
+                            // Once, however often it says so.
+                            if self.notice().is_none() {
+                                tracing::info!(target: WAY, ?told, "{STOPS}");
+                            }
+                            self.set_notice(Some(STOPS.to_owned()));
                             come_back = Some(Instant::now() + told);
                             leaving.set(self.leave(told, &attaching).fuse());
                             // What this replaces may have been asking the workspace.
@@ -85,6 +93,7 @@ impl Life<'_> {
                 wait = brief.next(rand::random()).min(BRIEF);
             }
             leaving.set(Fuse::terminated());
+            self.set_notice(None);
             attaching.send_replace(false);
             // A coordinator that stops says when to come back, so that not all of its clients do at once. Its last word may
             // have come with the end of the connection.
@@ -117,10 +126,14 @@ impl Life<'_> {
             let outcome = tokio::time::timeout(ATTEMPT, self.bring_beside(attaching)).await;
             attaching.send_replace(false);
             let error = match outcome {
-                Ok(Ok(())) => return tracing::info!("the session has gone over"),
+                Ok(Ok(())) => {
+                    self.set_notice(None);
+                    return tracing::info!(target: WAY, "the session has gone over to the next coordinator");
+                }
                 Ok(Err(TunnelError::Drain(told))) => {
                     // It may say so each time: no reason to ask without a pause.
                     wait = told.max(backoff.next(rand::random()));
+                    self.set_notice(Some("the coordinator is stopping, and so is the one that is there next".into()));
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
@@ -128,6 +141,7 @@ impl Life<'_> {
             };
             wait = backoff.next(rand::random());
             tracing::debug!(error, ?wait, "the session could not go over yet");
+            self.set_notice(Some(format!("the coordinator is stopping, and the next one is not there yet: {error}")));
         }
     }
 

@@ -354,6 +354,16 @@ impl Tunnel {
         self.told.doing(what);
     }
 
+    /// Says why an attempt waits for longer than usual.
+    pub(super) fn waits(&self, why: String) {
+        self.told.waits(why);
+    }
+
+    /// Says what threatens the session that stands.
+    pub(super) fn notice(&self, notice: Option<String>) {
+        self.told.notice(notice);
+    }
+
     pub(super) fn publish(&self, state: TunnelState) {
         self.told.tell(state);
     }

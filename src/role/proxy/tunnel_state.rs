@@ -24,7 +24,7 @@ pub enum TunnelState {
         since: OffsetDateTime,
         /// What the attempt waits for.
         doing: Doing,
-        /// What became of the attempt before this one.
+        /// What became of the attempt before this one, or why this one waits for longer than usual.
         #[serde(skip_serializing_if = "Option::is_none")]
         why: Option<String>,
     },
@@ -46,6 +46,9 @@ pub enum TunnelState {
         standby: bool,
         /// How often the session has moved to another connection.
         moves: u64,
+        /// What threatens it, and what is done about that, while nothing is interrupted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        notice: Option<String>,
     },
     /// The connection beneath is gone or does not answer. The session and everything in it wait for the next one.
     Resuming {
@@ -56,7 +59,7 @@ pub enum TunnelState {
         since: OffsetDateTime,
         /// Attempts to resume so far.
         attempt: u32,
-        /// What became of the last one.
+        /// What became of the last one, or why it waits for longer than usual.
         #[serde(skip_serializing_if = "Option::is_none")]
         last: Option<String>,
         /// Milliseconds until the next attempt, when this was told; 0 when it is under way.
@@ -110,7 +113,14 @@ pub struct Standing {
 
 impl Standing {
     /// The state while a carrier moves its bytes.
-    pub fn up(&self, path: Route, round_trip: Option<Duration>, standby: bool, moves: u64) -> TunnelState {
+    pub fn up(
+        &self,
+        path: Route,
+        round_trip: Option<Duration>,
+        standby: bool,
+        moves: u64,
+        notice: Option<String>,
+    ) -> TunnelState {
         TunnelState::Up {
             took_ms: self.took_ms,
             since: self.since,
@@ -120,6 +130,7 @@ impl Standing {
             round_trip_ms: round_trip.map(|time| time.as_micros() as f64 / 1000.0),
             standby,
             moves,
+            notice,
         }
     }
 }
@@ -184,6 +195,29 @@ impl Told {
         });
     }
 
+    /// Why an attempt waits for longer than usual. Nothing, while a session stands.
+    pub fn waits(&self, text: String) {
+        self.state.send_if_modified(|state| {
+            let (TunnelState::Connecting { why: said, .. } | TunnelState::Resuming { last: said, .. }) = state else {
+                return false;
+            };
+            tracing::info!(target: WAY, why = text.as_str(), "the workspace does not answer; an attempt waits for it");
+            *said = Some(text);
+            true
+        });
+    }
+
+    /// What threatens the session that stands; nothing, when it is over or none stands.
+    pub fn notice(&self, text: Option<String>) {
+        self.state.send_if_modified(|state| match state {
+            TunnelState::Up { notice, .. } if *notice != text => {
+                *notice = text;
+                true
+            }
+            _ => false,
+        });
+    }
+
     /// How it is from here on.
     pub fn tell(&self, state: TunnelState) {
         self.state.send_if_modified(|before| {
@@ -237,7 +271,7 @@ mod tests {
 
     fn up() -> TunnelState {
         let since = OffsetDateTime::UNIX_EPOCH;
-        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0)
+        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0, None)
     }
 
     #[test]
@@ -269,8 +303,19 @@ mod tests {
         let (since, doing) = (OffsetDateTime::UNIX_EPOCH, Doing::ReachesCoordinator);
         told.tell(TunnelState::Connecting { attempt: 3, since, doing, why: Some("refused".into()) });
         assert_eq!((&says()["since"], &says()["why"]), (&"1970-01-01T00:00:00Z".into(), &"refused".into()));
+        told.waits("silent".into());
+        assert_eq!((&says()["attempt"], &says()["why"]), (&3.into(), &"silent".into()));
+        let why = "it broke".to_owned();
+        told.tell(TunnelState::Resuming { why, since, attempt: 1, last: None, retry_ms: 0, next: None });
+        told.waits("silent".into());
+        assert_eq!((&says()["why"], &says()["last"]), (&"it broke".into(), &"silent".into()));
         told.tell(up());
         told.doing(Doing::WaitsForStub);
-        assert_eq!(says()["state"], "up");
+        told.waits("silent".into());
+        assert_eq!((&says()["state"], &says()["why"]), (&"up".into(), &serde_json::Value::Null));
+        told.notice(Some("it stops".into()));
+        assert_eq!(says()["notice"], "it stops");
+        told.notice(None);
+        assert!(says()["notice"].is_null());
     }
 }

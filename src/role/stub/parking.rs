@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::run::{Stub, StubEvent};
 use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
 use crate::role::renewal;
-use crate::transport::carrier::Arrival;
+use crate::transport::carrier::{Arrival, Heartbeat};
 use crate::transport::client::{ClientError, CoordinatorCarrier};
 use crate::transport::http::UPGRADE_TIMEOUT;
 use crate::wire::control::Control;
@@ -79,12 +79,14 @@ impl Stub {
             match arrival {
                 Ok(Some(Arrival::Control(Control::Parked {}))) => {
                     confirmed = true;
+                    carrier.set_heartbeat(Heartbeat::PARKED);
                     *parked_once = true;
                     backoff.reset();
                     self.told.ready();
                     (self.events)(StubEvent::Parked);
                 }
                 Ok(Some(Arrival::Control(Control::Join { session, .. }))) => {
+                    carrier.set_heartbeat(Heartbeat::USUAL);
                     return Ok(Parked::Joined { carrier: Box::new(carrier), session });
                 }
                 Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => {
@@ -100,7 +102,7 @@ impl Stub {
                 Ok(Some(Arrival::Control(Control::Authorities {}))) => {
                     Box::pin(renewal::follow(&self.client, |fresh| self.state().save_fresh(fresh))).await;
                 }
-                Ok(Some(Arrival::Control(Control::Unknown))) => {}
+                Ok(Some(Arrival::Control(Control::Waiting { .. } | Control::Unknown))) => {}
                 Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
                 Err(error) => {
                     tracing::debug!(%error, "the parked connection broke");

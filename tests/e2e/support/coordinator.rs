@@ -86,6 +86,12 @@ impl Coordinator {
     #[track_caller]
     pub fn replace(&mut self) -> Running {
         self.program.signal(Signal::SIGTERM);
+        self.successor()
+    }
+
+    /// Starts the next one beside one that was told to end; gives that one.
+    #[track_caller]
+    pub fn successor(&mut self) -> Running {
         let next = Running::start(serve(&self.place, self.data.path(), self.port, &self.options));
         let old = std::mem::replace(&mut self.program, next);
         self.program.says("listening");

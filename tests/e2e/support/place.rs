@@ -194,6 +194,27 @@ impl Hosts {
         }
     }
 
+    /// Has the coordinator's host pass on what laptop and workspace send each other, or drop it: they reach each other, or do not.
+    /// To be said again after either has another address, whose routes are others.
+    #[track_caller]
+    pub fn let_through(&self, through: bool) {
+        let reach = [
+            (&self.laptop, "10.77.2.0/24", Hosts::COORDINATOR_FOR_LAPTOP),
+            (&self.workspace, "10.77.1.0/24", Hosts::COORDINATOR_FOR_WORKSPACE),
+        ];
+        for (place, network, by) in reach {
+            let Place::Namespace(name) = place else { panic!("this host has no wire of its own") };
+            ip(["-n", name, "route", "replace", network, "via", &by.to_string()]);
+        }
+        self.forward(through);
+    }
+
+    #[track_caller]
+    fn forward(&self, packets: bool) {
+        let set = format!("echo {} > /proc/sys/net/ipv4/ip_forward", u8::from(packets));
+        Run::of(self.coordinator.run(command("sh", ["-c", &set]))).ok();
+    }
+
     /// Takes the wire between `place` (laptop or workspace) and the coordinator out, or puts it back in.
     #[track_caller]
     pub fn set_link(&self, place: &Place, up: bool) {

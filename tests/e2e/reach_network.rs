@@ -1,0 +1,206 @@
+//! The network between: routers that forget, laptops that come while there is no way, and such that come to another network.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::reliability::{UNDER_WAY, lasts};
+use crate::support::program::take_surroundings;
+use crate::support::transfers::{RECOVERY, digest};
+use crate::support::wait::within;
+use crate::support::*;
+
+/// A recovery is looked at so often: the best tells what the programs can do, the others may tell what else the machine did.
+const LOOKS: usize = 3;
+
+/// A parked connection that was silent for as long is asked before it is given away, with room to spare (`FRESH` of the
+/// coordinator); a stub has not noticed yet that it is dead (`PARKED_PING`).
+const SILENT: Duration = Duration::from_secs(3);
+
+/// A way that is dead without a word is found sooner than the usual heartbeat would (`PING`).
+const FOUND: Duration = Duration::from_secs(12);
+
+/// Breaks what the workspace has at the coordinator; returns when it has parked the next connection.
+#[track_caller]
+fn parks_anew(world: &mut Linked) {
+    let heard = world.stub.heard();
+    world.far.reset();
+    world.stub.says_after(heard, PATIENCE, "ready for laptops");
+}
+
+#[test]
+fn a_laptop_that_comes_to_a_forgotten_connection_is_told_and_gets_the_next_one() {
+    let mut world = Linked::new();
+    let mut told = 0;
+    for _ in 0..LOOKS {
+        parks_anew(&mut world);
+        world.far.forget_present();
+        // Nothing happens: that is what makes it silent.
+        std::thread::sleep(SILENT);
+        let began = Instant::now();
+        let words = ["up", "box", "--no-direct", "--coordinator", &world.near.url()];
+        let mut up = Running::start(world.laptop.command(&words));
+        up.says("end-to-end verified");
+        println!("up after {:?} where the parked connection was forgotten", began.elapsed());
+        told += usize::from(up.output().contains("has not answered for"));
+        assert!(up.stop(Signal::SIGTERM).success(), "{}", up.output());
+    }
+    assert_ne!(told, 0, "a connection was given away that does not answer");
+}
+
+#[test]
+fn a_session_whose_workspace_was_forgotten_goes_on_soon() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    // Its own, so that the stub can be listened to while it is used.
+    let laptop = world.laptop.twin();
+    let up = Linked::up(&world.near, &laptop);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    talk.echo();
+    let answers = [(); LOOKS].map(|()| {
+        parks_anew(&mut world);
+        talk.echo_within(RECOVERY);
+        world.far.forget_present();
+        let began = Instant::now();
+        talk.echo_within(RECOVERY);
+        println!("the workspace's connections were forgotten; an answer {:?} after that", began.elapsed());
+        began.elapsed()
+    });
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    let best = answers.into_iter().min().expect("one at least");
+    assert!(best < FOUND, "{best:?}");
+}
+
+/// How far ahead the next attempt has to be for a change to be told from its time.
+fn far_ahead() -> Duration {
+    lasts(6, 10)
+}
+
+/// Longest time for waits to grow so far.
+const GROWTH: Duration = Duration::from_secs(90);
+
+/// Waits until the next attempt is far ahead; gives when it is said to be.
+#[track_caller]
+fn waits_for_long(world: &World) -> OffsetDateTime {
+    let next = || OffsetDateTime::parse(world.tunnel()["next"].as_str()?, &Rfc3339).ok();
+    let long = || next().filter(|next| *next - OffsetDateTime::now_utc() > far_ahead());
+    within(GROWTH, long).unwrap_or_else(|| panic!("waits do not grow: {}", world.tunnel()))
+}
+
+/// The laptop is without its coordinator until its waits have become long; then `change` happens, and the coordinator is
+/// there: it is not the end of the wait that brings the session back.
+#[track_caller]
+fn a_long_wait_ends_with(what: &str, gone: impl Fn(&World), change: impl Fn(&World)) {
+    let world = World::across(Hosts::new());
+    let up = world.up();
+    let mut early = Duration::ZERO;
+    for _ in 0..2 {
+        world.linked.near.refuse();
+        world.linked.near.reset();
+        gone(&world);
+        let next = waits_for_long(&world);
+        world.linked.near.heal();
+        change(&world);
+        until("the session to go on", || (world.tunnel()["state"] == "up").then_some(()));
+        let left = next - OffsetDateTime::now_utc();
+        println!("{what}: the session goes on {left:.1} before the time of the next attempt");
+        early = early.max(left.try_into().unwrap_or_default());
+        if early > far_ahead() / 3 {
+            break;
+        }
+    }
+    assert!(early > far_ahead() / 3, "it came back {early:?} before its time: it waited for it");
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+}
+
+#[test]
+fn a_wire_that_is_plugged_in_ends_a_long_wait() {
+    let plug = |up| {
+        move |world: &World| {
+            let hosts = world.hosts.as_ref().expect("there are three");
+            hosts.set_link(&hosts.laptop, up);
+        }
+    };
+    a_long_wait_ends_with("a wire was plugged in", plug(false), plug(true));
+}
+
+#[test]
+fn another_network_ends_a_long_wait() {
+    let address = std::cell::Cell::new(Hosts::LAPTOP);
+    let moves = |world: &World| {
+        let hosts = world.hosts.as_ref().expect("there are three");
+        let [a, b, c, d] = address.get().octets();
+        let next = Ipv4Addr::new(a, b, c, d + 50);
+        hosts.readdress(&hosts.laptop, address.replace(next), next);
+    };
+    a_long_wait_ends_with("another address", |_| (), moves);
+}
+
+/// A program in the workspace that says some megabytes a second, and keeps a copy, until there is a file `enough`.
+const TELLS: &str = "while [ ! -e enough ]; do head -c 300000 /dev/urandom; sleep 0.05; done | tee sent";
+
+#[test]
+fn a_laptop_takes_the_direct_way_by_itself_and_takes_it_again_at_another_address() {
+    let world = World::across(Hosts::new());
+    let hosts = world.hosts.as_ref().expect("there are three");
+    hosts.let_through(true);
+    let redis = Redis::start_at(&hosts.workspace);
+    let laptop = &world.linked.laptop;
+    let up = laptop.up(&["box", "--coordinator", &world.url()]);
+    let status = |tunnel: Value, way: &str| {
+        let text = laptop.run(&["status"]).ok();
+        println!("{}", text.lines().find(|line| line.contains("  tunnel ")).unwrap_or_default());
+        assert!(tunnel["round_trip_ms"].is_number(), "{tunnel}");
+        assert!(text.contains(way) && text.contains("ms there and back"), "{text}");
+    };
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::with(hosts.laptop.run(Dialogue::socat(port)));
+    talk.echo();
+    let arrives = laptop.home().join("arrives");
+    let hears = laptop.command(&["exec", "box", "--", "sh", "-c", TELLS]);
+    let mut shell = command("sh", ["-c", &format!("exec \"$0\" \"$@\" > {}", arrives.display())]);
+    shell.arg(hears.get_program()).args(hears.get_args());
+    take_surroundings(&mut shell, &hears);
+    let mut hears = Running::start(hosts.laptop.run(shell));
+    status(world.until_it_goes("direct", true), "directly");
+
+    let mut address = Hosts::LAPTOP;
+    for last in [77, 78] {
+        // A firewall, or the path through a VPN that ended: they do not reach each other any more.
+        hosts.let_through(false);
+        status(world.until_it_goes("relay", false), "through the coordinator");
+        talk.echo_within(RECOVERY);
+        let next = Ipv4Addr::new(10, 77, 1, last);
+        hosts.readdress(&hosts.laptop, address, next);
+        address = next;
+        hosts.let_through(true);
+        let began = Instant::now();
+        talk.echo_within(RECOVERY);
+        println!("at {next}; an answer {:?} after that", began.elapsed());
+        status(world.until_it_goes("direct", true), "directly");
+        talk.echo();
+        // And from one address to another without anything between.
+        let next = Ipv4Addr::new(10, 77, 1, last + 100);
+        hosts.readdress(&hosts.laptop, address, next);
+        address = next;
+        hosts.let_through(true);
+        talk.echo_within(RECOVERY);
+        status(world.until_it_goes("direct", true), "directly");
+    }
+    assert!(hears.has_ended().is_none(), "what the workspace says broke: {}", hears.output());
+    let workspace = world.linked.machine.workspace.path();
+    std::fs::write(workspace.join("enough"), "").expect("a file of ours");
+    hears.completes(RECOVERY);
+    let size = std::fs::metadata(&arrives).map_or(0, |file| file.len());
+    println!("{size} bytes came all the while");
+    assert!(size > UNDER_WAY);
+    assert_eq!(digest(&arrives), digest(&workspace.join("sent")), "what arrived is not what was sent");
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+}
