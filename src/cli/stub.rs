@@ -309,7 +309,7 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
     let (state, took_over) = match run.take_over {
         true => {
             // What would keep this one from serving is found while the other one still does.
-            if local::pid_at(&socket).await.is_some() {
+            if !matches!(local::pid_at(&socket).await, Ok(None)) {
                 could_serve(&run, &state).await?;
             }
             take_over(&dir, &socket, state, output).await?
