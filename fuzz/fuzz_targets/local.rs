@@ -12,7 +12,7 @@ use nexus_proxy::identity::{KeyPin, Role};
 use nexus_proxy::role::files;
 use nexus_proxy::role::proxy::forwards::ForwardRequest;
 use nexus_proxy::role::stub::earlier::Earlier;
-use nexus_proxy::role::stub::kin::Kin;
+use nexus_proxy::role::stub::kin::{self, Kin};
 use nexus_proxy::role::stub::laptops::Laptops;
 use nexus_proxy::role::stub::orphans::{Process, parse};
 use nexus_proxy::role::stub::sessions::Sessions;
@@ -35,7 +35,7 @@ fn caller() -> KeyPin {
 
 const PIN: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// What a successor must show.
+/// What a successor must have.
 static KIN: LazyLock<Kin> = LazyLock::new(|| Kin::load_or_make(&directory("kin")).expect("a file of ours"));
 
 static STATE: LazyLock<Mutex<StubState>> = LazyLock::new(|| {
@@ -53,7 +53,10 @@ fuzz_target!(|data: &[u8]| {
 fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     match bytes.int_in_range(0..=5)? {
         0 => successor(bytes.bytes(bytes.len())?),
-        1 => successor(&framed(&request(bytes, &REQUESTS)?)),
+        1 => match (request(bytes, &REQUESTS)?, bytes.arbitrary()?) {
+            (said, false) => successor(&framed(&said)),
+            (said, true) => kin(&said),
+        },
         2 => list(bytes.bytes(bytes.len())?),
         3 => list(&framed(&request(bytes, &CHANGES)?)),
         4 => {
@@ -84,11 +87,7 @@ const CHANGES: [&str; 3] = [
 
 fn request(bytes: &mut Unstructured<'_>, genuine: &[&str]) -> arbitrary::Result<Vec<u8>> {
     let genuine = bytes.choose(genuine)?.replace("PIN", PIN);
-    let mut genuine: serde_json::Value = serde_json::from_str(&genuine).expect("it is written here");
-    if bytes.arbitrary()? {
-        genuine["params"] = KIN.show(genuine["params"].take());
-    }
-    Ok(edited(genuine.to_string().as_bytes(), bytes)?.0)
+    Ok(edited(genuine.as_bytes(), bytes)?.0)
 }
 
 fn framed(payload: &[u8]) -> Vec<u8> {
@@ -106,7 +105,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Whoever asks: there is an answer in the format or none, no session is found, and only `end` of kin ends.
+/// Whoever asks and has proven nothing: there is an answer in the format or none, and nothing is ended.
 fn successor(said: &[u8]) {
     let asked = message(said).filter(|payload| payload.len() <= MAX_CONTROL).and_then(|p| Request::parse(p).ok());
     let end = CancellationToken::new();
@@ -121,17 +120,31 @@ fn successor(said: &[u8]) {
             let _ = other.read_to_end(&mut answer).await;
         };
         let (_, served) = tokio::join!(talk, link::serve(stream, &KIN, &laptops, &end));
-        assert!(served.is_err() || asked.is_some(), "something was served that nobody asked for");
+        assert!(served.is_err(), "something was served that nobody may ask for");
         answer
     });
-    let ends = |asked: &Request| asked.method == link::END && KIN.check(&asked.params).is_ok();
-    assert_eq!(end.is_cancelled(), asked.as_ref().is_some_and(ends));
+    assert!(!end.is_cancelled(), "a stranger ended it");
     assert_eq!(answer.is_empty(), asked.is_none(), "{answer:?} for {asked:?}");
     if let Some(asked) = asked {
         let response =
             message(&answer).map(serde_json::from_slice::<Response>).expect("one message").expect("a response");
-        assert!(response.error.is_some() || asked.method != link::RESUME, "a session that is nowhere");
+        assert!(response.error.is_some() || asked.method == kin::METHOD, "a stranger was served");
     }
+}
+
+/// Kin asks: no session is found, and only `end` ends.
+fn kin(said: &[u8]) {
+    // With its proof it has to fit.
+    let Some(asked) = Request::parse(said).ok().filter(|_| said.len() <= MAX_CONTROL / 2) else { return };
+    let end = CancellationToken::new();
+    let answer = runtime().block_on(async {
+        let (stream, other) = UnixStream::pair().expect("a pair of sockets");
+        let laptops = Laptops::default();
+        let ask = KIN.call::<serde_json::Value>(other, &asked.method, &asked.params);
+        tokio::join!(ask, link::serve(stream, &KIN, &laptops, &end)).0
+    });
+    assert_eq!(end.is_cancelled(), asked.method == link::END);
+    assert!(answer.is_err() || asked.method != link::RESUME, "a session that is nowhere");
 }
 
 /// The list changes by what was asked for and nothing else, and its caller stays on it.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
+use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ use crate::role::coordinator::drain::Drain;
 use crate::role::coordinator::public_url;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
-use crate::role::coordinator::store::Store;
+use crate::role::coordinator::store::{Store, moment};
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 
@@ -216,7 +217,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             let rows = existing(&data).await?.list_workspaces().await?;
             let json: Vec<_> = rows
                 .iter()
-                .map(|w| json!({"name": w.name, "enrolled": w.pin.is_some(), "pin": w.pin, "created": w.created}))
+                .map(|w| json!({"name": w.name, "enrolled": w.pin.is_some(), "pin": w.pin, "created": when(w.created)}))
                 .collect();
             let line = |w: &crate::role::coordinator::store::WorkspaceRecord| {
                 format!("{:<24} {}", w.name, if w.pin.is_some() { "enrolled" } else { "not enrolled yet" })
@@ -232,7 +233,9 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             let json: Vec<_> = rows
                 .iter()
                 .map(|d| {
-                    json!({"name": d.name, "pin": d.pin, "created": d.created, "last_seen": d.last_seen, "revoked": d.revoked})
+                    let (created, last_seen) = (when(d.created), d.last_seen.map(when));
+                    let revoked = d.revoked.map(when);
+                    json!({"name": d.name, "pin": d.pin, "created": created, "last_seen": last_seen, "revoked": revoked})
                 })
                 .collect();
             let line = |d: &crate::role::coordinator::store::DeviceRecord| {
@@ -251,6 +254,11 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
 /// The address for what a person types elsewhere.
 fn shown(url: Option<&CoordinatorUrl>) -> String {
     url.map_or_else(|| "https://THIS-HOST:PORT".to_owned(), CoordinatorUrl::to_string)
+}
+
+/// A time of the database, as `--json` has all times: RFC 3339.
+fn when(seconds: i64) -> String {
+    moment(seconds).format(&Rfc3339).unwrap_or_default()
 }
 
 fn table(lines: impl Iterator<Item = String>, none: &str) -> String {

@@ -40,6 +40,9 @@ pub async fn run(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     if up.take_over {
         command.arg("--take-over");
     }
+    if up.drop_forwards {
+        command.arg("--drop-forwards");
+    }
     command.args(up.forwards.arguments());
     // A process group of its own, so that Ctrl-C on this terminal does not reach it.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
@@ -57,7 +60,7 @@ pub async fn run(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
                     let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
                 }
                 let _ = child.wait().await;
-                return Ok(130);
+                return Ok(failure::INTERRUPTED);
             }
             () = tokio::time::sleep_until(deadline) => {
                 let text = format!(
@@ -74,6 +77,9 @@ pub async fn run(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
             Some("coordinator") => format!("  coordinator  {}", event["url"].as_str().unwrap_or_default()),
             Some("workspace") => format!("  workspace    {}", event["name"].as_str().unwrap_or_default()),
             Some("took_over") => format!("  take-over    took over from process {}", event["pid"]),
+            Some("dropped") => {
+                format!("  take-over    its forward {} ends", event["forward"]["spec"].as_str().unwrap_or_default())
+            }
             Some("forward") => {
                 let forward = &event["forward"];
                 format!(

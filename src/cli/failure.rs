@@ -13,9 +13,12 @@ pub const UNAVAILABLE: u8 = 3;
 /// It was refused: not declared, not allowed.
 pub const REFUSED: u8 = 4;
 
+/// A signal ended it before it was done: 128 and the number of SIGINT, as shells say it.
+pub const INTERRUPTED: u8 = 130;
+
 /// The table of exit codes, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not up or not reachable, \
-    4 refused. `exec` passes the command's own code on; 125 is a failure of nexus-proxy, 126 a program that cannot be \
+    4 refused, 130 interrupted. `exec` passes the command's own code on; 125 is a failure of nexus-proxy, 126 a program that cannot be \
     executed, 127 one that does not exist, 128+N a signal N.";
 
 /// A failed command.

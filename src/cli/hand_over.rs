@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::{self, Failure};
 use super::home::Home;
-use super::output::Output;
-use super::up::Up;
+use super::output::{Output, count};
+use super::up::{Requests, Up};
 use crate::lifeline::core::RETENTION;
 use crate::role::proxy::control::{self, Door};
 use crate::role::proxy::daemon::{Daemon, HandedOver, Status};
@@ -49,10 +49,11 @@ impl Predecessor {
     }
 }
 
-/// Asks the `up` that runs to hand over. When none does, there is nothing to ask.
+/// Asks the `up` that runs to hand over, and takes its forwards, unless they are to be dropped. When none runs, there is
+/// nothing to ask.
 pub async fn take_over(
     up: &Up,
-    requests: &[ForwardRequest],
+    forwards: &mut Requests,
     home: &Home,
     output: Output,
 ) -> Result<Option<Predecessor>, Failure> {
@@ -63,7 +64,7 @@ pub async fn take_over(
         Err(refusal) => return Err(refusal.into()),
     };
     if let Some(url) = &up.coordinator {
-        could_come_up(up, url, requests, home).await?;
+        could_come_up(up, url, &forwards.all(), home).await?;
     }
     let params = json!({"coordinator": up.coordinator.as_ref().map(CoordinatorUrl::to_string)});
     let asked = tokio::time::timeout(TAKE_OVER_PATIENCE, control::call::<HandedOver>(stream, "hand_over", params));
@@ -74,10 +75,12 @@ pub async fn take_over(
             let text = format!(
                 "took over; process {} goes on with {} until that is done",
                 handed.pid,
-                connections(handed.open)
+                count(handed.open, "connection")
             );
             output.line("take-over", &text, &json!({"event": "took_over", "pid": handed.pid, "open": handed.open}));
-            Ok(Some(Predecessor { pid: handed.pid, stream }))
+            let predecessor = Predecessor { pid: handed.pid, stream };
+            take_forwards(up, forwards, handed.forwards, output)?;
+            Ok(Some(predecessor))
         }
         Ok(Err(refusal)) if refusal.code == RefusalCode::Unsupported => {
             let why =
@@ -93,6 +96,18 @@ pub async fn take_over(
             Err(Failure::new(failure::FAILED, failed(&why)))
         }
     }
+}
+
+/// Takes the other one's forwards beside those that are given here, or says which of them end.
+fn take_forwards(up: &Up, forwards: &mut Requests, handed: Vec<ForwardRequest>, output: Output) -> Result<(), Failure> {
+    let is_given = |handed: &ForwardRequest| !up.drop_forwards || forwards.own.iter().any(|own| own.is_again(handed));
+    let (taken, dropped): (Vec<_>, Vec<_>) = handed.into_iter().partition(is_given);
+    for one in dropped {
+        let text = format!("its forward {} {} ends", one.kind.flag(), one.spec);
+        output.line("take-over", &text, &json!({"event": "dropped", "forward": one}));
+    }
+    forwards.own = ports::joined(std::mem::take(&mut forwards.own), &forwards.configured, taken)?;
+    Ok(())
 }
 
 /// Refuses what would keep this one from coming up, before the other has closed anything: a profile that is not there, a
@@ -131,7 +146,7 @@ pub async fn live_on(
     let handed = daemon.handed_over().await;
     let text = format!(
         "handed over to another `nexus-proxy up`; what is open here goes on until it is done: {}",
-        connections(handed.open)
+        count(handed.open, "connection")
     );
     tracing::info!(open = handed.open, "handed over; what is open goes on here");
     output.line("take-over", &text, &json!({"event": "handed_over", "open": handed.open}));
@@ -167,9 +182,4 @@ pub async fn live_on(
     };
     let (lived, followed) = tokio::join!(live, follow);
     followed.and(lived)
-}
-
-/// So many connections, in words.
-pub fn connections(open: usize) -> String {
-    if open == 1 { "1 connection".into() } else { format!("{open} connections") }
 }

@@ -3,6 +3,12 @@
 use owo_colors::OwoColorize;
 use serde_json::Value;
 
+/// So many of something, in words: `1 session`, `2 sessions`.
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Where a command's output goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {

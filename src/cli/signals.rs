@@ -3,6 +3,8 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::failure;
+
 /// Cancels `stop` at the first SIGINT, SIGTERM or SIGHUP; ends the process at the second. Poll it beside the work.
 pub async fn ask_for_end(stop: CancellationToken) {
     let (Ok(mut int), Ok(mut term), Ok(mut hup)) =
@@ -18,7 +20,7 @@ pub async fn ask_for_end(stop: CancellationToken) {
             _ = hup.recv() => {}
         }
         if asked {
-            std::process::exit(130);
+            std::process::exit(failure::INTERRUPTED.into());
         }
         asked = true;
         stop.cancel();

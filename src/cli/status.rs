@@ -8,9 +8,8 @@ use time::format_description::well_known::Rfc3339;
 use tokio::net::UnixStream;
 
 use super::failure::{self, Failure};
-use super::hand_over::connections;
 use super::home::Home;
-use super::output::Output;
+use super::output::{Output, count};
 use super::way::{next_attempt, path_text, second, within_line};
 use crate::lifeline::Route;
 use crate::role::proxy::control::{self, socket_path};
@@ -50,7 +49,7 @@ pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<
             status.workspace,
             status.pid,
             status.version,
-            connections(status.earlier)
+            count(status.earlier, "connection")
         );
         output.line("handed over", &text, &Value::Null);
     }
@@ -129,15 +128,21 @@ fn show_status(output: Output, status: &Status) {
     output.line("coordinator", &format!("{}, as device {}", status.coordinator, status.device), &none);
     output.line("tunnel", &state, &none);
     if status.earlier > 0 {
-        let text = format!("{} connections go on in earlier sessions until they are done", status.earlier);
+        let rest = if status.earlier == 1 {
+            "goes on in an earlier session until it is done"
+        } else {
+            "go on in earlier sessions until they are done"
+        };
+        let text = format!("{} {rest}", count(status.earlier, "connection"));
         output.line("earlier", &text, &none);
     }
     for forward in &status.forwards {
-        let (flag, from, to) = match forward.kind {
-            ForwardKind::Local => ("-L", "here", "in the workspace"),
-            ForwardKind::Remote => ("-R", "in the workspace", "here"),
-            ForwardKind::Dynamic => ("-D", "here", "SOCKS5"),
+        let (from, to) = match forward.kind {
+            ForwardKind::Local => ("here", "in the workspace"),
+            ForwardKind::Remote => ("in the workspace", "here"),
+            ForwardKind::Dynamic => ("here", "SOCKS5"),
         };
+        let flag = forward.kind.flag();
         let target = forward.target.as_ref().map(|target| format!("{target} ")).unwrap_or_default();
         let counts = format!(
             "{} open, {} so far, {} B up, {} B down",
@@ -168,7 +173,11 @@ pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failur
     let earlier: String = handed_over
         .iter()
         .map(|status| {
-            format!("; process {}, which had handed over, ended with {}", status.pid, connections(status.earlier))
+            format!(
+                "; process {}, which had handed over, ended with {}",
+                status.pid,
+                count(status.earlier, "connection")
+            )
         })
         .collect();
     let pids: Vec<u32> = handed_over.iter().map(|status| status.pid).collect();

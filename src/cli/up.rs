@@ -30,6 +30,7 @@ use crate::role::proxy::tunnel::{Tunnel, TunnelError, TunnelState};
 use crate::role::proxy::tunnel_state::Doing;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
+use crate::wire::Refusal;
 use crate::wire::name::{DeviceName, WorkspaceName};
 
 /// How long a tunnel may be on its way before a line says what it waits for.
@@ -67,11 +68,14 @@ pub struct Up {
     /// Takes the place of the `nexus-proxy up` that runs for this workspace: an update breaks nothing.
     ///
     /// That one takes nothing new any more and ends when its connections, processes and calls are done; Ctrl-C there ends
-    /// it at once. Give the same --coordinator, and the same -L, -R and -D: they are not passed on, and their ports are
-    /// closed until this one opens them. When this one ends before it is up, that one takes its place again. Forwards of
-    /// `nexus-proxy forward` move by themselves. One that has its workspace inside (no --coordinator) cannot hand over.
+    /// it at once. Give the same --coordinator. Its forwards go on here, with their ports, beside those that are given here;
+    /// those of the configuration are the ones that it has now. When this one ends before it is up, that one takes its place
+    /// again. One that has its workspace inside (no --coordinator) cannot hand over.
     #[arg(long)]
     pub take_over: bool,
+    /// With --take-over: of the other one's -L, -R and -D, only those go on that are given here again.
+    #[arg(long, requires = "take_over")]
+    pub drop_forwards: bool,
     /// This process is the background one.
     #[arg(long, hide = true)]
     pub background: Option<PathBuf>,
@@ -90,17 +94,16 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let began = Instant::now();
     descriptors::raise(descriptors::OF_A_TUNNEL);
     let config = super::proxy::load(up.config.as_deref(), home)?;
-    let mut requests = up.forwards.requests();
-    requests.extend(super::proxy::configured(&config)?);
+    let mut forwards = Requests { own: up.forwards.requests(), configured: super::proxy::configured(&config)? };
     // Until this one is up it may end in any way: then the other one takes its place again.
-    let mut predecessor = if up.take_over { take_over(&up, &requests, home, output).await? } else { None };
+    let mut predecessor = if up.take_over { take_over(&up, &mut forwards, home, output).await? } else { None };
     // Held until everything is down, or handed over.
     let (held, socket) = claim(&up, home).await?;
     let mut held = Some(held);
     let stop = CancellationToken::new();
     let interrupted = signals::ask_for_end(stop.clone());
     let log = bound_logs(up.background.as_deref(), home.audit());
-    let plan = Plan { up: &up, home, output, config: &config, requests, stop: &stop };
+    let plan = Plan { up: &up, home, output, config: &config, forwards, stop: &stop };
     let work = async {
         let mut local = Local::default();
         let outcome = session(&plan, began, socket, &mut held, &mut local, &mut predecessor).await;
@@ -164,9 +167,35 @@ struct Plan<'a> {
     home: &'a Home,
     output: Output,
     config: &'a Config,
-    requests: Vec<ForwardRequest>,
+    forwards: Requests,
     /// Ends all of it.
     stop: &'a CancellationToken,
+}
+
+/// The forwards that an `up` has from the beginning.
+pub struct Requests {
+    /// Its own, from the command line; they go to the program that takes over.
+    pub own: Vec<ForwardRequest>,
+    /// Those of the configuration, which that program reads itself.
+    pub configured: Vec<ForwardRequest>,
+}
+
+impl Requests {
+    /// All of them.
+    pub fn all(&self) -> Vec<ForwardRequest> {
+        [&self.own[..], &self.configured].concat()
+    }
+
+    /// Adds them; a refusal ends what has begun.
+    async fn add(&self, daemon: &Daemon, output: Output) -> Result<(), Refusal> {
+        for request in &self.own {
+            super::proxy::show_forward(output, &daemon.forwards().add_own(request).await?);
+        }
+        for request in &self.configured {
+            super::proxy::show_forward(output, &daemon.forwards().add(request).await?);
+        }
+        Ok(())
+    }
 }
 
 /// What runs on this machine besides the tunnel; ended in the reverse order.
@@ -250,11 +279,12 @@ async fn live(
     let stop = plan.stop.child_token();
     let daemon = Daemon::new(tunnel, device, plan.config.declared(), log, on_this_machine, stop.clone());
     daemon.set_following(predecessor.is_some());
+    daemon.forwards().announce(&plan.forwards.own);
     let mut running: LocalBoxFuture<'_, Result<(), TunnelError>> = Box::pin(daemon.clone().run(socket));
     let over = tokio::select! {
         _ = daemon.handed_over() => Over::Handed(None),
         outcome = &mut running => Over::Handed(Some(outcome)),
-        failed = show(daemon.clone(), &plan.requests, predecessor, output, began) => Over::Failed(failed),
+        failed = show(daemon.clone(), &plan.forwards, predecessor, output, began) => Over::Failed(failed),
         how = local.broke() => {
             let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
             let text = format!("the workspace's stub ended ({how}). hint: its log is {}", places.display());
@@ -332,31 +362,31 @@ pub fn device_name() -> DeviceName {
 /// Adds the forwards and tells how things are; ends only when a forward cannot be had at all.
 async fn show(
     daemon: Arc<Daemon>,
-    requests: &[ForwardRequest],
+    forwards: &Requests,
     predecessor: &mut Option<Predecessor>,
     output: Output,
     began: Instant,
 ) -> Failure {
     let mut state = daemon.tunnel().state();
     let mut first = true;
-    let mut told = Told::Nothing;
+    let mut said = Said::Nothing;
     let mut down = None;
     loop {
         let now = state.borrow_and_update().clone();
         let json = json!({"event": "tunnel", "tunnel": now});
         // A state repeats with another round trip or another time to wait; a person is told what is new.
-        let before = std::mem::replace(&mut told, Told::of(&now));
+        let before = std::mem::replace(&mut said, Said::of(&now));
         match now {
-            _ if before == told => {}
+            _ if before == said => {}
             TunnelState::Connecting { .. } => {}
             // The usual beginning, through the coordinator and then directly, is not news.
             TunnelState::Up { path: Route::Direct, moves: 1, .. }
-                if matches!(before, Told::Up { .. }) && !output.is_json() => {}
+                if matches!(before, Said::Up { .. }) && !output.is_json() => {}
             TunnelState::Up { path, round_trip_ms, .. }
-                if matches!(before, Told::Up { .. } | Told::Resuming { .. }) =>
+                if matches!(before, Said::Up { .. } | Said::Resuming { .. }) =>
             {
                 let path = path_text(path, round_trip_ms);
-                let went = if matches!(before, Told::Up { .. }) { "moved" } else { "goes on" };
+                let went = if matches!(before, Said::Up { .. }) { "moved" } else { "goes on" };
                 output.line("tunnel", &format!("{went}, {path}; nothing was lost"), &json);
             }
             TunnelState::Resuming { why, last, retry_ms, .. } => {
@@ -373,11 +403,8 @@ async fn show(
                 let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };
                 if first {
                     // Before the line that says it is up, so that whoever waits for that line finds them there.
-                    for request in requests {
-                        match daemon.forwards().add(request).await {
-                            Ok(status) => super::proxy::show_forward(output, &status),
-                            Err(refusal) => return refusal.into(),
-                        }
+                    if let Err(refusal) = forwards.add(&daemon, output).await {
+                        return refusal.into();
                     }
                     first = false;
                     daemon.set_following(false);
@@ -426,20 +453,20 @@ async fn show(
 
 /// What a person was told of the tunnel last.
 #[derive(PartialEq)]
-enum Told {
+enum Said {
     Nothing,
     Up { since: time::OffsetDateTime, path: Route, moves: u64 },
     Resuming { last: Option<String> },
     Down { why: String, retry_ms: u64 },
 }
 
-impl Told {
-    fn of(state: &TunnelState) -> Told {
+impl Said {
+    fn of(state: &TunnelState) -> Said {
         match state {
-            TunnelState::Connecting { .. } | TunnelState::Failed { .. } => Told::Nothing,
-            TunnelState::Up { since, path, moves, .. } => Told::Up { since: *since, path: *path, moves: *moves },
-            TunnelState::Resuming { last, .. } => Told::Resuming { last: last.clone() },
-            TunnelState::Waiting { why, retry_ms, .. } => Told::Down { why: why.clone(), retry_ms: *retry_ms },
+            TunnelState::Connecting { .. } | TunnelState::Failed { .. } => Said::Nothing,
+            TunnelState::Up { since, path, moves, .. } => Said::Up { since: *since, path: *path, moves: *moves },
+            TunnelState::Resuming { last, .. } => Said::Resuming { last: last.clone() },
+            TunnelState::Waiting { why, retry_ms, .. } => Said::Down { why: why.clone(), retry_ms: *retry_ms },
         }
     }
 }

@@ -90,6 +90,12 @@ impl Download {
     }
 }
 
+/// A port that leads to `redis` as long as what is returned with it: a forward of a command's own.
+#[track_caller]
+fn leased(world: &Linked, redis: &Redis) -> (u16, Running) {
+    world.forward(format!("127.0.0.1:{}", redis.port))
+}
+
 /// A connection to a Redis on `port` of the loopback that has been of use.
 #[track_caller]
 fn talk_to(port: u16) -> TcpStream {
@@ -130,8 +136,7 @@ fn what_is_open_goes_on_across_two_updates_of_the_laptop() {
     ];
     let forwards: Vec<&str> = forwards.iter().map(String::as_str).collect();
     let mut first = up(&world, &forwards);
-    let (line, leased) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let leased_port = port_in(&line);
+    let (leased_port, leased) = leased(&world, &redis);
     world.near.set_wire(narrow());
 
     // Both directions of a connection, one of the workspace's, one of a command's forward, and a process.
@@ -188,6 +193,59 @@ fn what_is_open_goes_on_across_two_updates_of_the_laptop() {
     drop(leased);
 }
 
+/// Where `status` says that forwards listen, by the kind of them.
+fn listening(laptop: &Laptop) -> Vec<(String, String)> {
+    let status = laptop.workspace_status();
+    let of = |one: &serde_json::Value| Some((one["kind"].as_str()?.into(), one["listen"].as_str()?.into()));
+    status["forwards"].as_array().expect("a list").iter().map(|one| of(one).expect("two words")).collect()
+}
+
+#[test]
+fn forwards_go_to_the_next_program_with_their_ports_unless_they_are_dropped() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let (local, remote) = (format!("0:127.0.0.1:{}", redis.port), format!("0:127.0.0.1:{}", redis.port));
+    let first = up(&world, &["-L", &local, "-R", &remote, "-D", "0"]);
+    let had = listening(&world.laptop);
+    assert_eq!(had.len(), 3, "{}", first.program.output());
+
+    // Without a word about them, and once more after that.
+    let second = up(&world, &["--take-over"]);
+    assert_eq!(listening(&world.laptop), had, "{}", second.program.output());
+    let third = up(&world, &["--take-over", "-R", "0:127.0.0.1:9"]);
+    let has = listening(&world.laptop);
+    assert_eq!(has.len(), 4, "{}", third.program.output());
+    assert!(had.iter().all(|one| has.contains(one)), "{has:?}");
+    for (kind, at) in &had {
+        let port = port_in(&format!(" {at}"));
+        if kind != "dynamic" {
+            assert_eq!(ping(&mut talk_to(port)), Ok(()), "{kind}");
+        }
+    }
+
+    let fourth = up(&world, &["--take-over", "--drop-forwards", "-L", &local]);
+    assert_eq!(listening(&world.laptop), had[..1], "{}", fourth.program.output());
+    for dropped in [format!("-R {remote}"), "-R 0:127.0.0.1:9".into(), "-D 0".into()] {
+        let line = format!("its forward {dropped} ends");
+        assert!(fourth.program.output().contains(&line), "{line}:\n{}", fourth.program.output());
+    }
+}
+
+#[test]
+fn forwards_of_a_program_that_was_never_up_go_to_the_next_one() {
+    let mut world = Linked::new();
+    world.stub.stop(Signal::SIGTERM);
+    let near = world.near.url();
+    let words = ["up", "box", "--no-direct", "--coordinator", &near];
+    let mut first = Running::start(world.laptop.command(&[&words[..], &["-D", "0"]].concat()));
+    first.says("waiting for the workspace's stub");
+    let mut second = Running::start(world.laptop.command(&[&words[..], &["--take-over"]].concat()));
+    second.says("took over");
+    world.stub = world.machine.stub(None);
+    second.says_after(0, RECOVERY, "end-to-end verified");
+    assert_eq!(listening(&world.laptop).len(), 1, "{}", second.output());
+}
+
 #[test]
 fn a_take_over_in_the_background_goes_on_in_the_background() {
     let redis = Redis::start();
@@ -196,8 +254,8 @@ fn a_take_over_in_the_background_goes_on_in_the_background() {
     let words = ["up", "box", "--coordinator", &near, "--detach"];
     world.laptop.run(&words).ok();
     let first = pid(&world.laptop);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = Dialogue::redis(port_in(&line));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = Dialogue::redis(port);
     talk.echo();
     let said = world.laptop.run(&[&words[..], &["--take-over"]].concat()).ok();
     assert!(said.contains(&format!("took over from process {first}")), "{said}");
@@ -236,8 +294,7 @@ fn an_interrupted_session_is_not_handed_over() {
     let redis = Redis::start();
     let world = Linked::new();
     let mut first = up(&world, &[]);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let port = port_in(&line);
+    let (port, _forward) = leased(&world, &redis);
     let mut talk = Dialogue::redis(port);
     talk.echo();
     // The coordinator is there, and the workspace is not.
@@ -259,8 +316,8 @@ fn ctrl_c_ends_what_goes_on_after_a_hand_over() {
     let redis = Redis::start();
     let world = Linked::new();
     let mut first = up(&world, &[]);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = talk_to(port_in(&line));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = talk_to(port);
     let second = up(&world, &["--take-over"]);
     first.program.says("handed over");
     assert_eq!(ping(&mut talk), Ok(()));
@@ -283,8 +340,8 @@ fn status_and_down_know_those_that_handed_over() {
     let redis = Redis::start();
     let world = Linked::new();
     let mut first = up(&world, &[]);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = talk_to(port_in(&line));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = talk_to(port);
     assert_eq!(handed_over(&world.laptop), []);
     let mut second = up(&world, &["--take-over"]);
     first.program.says("handed over");
@@ -312,8 +369,8 @@ fn what_was_handed_over_can_be_ended_when_nothing_else_is_up() {
     let redis = Redis::start();
     let world = Linked::new();
     let mut first = up(&world, &[]);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = talk_to(port_in(&line));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = talk_to(port);
     let second = up(&world, &["--take-over"]);
     first.program.says("handed over");
     assert_eq!(second.ctrl_c().code(), Some(0));
@@ -354,8 +411,8 @@ fn a_coordinator_that_is_away_is_found_before_anything_is_handed_over() {
     let near = world.near.url();
     let mut first = world.laptop.up(&["box", "--coordinator", &near]);
     world.until_it_goes("direct", true);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = talk_to(port_in(&line));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = talk_to(port);
     world.coordinator.kill();
     let refused = world.laptop.run(&["up", "box", "--coordinator", &near, "--take-over"]).err();
     assert!(refused.contains("not taken over"), "{refused}");
@@ -376,9 +433,8 @@ fn is_taken_back(words: &[&str], end: impl FnOnce(&mut Running)) {
     let world = Linked::new();
     let port = free_port();
     let mut first = up(&world, &["-L", &format!("{port}:127.0.0.1:{}", redis.port)]);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let leased = port_in(&line);
-    let mut talks = vec![talk_to(port), talk_to(leased)];
+    let (leased_port, _forward) = leased(&world, &redis);
+    let mut talks = vec![talk_to(port), talk_to(leased_port)];
     let near = world.near.url();
     let take_over = ["up", "box", "--no-direct", "--coordinator", &near, "--take-over"];
     world.near.set_wire(long());
@@ -391,8 +447,8 @@ fn is_taken_back(words: &[&str], end: impl FnOnce(&mut Running)) {
     world.near.set_wire(narrow());
     until("the first to be up again", || (first.tunnels() == 2).then_some(()));
     talks.push(talk_to(port));
-    until("the command's forward", || TcpStream::connect(("127.0.0.1", leased)).ok());
-    talks.push(talk_to(leased));
+    until("the command's forward", || TcpStream::connect(("127.0.0.1", leased_port)).ok());
+    talks.push(talk_to(leased_port));
     assert_eq!(pid(&world.laptop), u64::from(first.program.pid()));
     assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
     // And it can be taken over from once more.
@@ -451,8 +507,8 @@ fn a_revoked_device_loses_what_it_handed_over() {
     let redis = Redis::start();
     let world = Linked::new();
     let mut first = up(&world, &[]);
-    let (line, _forward) = world.laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = Dialogue::redis(port_in(&line));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = Dialogue::redis(port);
     talk.echo();
     let mut second = up(&world, &["--take-over"]);
     first.program.says("handed over");

@@ -10,12 +10,16 @@ use nexus_proxy::identity::{Authority, Bundle, Credential, Trust};
 use nexus_proxy::role::proxy::profile::{Profile, directory};
 use nexus_proxy::transport::client::CoordinatorClient;
 use nexus_proxy::transport::outer::OuterTls;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use crate::support::linked::Frozen;
 use crate::support::program::command;
 use crate::support::*;
 
 const REFUSED: i32 = 4;
 const UNAVAILABLE: i32 = 3;
+const INTERRUPTED: i32 = 130;
 
 /// What `authority rotate` says, step by step.
 const STEPS: [&str; 3] = ["is published", "next authority signs", "is retired; the rotation is complete"];
@@ -158,6 +162,30 @@ fn a_download_and_an_ssh_connection_outlive_a_rotation_and_a_crash_after_it() {
     world.stub = world.machine.stub(None);
     let _again = world.laptop.up(&world.words());
     assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+}
+
+#[test]
+fn who_waits_for_members_is_told_which_and_may_go_on_later() {
+    let world = World::new(&[]);
+    let refused = world.coordinator.run(&["authority", "rotate", "--wait", "1h", "--force"]).err();
+    assert!(refused.contains("--wait") && refused.contains("--force"), "{refused}");
+
+    let frozen = Frozen::new(world.stub.pid());
+    let mut waits = Running::start(world.coordinator.command(&["authority", "rotate", "--wait", "1h"]));
+    let said = waits.says("waits for 2 members to know the next authority");
+    assert!(said.contains("device `anna`") && said.contains("workspace `box`"), "{said}");
+    drop(frozen);
+    waits.says("waits for 1 member to know the next authority: device `anna`");
+    waits.signal(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(waits.ends().code(), Some(INTERRUPTED), "{}", waits.output());
+    assert!(waits.output().contains("the steps that were taken stay"), "{}", waits.output());
+
+    let shown: serde_json::Value =
+        serde_json::from_str(&world.coordinator.run(&["--json", "authority", "show"]).ok()).expect("--json is JSON");
+    assert_eq!(shown["authorities"][0]["duty"], "next", "{shown}");
+    let published = shown["authorities"][0]["published"].as_str().expect("a text");
+    let published = OffsetDateTime::parse(published, &Rfc3339).expect("as RFC 3339 has times");
+    assert!(published <= OffsetDateTime::now_utc(), "{published}");
 }
 
 #[test]

@@ -10,11 +10,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use super::authority::{self, AuthorityError};
 use super::authority_store::{AuthorityRecord, MemberRecord};
 use super::registry::Registry;
 use super::rules::{Fault, internal, refuse, unix};
+use super::store::moment;
 use crate::identity::certificate::chain_pem;
 use crate::identity::{Authority, KeyPin};
 use crate::wire::{Refusal, RefusalCode};
@@ -59,7 +61,7 @@ pub enum Duty {
 #[derive(Debug, Clone, Serialize)]
 pub struct Rotation {
     /// Those in force, newest first.
-    pub authorities: Vec<Standing>,
+    pub authorities: Vec<InForce>,
     /// The step that comes next.
     pub next: Step,
     /// Members that are not ready for it.
@@ -68,15 +70,17 @@ pub struct Rotation {
 
 /// An authority in force.
 #[derive(Debug, Clone, Serialize)]
-pub struct Standing {
+pub struct InForce {
     /// What it does.
     pub duty: Duty,
     /// Its key.
     pub pin: KeyPin,
-    /// Since when members are told of it, in seconds since 1970.
-    pub published: i64,
+    /// Since when members are told of it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub published: OffsetDateTime,
     /// Since when it signs, or when it began to.
-    pub signs: Option<i64>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub signs: Option<OffsetDateTime>,
 }
 
 /// A member that is not ready.
@@ -147,13 +151,13 @@ impl Registry {
         let records = self.store().authorities().await.map_err(internal)?;
         let members = self.store().members().await.map_err(internal)?;
         let (next, waiting) = plan(&records, &members, unix(now));
-        let standing = |record: &AuthorityRecord| Standing {
+        let in_force = |record: &AuthorityRecord| InForce {
             duty: duty(&records, record),
             pin: record.pin,
-            published: record.published,
-            signs: record.signs,
+            published: moment(record.published),
+            signs: record.signs.map(moment),
         };
-        Ok(Rotation { authorities: authority::in_force(&records).map(standing).collect(), next, waiting })
+        Ok(Rotation { authorities: authority::in_force(&records).map(in_force).collect(), next, waiting })
     }
 }
 
@@ -218,13 +222,18 @@ fn publish(signing: &Authority, dir: &Path, now: SystemTime) -> Result<Authority
     })
 }
 
-fn not_ready(step: Step, waiting: &[Waiting]) -> String {
+/// The first of them by name, and how many more there are.
+fn named(waiting: &[Waiting]) -> String {
     let named: Vec<String> = waiting.iter().take(MAX_NAMED).map(Waiting::to_string).collect();
     let more = match waiting.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
         more => format!(", and {more} more"),
     };
-    let who = format!("{}{more}", named.join(", "));
+    format!("{}{more}", named.join(", "))
+}
+
+fn not_ready(step: Step, waiting: &[Waiting]) -> String {
+    let who = named(waiting);
     match step {
         Step::Retired => format!(
             "certificates by the former authority are still in use: {who}. hint: who is connected renews within a minute or \
@@ -236,6 +245,18 @@ fn not_ready(step: Step, waiting: &[Waiting]) -> String {
              or remove who is gone; --overlap 7d waits no longer than that for the others, --force not at all: whoever is \
              away follows when it comes back"
         ),
+    }
+}
+
+impl Rotation {
+    /// Whom the next step waits for, and what they lack.
+    pub fn waits_for(&self) -> String {
+        let lack = match self.next {
+            Step::Published | Step::Switched => "to know the next authority",
+            Step::Retired => "to have a certificate by the one that signs",
+        };
+        let members = if self.waiting.len() == 1 { "1 member" } else { &format!("{} members", self.waiting.len()) };
+        format!("{members} {lack}: {}", named(&self.waiting))
     }
 }
 

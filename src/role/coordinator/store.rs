@@ -12,6 +12,7 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 use sqlx::{Row, Sqlite, Transaction};
+use time::OffsetDateTime;
 
 use crate::identity::KeyPin;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -130,6 +131,11 @@ pub struct CodeRecord {
     pub expires: i64,
     /// When it was used.
     pub used_at: Option<i64>,
+}
+
+/// A time as the records have it, in seconds since 1970.
+pub fn moment(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// Changes whenever a member may have been lost: revoked devices, removed workspaces, codes used (an enrolment replaces a

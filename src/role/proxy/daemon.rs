@@ -79,6 +79,9 @@ pub struct HandedOver {
     pub pid: u32,
     /// Connections, processes and calls that go on there until they are done.
     pub open: usize,
+    /// Its own forwards, whose ports are free: not those of other commands, nor of its configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<ForwardRequest>,
 }
 
 /// The last message to a command whose forward is to be asked for again, of the `up` that took over.
@@ -145,7 +148,7 @@ impl Daemon {
     /// Returns when it has handed over to another program: with what goes on here until it is done.
     pub async fn handed_over(&self) -> HandedOver {
         self.handed.cancelled().await;
-        HandedOver { pid: std::process::id(), open: self.tunnel.earlier() }
+        HandedOver { pid: std::process::id(), open: self.tunnel.earlier(), forwards: self.forwards.handed_on() }
     }
 
     /// After [`Daemon::handed_over`]: whether the program that asked came up. It says so, or is gone without.

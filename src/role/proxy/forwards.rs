@@ -46,6 +46,17 @@ pub enum ForwardKind {
     Dynamic,
 }
 
+impl ForwardKind {
+    /// The option of the command line.
+    pub fn flag(self) -> &'static str {
+        match self {
+            ForwardKind::Local => "-L",
+            ForwardKind::Remote => "-R",
+            ForwardKind::Dynamic => "-D",
+        }
+    }
+}
+
 /// A forward that is asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ForwardRequest {
@@ -62,6 +73,11 @@ impl ForwardRequest {
     /// A forward that begins.
     pub fn new(kind: ForwardKind, spec: impl Into<String>) -> ForwardRequest {
         ForwardRequest { kind, spec: spec.into(), at: None }
+    }
+
+    /// Whether both say the same on the command line, wherever they listen.
+    pub fn is_again(&self, other: &ForwardRequest) -> bool {
+        (self.kind, &self.spec) == (other.kind, &other.spec)
     }
 }
 
@@ -97,6 +113,8 @@ struct Entry {
     stats: Arc<ForwardStats>,
     listening: watch::Receiver<Listening>,
     term: Term,
+    /// Goes to the program that takes over: it belongs to the `up`, and not to a command or the configuration.
+    handed_on: bool,
     _end: DropGuard,
 }
 
@@ -119,6 +137,8 @@ impl Listening {
 struct Entries {
     last: u32,
     of: BTreeMap<u32, Entry>,
+    /// Those that are still to be added.
+    announced: Vec<ForwardRequest>,
     /// No more are taken.
     closed: bool,
 }
@@ -224,6 +244,34 @@ impl Forwards {
         Some(ForwardRequest { at: Some(at), ..entry.request.clone() })
     }
 
+    /// These will be added with [`add_own`](Self::add_own). They go to the program that takes over, also when it comes before.
+    pub fn announce(&self, own: &[ForwardRequest]) {
+        self.entries().announced = own.to_vec();
+    }
+
+    /// Adds one of those that were announced.
+    pub async fn add_own(&self, request: &ForwardRequest) -> Result<ForwardStatus, Refusal> {
+        let status = self.add(request).await?;
+        let mut entries = self.entries();
+        if let Some(entry) = entries.of.get_mut(&status.id) {
+            entry.handed_on = true;
+        }
+        if let Some(at) = entries.announced.iter().position(|one| one == request) {
+            entries.announced.remove(at);
+        }
+        Ok(status)
+    }
+
+    /// What the program that takes over asks for to have those that go to it, where they are.
+    pub fn handed_on(&self) -> Vec<ForwardRequest> {
+        let (ids, announced): (Vec<u32>, _) = {
+            let entries = self.entries();
+            let own = entries.of.iter().filter(|(_, entry)| entry.handed_on);
+            (own.map(|(id, _)| *id).collect(), entries.announced.clone())
+        };
+        ids.into_iter().filter_map(|id| self.again(id)).chain(announced).collect()
+    }
+
     /// Where a connection that listener `id` accepted in the workspace leads, and where it is counted.
     pub fn target(&self, id: u32) -> Option<(Endpoint, Arc<ForwardStats>)> {
         let entries = self.entries();
@@ -259,7 +307,7 @@ impl Forwards {
         entries.last += 1;
         let id = entries.last;
         let (request, end) = (request.clone(), term.end.clone().drop_guard());
-        entries.of.insert(id, Entry { request, target, stats, listening, term, _end: end });
+        entries.of.insert(id, Entry { request, target, stats, listening, term, handed_on: false, _end: end });
         Ok(id)
     }
 

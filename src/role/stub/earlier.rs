@@ -61,11 +61,8 @@ impl Earlier {
     /// A carrier to the stub that has this attach's session, with the attach on it; or why the session cannot go on.
     /// `Timeout` and `Unavailable` are not final: one that does not answer may have it.
     pub async fn resume(&self, attach: &Attach, route: Route) -> Result<Carrier<UnixStream>, Refusal> {
-        let params = self.kin.show(json!({"lifeline": link::name(attach.id), "route": route}));
-        let ask = |socket: PathBuf| {
-            let params = &params;
-            async move { call(&socket, RESUME, params).await }
-        };
+        let params = &json!({"lifeline": link::name(attach.id), "route": route});
+        let ask = |socket: PathBuf| async move { self.call(&socket, RESUME, params).await };
         let mut asked: FuturesUnordered<_> = self.sockets().into_iter().map(ask).collect();
         let mut refused = laptops::unknown();
         while let Some(answer) = asked.next().await {
@@ -90,9 +87,9 @@ impl Earlier {
             return;
         }
         let pins: Vec<String> = pins.iter().map(KeyPin::to_string).collect();
-        let params = self.kin.show(json!({"pins": pins, "refusal": refusal}));
+        let params = json!({"pins": pins, "refusal": refusal});
         let insist = async |socket: PathBuf| {
-            while !told(&socket, END_DEVICES, &params).await {
+            while !self.tell(&socket, END_DEVICES, &params).await {
                 tokio::time::sleep(TOLD_AGAIN).await;
             }
         };
@@ -101,8 +98,7 @@ impl Earlier {
 
     /// Ends them: the workspace closes.
     pub async fn end(&self) {
-        let params = self.kin.show(Value::Null);
-        join_all(self.sockets().iter().map(|socket| told(socket, END, &params))).await;
+        join_all(self.sockets().iter().map(|socket| self.tell(socket, END, &Value::Null))).await;
     }
 
     /// How many live, with those that cannot be asked. Sockets that were left by processes which are gone are removed.
@@ -117,10 +113,10 @@ impl Earlier {
         join_all(self.sockets().into_iter().map(lives)).await.into_iter().filter(|lives| *lives).count()
     }
 
-    /// Their processes.
+    /// Their processes. Of one that cannot be asked, its socket's name tells.
     pub async fn pids(&self) -> Vec<i32> {
-        let asked = self.sockets().into_iter().map(async |socket: PathBuf| local::pid_at(&socket).await);
-        join_all(asked).await.into_iter().flatten().collect()
+        let ask = async |socket: PathBuf| local::pid_at(&socket).await.unwrap_or_else(|_| named(&socket));
+        join_all(self.sockets().into_iter().map(ask)).await.into_iter().flatten().collect()
     }
 
     fn sockets(&self) -> Vec<PathBuf> {
@@ -128,26 +124,48 @@ impl Earlier {
         let is_one = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
         entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one)).map(|entry| entry.path()).collect()
     }
-}
 
-/// Tells the stub at `socket`; whether it heeds that, or is gone.
-async fn told(socket: &Path, method: &str, params: &Value) -> bool {
-    match tokio::time::timeout(HEED, call(socket, method, params)).await {
-        Ok(Ok(_)) => return true,
-        Ok(Err(refusal)) if refusal.code == RefusalCode::NotFound => return true,
-        Ok(Err(refusal)) => tracing::warn!(socket = %socket.display(), %refusal, method, "an earlier stub refused"),
-        Err(_) => tracing::warn!(socket = %socket.display(), method, "an earlier stub stands still"),
+    /// Tells the stub at `socket`; whether it heeds that, or is gone.
+    async fn tell(&self, socket: &Path, method: &str, params: &Value) -> bool {
+        match tokio::time::timeout(HEED, self.call(socket, method, params)).await {
+            Ok(Ok(_)) => return true,
+            Ok(Err(refusal)) if refusal.code == RefusalCode::NotFound => return true,
+            Ok(Err(refusal)) => {
+                tracing::warn!(socket = %socket.display(), %refusal, method, "an earlier stub refused");
+            }
+            Err(_) => tracing::warn!(socket = %socket.display(), method, "an earlier stub stands still"),
+        }
+        false
     }
-    false
+
+    /// Calls the stub at `socket`. `NotFound` when the process is gone, or does not have what is asked for.
+    async fn call(&self, socket: &Path, method: &str, params: &Value) -> Result<UnixStream, Refusal> {
+        let stream = local::connect(socket).await?.ok_or_else(laptops::unknown)?;
+        match self.kin.call::<IgnoredAny>(stream, method, params).await {
+            Ok((_, stream)) => Ok(stream),
+            // It ended meanwhile.
+            Err(StreamError::Io(_) | StreamError::Truncated) => Err(laptops::unknown()),
+            Err(error) => Err(error.into_refusal()),
+        }
+    }
 }
 
-/// Calls the stub at `socket`. `NotFound` when the process is gone, or does not have what is asked for.
-async fn call(socket: &Path, method: &str, params: &Value) -> Result<UnixStream, Refusal> {
-    let stream = local::connect(socket).await?.ok_or_else(laptops::unknown)?;
-    match local::call::<IgnoredAny>(stream, method, params.clone()).await {
-        Ok((_, stream)) => Ok(stream),
-        // It ended meanwhile.
-        Err(StreamError::Io(_) | StreamError::Truncated) => Err(laptops::unknown()),
-        Err(error) => Err(error.into_refusal()),
+/// The process that a socket's name tells.
+fn named(socket: &Path) -> Option<i32> {
+    let (pid, _) = socket.file_name()?.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
+    pid.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sockets_name_tells_its_process() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(named(&own_socket(Path::new("/state"))), Some(pid));
+        for other in ["/state/stub.sock", "/state/earlier-x-1.sock", "/state/earlier-1.sock", "/"] {
+            assert_eq!(named(Path::new(other)), None, "{other}");
+        }
     }
 }

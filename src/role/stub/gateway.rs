@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::call;
 use super::hand_over::{self, Asked, HandedOver};
-use super::kin::Kin;
+use super::kin::{self, Kin};
 use super::laptops::Laptops;
 use super::local;
 use super::status::{self, Told};
@@ -42,7 +42,7 @@ const EXPECTED: Duration = Duration::from_secs(5);
 /// Who may use the socket beside calls, and what for.
 #[derive(Debug)]
 pub struct Doorbell {
-    /// Where successors that ask are heard, and what they must show; without it none is.
+    /// Where successors that ask are heard, and what they must have; without it none is.
     pub successors: Option<(mpsc::Sender<Asked>, Kin)>,
     /// When this stub took over from another, if it did.
     pub took_over: Option<Instant>,
@@ -170,25 +170,26 @@ async fn own(
         let answer = bell.told.status(laptops).await;
         return drop(local::answer(&mut local, request.id, answer).await);
     }
-    let outcome = match (request.method.as_str(), &bell.successors) {
-        (hand_over::METHOD, Some((successors, kin))) => hear(successors, kin, pid, &request).await,
-        (hand_over::METHOD, None) => Err(hand_over::belongs_to_its_parent()),
-        (method, _) => {
-            let text = format!("a stub does not know the method `{}`", crate::wire::refusal::printable(method));
-            Err(Refusal::new(RefusalCode::Unsupported, text))
-        }
+    let is_of_kin = [kin::METHOD, hand_over::METHOD].contains(&request.method.as_str());
+    let (request, outcome) = match &bell.successors {
+        Some((successors, kin)) if is_of_kin => match kin.hear(&mut local, request).await {
+            Ok(request) if request.method == hand_over::METHOD => (request, hear(successors, pid).await),
+            Ok(request) => unknown(request),
+            Err(why) => return tracing::warn!(pid, why, "somebody asked for a hand-over, and was refused"),
+        },
+        None if is_of_kin => (request, Err(hand_over::belongs_to_its_parent())),
+        _ => unknown(request),
     };
     let _ = local::answer(&mut local, request.id, hand_over::answered(outcome)).await;
 }
 
+fn unknown(request: Request) -> (Request, Result<HandedOver, Refusal>) {
+    let text = format!("a stub does not know the method `{}`", crate::wire::refusal::printable(&request.method));
+    (request, Err(Refusal::new(RefusalCode::Unsupported, text)))
+}
+
 /// Has a successor's request answered by the stub's life.
-async fn hear(
-    successors: &mpsc::Sender<Asked>,
-    kin: &Kin,
-    pid: Option<i32>,
-    request: &Request,
-) -> Result<HandedOver, Refusal> {
-    kin.check(&request.params).inspect_err(|_| tracing::warn!(pid, "somebody who is no stub asked for a hand-over"))?;
+async fn hear(successors: &mpsc::Sender<Asked>, pid: Option<i32>) -> Result<HandedOver, Refusal> {
     let gone = || Refusal::new(RefusalCode::Unavailable, "this stub is about to end. hint: try again");
     let (asking, answer) = oneshot::channel();
     successors.send(Asked { pid, answer: asking }).await.map_err(|_| gone())?;

@@ -51,11 +51,18 @@ pub async fn ask(socket: &Path, dir: &Path) -> Result<Option<HandedOver>, Refusa
     let Some(stream) = local::connect(socket).await? else { return Ok(None) };
     let params = json!({"version": env!("CARGO_PKG_VERSION")});
     let kin = Kin::load(dir).map_err(|e| Refusal::new(RefusalCode::Internal, e.to_string()))?;
-    let params = kin.map_or(params.clone(), |kin| kin.show(params));
-    match local::call::<HandedOver>(stream, METHOD, params).await {
+    let answer = match kin {
+        Some(kin) => kin.call::<HandedOver>(stream, METHOD, &params).await,
+        None => local::call(stream, METHOD, params).await,
+    };
+    match answer {
         Ok((answer, _)) => Ok(Some(HandedOver { version: printable_word(&answer.version, MAX_VERSION), ..answer })),
-        Err(StreamError::Refused(refusal)) if refusal.code != RefusalCode::Malformed => Err(refusal),
-        // A release without this call refuses its frame as out of place.
+        // A release without this call refuses its frame as out of place, or does not know how it begins.
+        Err(StreamError::Refused(refusal))
+            if !matches!(refusal.code, RefusalCode::Malformed | RefusalCode::Unsupported) =>
+        {
+            Err(refusal)
+        }
         Err(_) => {
             let text = format!(
                 "the nexus-stub that serves {} did not hand over: it is of a release that cannot, or it just ended. \
@@ -112,9 +119,8 @@ mod tests {
         let good = async {
             let mut stream = FramedStream::new(listener.accept().await.unwrap().0);
             let request = stream.reader.expect().await.unwrap();
-            let request = Request::parse(&request.payload).unwrap();
+            let request = kin.hear(&mut stream, Request::parse(&request.payload).unwrap()).await.unwrap();
             assert_eq!(request.method, METHOD);
-            kin.check(&request.params).unwrap();
             local::answer(&mut stream, 1.into(), answered(Ok(answer.clone()))).await.unwrap();
         };
         let (asked, ()) = tokio::join!(ask(&socket, dir.path()), good);

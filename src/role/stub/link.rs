@@ -1,7 +1,7 @@
 //! What a stub that handed over still offers to those after it, on a socket in the state directory: carriers of its
 //! sessions are brought here, and devices that are not served any more are ended here.
 //!
-//! Begins nothing. Only this user and root are let in, a bounded number at a time, and only those who show that the state
+//! Begins nothing. Only this user and root are let in, a bounded number at a time, and only those who prove that the state
 //! directory is theirs are heard.
 
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ struct EndDevices {
 }
 
 impl Link {
-    /// Opens it in the state directory `dir`, for those who show `kin`.
+    /// Opens it in the state directory `dir`, for those who have `kin`.
     pub fn open(dir: &Path, kin: Kin) -> Result<Link, Refusal> {
         let path = earlier::own_socket(dir);
         let listener = local::bind(&path).map_err(|error| {
@@ -122,9 +122,7 @@ pub async fn serve(stream: UnixStream, kin: &Kin, laptops: &Laptops, end: &Cance
     let frame = tokio::time::timeout(FIRST_MESSAGE, stream.reader.expect_kind(FrameKind::Message)).await;
     let frame = frame.map_err(|_| "no request arrived in time")?.map_err(|e| e.to_string())?;
     let request = Request::parse(&frame.payload).map_err(|refusal| refusal.to_string())?;
-    if let Err(refusal) = kin.check(&request.params) {
-        return local::answer(&mut stream, request.id, Err(refusal)).await.map_err(|e| e.to_string());
-    }
+    let request = kin.hear(&mut stream, request).await?;
     let answer = match request.method.as_str() {
         RESUME => return resume(stream, &request, laptops).await,
         END_DEVICES => match parsed::<EndDevices>(&request) {
@@ -202,6 +200,13 @@ mod tests {
     use crate::session::framed::StreamError;
     use crate::wire::lifeline::{Attach, TAG};
 
+    fn refusal_of(answer: Result<(IgnoredAny, UnixStream), StreamError>) -> RefusalCode {
+        match answer {
+            Err(StreamError::Refused(refusal)) => refusal.code,
+            other => panic!("{other:?}"),
+        }
+    }
+
     struct World {
         dir: tempfile::TempDir,
         kin: Kin,
@@ -221,17 +226,15 @@ mod tests {
             World { dir, kin, socket, done, end, task }
         }
 
-        /// Of one that shows the secret.
+        /// Of one that has the secret.
         async fn refused(&self, method: &str, params: Value) -> RefusalCode {
-            self.refused_as_it_is(method, self.kin.show(params)).await
+            let stream = UnixStream::connect(&self.socket).await.unwrap();
+            refusal_of(self.kin.call(stream, method, &params).await)
         }
 
         async fn refused_as_it_is(&self, method: &str, params: Value) -> RefusalCode {
             let stream = UnixStream::connect(&self.socket).await.unwrap();
-            match local::call::<IgnoredAny>(stream, method, params).await {
-                Err(StreamError::Refused(refusal)) => refusal.code,
-                other => panic!("{other:?}"),
-            }
+            refusal_of(local::call(stream, method, params).await)
         }
     }
 
@@ -267,7 +270,8 @@ mod tests {
         ];
         for (method, params) in about {
             assert_eq!(world.refused_as_it_is(method, params.clone()).await, RefusalCode::Denied);
-            assert_eq!(world.refused_as_it_is(method, stranger.show(params)).await, RefusalCode::Denied);
+            let stream = UnixStream::connect(&world.socket).await.unwrap();
+            assert_eq!(refusal_of(stranger.call(stream, method, &params).await), RefusalCode::Denied);
         }
         assert_eq!(world.refused_as_it_is(END, json!([1])).await, RefusalCode::Denied);
         assert!(!world.end.is_cancelled());
@@ -313,14 +317,14 @@ mod tests {
         assert!(!left.exists());
     }
 
-    #[test]
-    fn a_message_about_the_most_devices_fits() {
+    #[tokio::test]
+    async fn a_message_about_the_most_devices_fits() {
+        let world = World::new();
         let pins = vec![KeyPin::from_bytes([0xff; 32]).to_string(); MAX_REVOKED];
         let sentence = "\"".repeat(crate::wire::limits::MAX_SENTENCE);
         let params = json!({"pins": pins, "refusal": Refusal::new(RefusalCode::Denied, sentence)});
-        let dir = tempfile::tempdir().unwrap();
-        let request = Request::new(END_DEVICES, Kin::load_or_make(dir.path()).unwrap().show(params));
-        assert!(serde_json::to_vec(&request).unwrap().len() <= MAX_CONTROL);
+        let stream = UnixStream::connect(&world.socket).await.unwrap();
+        world.kin.call::<IgnoredAny>(stream, END_DEVICES, &params).await.unwrap();
     }
 
     #[test]

@@ -40,9 +40,13 @@ pub async fn is_deserted(path: &Path) -> bool {
     matches!(connect(path).await, Ok(None))
 }
 
-/// The process that listens at `path`, if one of this user's does.
-pub async fn pid_at(path: &Path) -> Option<i32> {
-    connect(path).await.ok().flatten()?.peer_cred().ok()?.pid()
+/// The process that listens at `path`, if one of this user's does. An error where that cannot be told.
+pub async fn pid_at(path: &Path) -> Result<Option<i32>, Refusal> {
+    match connect(path).await {
+        Ok(stream) => Ok(stream.and_then(|stream| stream.peer_cred().ok()?.pid())),
+        Err(refusal) if refusal.code == RefusalCode::Denied => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
 }
 
 /// The next connection, once there is a place for it; until then it waits in the kernel's queue.
@@ -81,9 +85,10 @@ mod tests {
         assert!(is_deserted(&path).await, "there is no file");
         let listener = bind(&path).unwrap();
         assert!(!is_deserted(&path).await);
-        assert_eq!(pid_at(&path).await, i32::try_from(std::process::id()).ok());
+        assert_eq!(pid_at(&path).await.unwrap(), i32::try_from(std::process::id()).ok());
         drop(listener);
         assert!(is_deserted(&path).await, "a file was left behind");
+        assert_eq!(pid_at(&path).await.unwrap(), None);
     }
 
     /// Whoever has the socket can fill its queue; that does not make the stub behind it seem to be gone.
@@ -105,6 +110,11 @@ mod tests {
         assert_eq!(refusal.code, RefusalCode::Unavailable);
         assert!(refusal.message.contains("hint:"), "{refusal}");
         assert!(!is_deserted(&path).await);
+        assert_eq!(
+            pid_at(&path).await.unwrap_err().code,
+            RefusalCode::Unavailable,
+            "which process it is cannot be told"
+        );
         drop(listener);
         assert!(is_deserted(&path).await);
     }

@@ -44,9 +44,10 @@ pub async fn reap() {
 /// Processes that are not ours to end, and what is below them: other stubs, which were started from the workspace.
 pub type Spare = HashSet<i32>;
 
-/// Returns when nothing runs below this process but what is to be spared, which is asked for anew each time.
-pub async fn gone(spare: impl AsyncFn() -> Spare) {
-    while below(own(), &spare().await).iter().any(|p| !p.ended) {
+/// Returns when nothing runs below this process but what is to be spared, which is asked for anew each time; without an
+/// answer, anything that runs may be.
+pub async fn gone(spare: impl AsyncFn() -> Option<Spare>) {
+    while spare().await.is_none_or(|spare| below(own(), &spare).iter().any(|p| !p.ended)) {
         tokio::time::sleep(LOOK).await;
     }
 }

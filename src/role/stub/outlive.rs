@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +19,10 @@ use crate::wire::{Refusal, RefusalCode};
 
 /// How long sessions may go on after a hand-over: as long as a lifeline without a carrier is kept.
 const LAST: Duration = RETENTION;
+
+/// For how long it is tried to learn who serves the workspace, and how often.
+const FULL: Duration = Duration::from_secs(1);
+const FULL_LOOK: Duration = Duration::from_millis(50);
 
 /// How often a stub that handed over looks whether anybody serves the workspace, and how often nobody may.
 const UNSERVED_LOOK: Duration = Duration::from_secs(5);
@@ -99,10 +104,17 @@ impl Stub {
         }
     }
 
-    /// Other stubs of this workspace, which may have been started from inside it.
-    pub(super) async fn others(&self) -> Spare {
-        let serves = local::pid_at(&self.socket).await;
+    /// Other stubs of this workspace, which may have been started from inside it. Nothing where it cannot be told which process
+    /// serves the workspace: so many may wait at its socket that nobody can ask for a while.
+    pub(super) async fn others(&self) -> Option<Spare> {
+        let mut serves = local::pid_at(&self.socket).await;
+        let deadline = Instant::now() + FULL;
+        while serves.is_err() && Instant::now() < deadline {
+            tokio::time::sleep(FULL_LOOK).await;
+            serves = local::pid_at(&self.socket).await;
+        }
+        let serves = serves.ok()?;
         let successor = self.successor.load(Relaxed);
-        self.sessions.earlier.pids().await.into_iter().chain(serves).chain([successor]).collect()
+        Some(self.sessions.earlier.pids().await.into_iter().chain(serves).chain([successor]).collect())
     }
 }

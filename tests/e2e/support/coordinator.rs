@@ -114,10 +114,15 @@ impl Coordinator {
         self.start_again();
     }
 
-    /// A command of its operator.
+    /// A command of its operator, to be run.
+    pub fn command(&self, words: &[&str]) -> Command {
+        program(self.data.path(), words)
+    }
+
+    /// Runs a command of its operator to its end.
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Run {
-        Run::of(program(self.data.path(), words))
+        Run::of(self.command(words))
     }
 
     /// A pairing code.
