@@ -176,10 +176,14 @@ impl Laptop {
     }
 }
 
-/// Waits for the line about the tunnel, which must be up; the log around it may speak of tunnels too.
+/// Waits for the line about the tunnel, which must be up; the log around it may speak of tunnels too, and on a busy machine a
+/// line before it says what is waited for.
 #[track_caller]
 fn until_up(program: &mut Running) {
-    let said = |line: &String| line.starts_with("  tunnel ") || line.starts_with("{\"event\":\"tunnel\"");
+    let said = |line: &String| {
+        let text = line.starts_with("  tunnel ") && !line.contains(" waiting for ");
+        text || line.starts_with("{\"event\":\"tunnel\"")
+    };
     let line = until("`up` to speak of its tunnel, or to end", || {
         let ended = program.has_ended().is_some();
         let line = program.lines().into_iter().find(said);
