@@ -16,8 +16,7 @@ use crate::role::files;
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// Machine-readable output: one JSON object, or one a line for commands that go on. Of `exec` and calls: a line for
-    /// each piece of output, then one for how it ended.
+    /// Machine-readable output: one JSON object, or one a line for commands that go on.
     #[arg(long, global = true)]
     pub json: bool,
     /// More log: -v what happens, -vv in detail. NEXUS_LOG takes a filter such as `nexus_proxy=debug`.

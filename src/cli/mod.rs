@@ -33,6 +33,8 @@ mod status;
 #[cfg(feature = "stub")]
 pub mod stub;
 #[cfg(feature = "stub")]
+mod stub_socket;
+#[cfg(feature = "stub")]
 mod stub_status;
 #[cfg(feature = "proxy")]
 mod up;

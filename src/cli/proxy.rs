@@ -66,7 +66,8 @@ enum Command {
     /// Brings a workspace up and keeps it: connects, forwards, serves its calls. Ctrl-C ends it.
     #[command(after_help = failure::EXIT_CODES)]
     Up(Up),
-    /// Runs a program in a workspace; output streams, standard input and exit code are passed on.
+    /// Runs a program in a workspace; output streams, standard input and exit code are passed on. With --json each piece of
+    /// output is a line, and how it ended is the last.
     #[command(after_help = failure::EXIT_CODES)]
     Exec(Exec),
     /// Forwards ports while it runs. Ctrl-C ends them; other forwards go on.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
@@ -18,8 +18,9 @@ use super::generate::{self, Generate};
 use super::home;
 use super::json_lines;
 use super::log::Common;
-use super::output::Output;
+use super::output::{Output, count};
 use super::signals;
+use super::stub_socket::{STATE_ENV, connect, place};
 use super::stub_status;
 use crate::role::stub::direct::{Addresses, DirectConfig};
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
@@ -37,12 +38,6 @@ use crate::wire::{Open, StreamRequest};
 /// The environment variable with the enrolment code; never passed on to processes of the workspace.
 const ENROLL_ENV: &str = "NEXUS_ENROLL";
 
-/// For how long a stub is waited for that does not listen: longer than one takes to take over from another.
-const TAKE_OVER: Duration = Duration::from_secs(1);
-
-/// How often it is tried meanwhile: nothing tells when a socket appears.
-const TAKE_OVER_POLL: Duration = Duration::from_millis(20);
-
 /// The workspace's side of nexus-proxy. `run` serves the laptop; the other commands ask the laptop: for its tools,
 /// tokens, configuration and files, as its owner has declared them.
 #[derive(Debug, Parser)]
@@ -53,6 +48,9 @@ struct Arguments {
     /// The stub's socket [default: stub.sock in the state directory].
     #[arg(long, global = true, env = SOCKET_ENV)]
     socket: Option<PathBuf>,
+    /// The stub's state, with its key and certificate [default: /var/lib/nexus-stub, or below the home directory].
+    #[arg(long, global = true, env = STATE_ENV)]
+    state: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -94,9 +92,6 @@ struct RunArguments {
     /// runs.
     #[arg(long, env = "NEXUS_CA_FILE")]
     ca_file: Option<PathBuf>,
-    /// Where key and certificate are kept [default: /var/lib/nexus-stub, or below the home directory].
-    #[arg(long, env = "NEXUS_STUB_STATE")]
-    state: Option<PathBuf>,
     /// The workspace's directory, where processes start.
     #[arg(long, default_value = ".")]
     workspace: PathBuf,
@@ -127,7 +122,8 @@ struct RunArguments {
 enum Tool {
     /// What may be called, with the schema of each tool's arguments.
     List,
-    /// Calls a tool. Its output streams; its exit code is passed on.
+    /// Calls a tool. Its output streams; its exit code is passed on. With --json each piece of output is a line, and how it
+    /// ended is the last.
     Call {
         /// The tool.
         name: String,
@@ -172,13 +168,18 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 async fn command(arguments: Arguments) -> Result<u8, Failure> {
     let output = Output::new(arguments.common.json);
-    let socket = arguments.socket;
+    let Arguments { socket, state, .. } = arguments;
+    if let Command::Run(run) = arguments.command {
+        // One that takes over inside the workspace finds the other by the environment, wherever its socket is.
+        return serve(run, socket, state, output).await;
+    }
+    let socket = place(socket, state, std::env::var_os);
     match arguments.command {
-        Command::Run(run) => serve(run, socket, output).await,
-        Command::Status => stub_status::show(&place(socket), output).await,
+        Command::Run(_) => unreachable!("it is served"),
+        Command::Status => stub_status::show(&socket, output).await,
         Command::Generate(what) => generate::run::<Arguments>(&what),
         Command::Tool(Tool::List) => {
-            let answer = ask(output.is_json(), socket, "tool.list", Value::Null).await?;
+            let answer = ask(output.is_json(), &socket, "tool.list", Value::Null).await?;
             output.plain(&tool_table(&answer), &answer);
             Ok(0)
         }
@@ -193,7 +194,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             if let Some(stdin) = stdin {
                 params["stdin"] = stdin.into();
             }
-            let answer = ask(output.is_json(), socket, "tool.execute", params).await?;
+            let answer = ask(output.is_json(), &socket, "tool.execute", params).await?;
             if output.is_json() {
                 output.plain("", &answer);
             }
@@ -204,12 +205,12 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED))
         }
         Command::Token { service } => {
-            let answer = ask(output.is_json(), socket, "auth.getToken", json!({"service": service})).await?;
+            let answer = ask(output.is_json(), &socket, "auth.getToken", json!({"service": service})).await?;
             output.plain(answer["token"].as_str().unwrap_or_default(), &answer);
             Ok(0)
         }
         Command::Config(Config::Get { key }) => {
-            let answer = ask(output.is_json(), socket, "config.get", json!({"key": key})).await?;
+            let answer = ask(output.is_json(), &socket, "config.get", json!({"key": key})).await?;
             let text = match &answer["value"] {
                 Value::String(text) => text.clone(),
                 Value::Null => serde_json::to_string_pretty(&answer).unwrap_or_default(),
@@ -226,7 +227,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
             if let Some(length) = length {
                 params["length"] = length.into();
             }
-            let answer = ask(output.is_json(), socket, "file.read", params).await?;
+            let answer = ask(output.is_json(), &socket, "file.read", params).await?;
             if output.is_json() {
                 output.plain("", &answer);
             }
@@ -236,9 +237,8 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
 }
 
 /// Calls the laptop; output of the call goes to standard output and standard error as it comes.
-async fn ask(json: bool, socket: Option<PathBuf>, method: &str, params: Value) -> Result<Value, Failure> {
-    let socket = place(socket);
-    let stream = connect(&socket).await.map_err(|e| {
+async fn ask(json: bool, socket: &Path, method: &str, params: Value) -> Result<Value, Failure> {
+    let stream = connect(socket).await.map_err(|e| {
         let text =
             format!("the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?", socket.display());
         Failure::new(failure::UNAVAILABLE, text)
@@ -248,24 +248,6 @@ async fn ask(json: bool, socket: Option<PathBuf>, method: &str, params: Value) -
     let (stdout, stderr) = json_lines::sinks(json);
     // A signal ends this process; the laptop sees the stream end and ends the tool.
     Ok(client::call(stream, method, params, stdout, stderr).await?)
-}
-
-/// Where the stub listens.
-fn place(socket: Option<PathBuf>) -> PathBuf {
-    socket.unwrap_or_else(|| home::stub_state().join(SOCKET))
-}
-
-/// Connects to the stub. While one takes over from another, nobody listens for a moment.
-async fn connect(socket: &Path) -> std::io::Result<tokio::net::UnixStream> {
-    let deadline = Instant::now() + TAKE_OVER;
-    loop {
-        match tokio::net::UnixStream::connect(socket).await {
-            Err(error) if local::is_nobody(&error) && Instant::now() < deadline => {
-                tokio::time::sleep(TAKE_OVER_POLL).await;
-            }
-            connected => return connected,
-        }
-    }
 }
 
 fn tool_table(answer: &Value) -> String {
@@ -284,9 +266,14 @@ fn tool_table(answer: &Value) -> String {
     tools.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Result<u8, Failure> {
+async fn serve(
+    run: RunArguments,
+    socket: Option<PathBuf>,
+    state: Option<PathBuf>,
+    output: Output,
+) -> Result<u8, Failure> {
     descriptors::raise(descriptors::OF_A_TUNNEL);
-    let dir = run.state.clone().unwrap_or_else(home::stub_state);
+    let dir = state.unwrap_or_else(home::stub_state);
     let socket = socket.unwrap_or_else(|| dir.join(SOCKET));
     let workspace = std::fs::canonicalize(&run.workspace).map_err(|e| {
         Failure::new(failure::USAGE, format!("the workspace directory {}: {e}", run.workspace.display()))
@@ -333,18 +320,24 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         hands_over: !run.exit_with_stdin,
     };
     let stop = CancellationToken::new();
-    let away = Mutex::new(None);
+    let said = Mutex::new(Said::Nothing);
+    // A person is told once, and not for each attempt or each connection that is parked.
+    let is_news = move |next: Said| {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *said != next;
+        *said = next;
+        is_news || output.is_json()
+    };
     let events = move |event: StubEvent| match event {
         StubEvent::Parked => {
-            *away.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            output.line("coordinator", "connected, ready for laptops", &json!({"event": "parked"}));
+            if is_news(Said::Ready) {
+                output.line("coordinator", "connected, ready for laptops", &json!({"event": "parked"}));
+            }
         }
         StubEvent::Waiting(why, wait) => {
             let text = format!("{why} (next attempt in {:.1} s, and again until it is reached)", wait.as_secs_f64());
             let event = json!({"event": "waiting", "why": why, "retry_ms": wait.as_millis() as u64});
-            let before = away.lock().unwrap_or_else(PoisonError::into_inner).replace(why.clone());
-            // A person is told once, and not for each attempt.
-            if output.is_json() || before != Some(why) {
+            if is_news(Said::Away(why)) {
                 output.line("coordinator", &text, &event);
             }
         }
@@ -384,6 +377,14 @@ async fn serve(run: RunArguments, socket: Option<PathBuf>, output: Output) -> Re
         () = parent => Ok(()),
     };
     outcome.map(|()| 0).map_err(|error| Failure::new(failure::REFUSED, error))
+}
+
+/// What was said of the coordinator last.
+#[derive(PartialEq)]
+enum Said {
+    Nothing,
+    Ready,
+    Away(String),
 }
 
 /// A code that is not needed is no error: it stays in the environment of a workspace that is started again.
@@ -436,9 +437,8 @@ async fn take_over(
 }
 
 fn go_on(sessions: usize, streams: usize) -> String {
-    let some = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let go = if sessions == 1 { "goes" } else { "go" };
-    format!("{} with {} {go} on", some(sessions, "session"), some(streams, "connection"))
+    format!("{} with {} {go} on", count(sessions, "session"), count(streams, "connection"))
 }
 
 fn state_failure(error: StateError) -> Failure {

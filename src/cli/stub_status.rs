@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::failure::{self, Failure};
-use super::output::Output;
+use super::output::{Output, count};
 use super::way::{next_attempt, path_text, second, within_line};
 use crate::role::stub::local;
 use crate::role::stub::status::{LaptopStatus, METHOD, Reached, Status};
@@ -24,15 +24,16 @@ pub async fn show(socket: &Path, output: Output) -> Result<u8, Failure> {
         return Ok(0);
     }
     let line = |label: &str, text: String| output.line(label, &printable(&text), &Value::Null);
-    let minutes = status.uptime_s / 60;
-    line("workspace", format!("{} (process {}, for {minutes} minutes)", status.workspace, status.pid));
+    let minutes = count(usize::try_from(status.uptime_s / 60).unwrap_or(usize::MAX), "minute");
+    line("workspace", format!("{} (process {}, for {minutes})", status.workspace, status.pid));
     line("coordinator", format!("{}: {}", status.coordinator, reached(&status.reached)));
     match status.laptops.is_empty() {
         true => line("laptop", "none is connected".into()),
         false => status.laptops.iter().for_each(|status| line("laptop", laptop(status))),
     }
     if status.earlier > 0 {
-        line("earlier", format!("{} that live on until what they have is done", status.earlier));
+        let lives = if status.earlier == 1 { "lives on until what it has" } else { "live on until what they have" };
+        line("earlier", format!("{} that handed over {lives} is done", count(status.earlier, "stub")));
     }
     Ok(0)
 }
@@ -69,6 +70,7 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::identity::KeyPin;
     use crate::lifeline::{Route, Standing};
 
     #[test]
@@ -78,7 +80,8 @@ mod tests {
         let away = Reached::Away { since, why, failed: 3, next: OffsetDateTime::now_utc() + Duration::from_secs(60) };
         let said = reached(&away);
         assert!(said.starts_with("not reached since 1970-01-01T00:00:00Z: refused. is it running? (3 attempts, next"));
-        let of = |standing: Standing| laptop(&LaptopStatus::new("key".into(), since, false, 2, &standing));
+        let (anna, key) = ("anna".parse().unwrap(), KeyPin::from_bytes([1; 32]));
+        let of = |standing: Standing| laptop(&LaptopStatus::new(&anna, key, since, false, 2, &standing));
         let attached = Standing::Attached {
             route: Route::Relay,
             round_trip: Some(Duration::from_millis(2)),
@@ -86,7 +89,7 @@ mod tests {
             moves: 0,
         };
         let said = of(attached);
-        assert_eq!(said, "key since 1970-01-01T00:00:00Z, through the coordinator, 2.0 ms there and back; 2 open");
+        assert_eq!(said, "anna since 1970-01-01T00:00:00Z, through the coordinator, 2.0 ms there and back; 2 open");
         let said = of(Standing::Lost { since: Instant::now(), why: "the connection broke".into() });
         assert!(said.contains("no way for ") && said.contains("the connection broke"), "{said}");
     }

@@ -11,7 +11,7 @@ use crate::support::*;
 /// `nexus-stub` with these words, as a program in the workspace would run it.
 fn in_workspace(machine: &Machine, words: &[&str]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-stub"));
-    command.arg("--socket").arg(machine.state().join("stub.sock")).args(words);
+    command.arg("--state").arg(machine.state()).args(words);
     Run::of(command)
 }
 
@@ -55,9 +55,15 @@ fn the_workspace_says_how_it_is() {
         let laptop = stub_status(&world.machine)["laptops"][0].clone();
         (laptop["state"] == "attached" && laptop["round_trip_ms"].is_number()).then_some(laptop)
     });
-    assert_eq!(laptop["path"], "relay", "{laptop}");
+    assert_eq!((&laptop["path"], &laptop["device"]), (&"relay".into(), &"anna".into()), "{laptop}");
+    let listed = world.coordinator.run(&["device", "list"]).ok();
+    assert!(listed.contains(laptop["key"].as_str().expect("a key")), "{laptop} in {listed}");
     let text = in_workspace(&world.machine, &["status"]).ok();
-    assert!(text.contains("ready for laptops since") && text.contains("through the coordinator"), "{text}");
+    for words in ["ready for laptops since", "anna since", "through the coordinator"] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    let ready = || world.stub.lines().iter().filter(|line| line.contains("connected, ready for laptops")).count();
+    assert_eq!(ready(), 1, "another connection that is parked is no news: {}", world.stub.output());
 
     world.coordinator.kill();
     let away = until("the stub to say that the coordinator is gone", || {
@@ -150,4 +156,22 @@ fn a_laptop_that_was_taken_down_is_gone_at_the_workspace() {
         let said = up.program.output();
         assert!(!said.contains("tunnel is down") && !said.contains("interrupted"), "{said}");
     }
+}
+
+#[test]
+fn a_stub_that_was_ended_is_gone_at_the_laptop() {
+    let mut world = Linked::new();
+    let up = Linked::up(&world.near, &world.laptop);
+    for round in 1..=6 {
+        assert!(world.stub.stop(nix::sys::signal::Signal::SIGTERM).success(), "{}", world.stub.output());
+        // One that is expected back would be waited for, with everything that is open.
+        until("the laptop to know that its session is over", || {
+            let state = world.laptop.workspace_status()["tunnel"]["state"].clone();
+            (state == "connecting" || state == "waiting").then_some(())
+        });
+        world.stub = world.machine.stub(None);
+        until("the next session", || (up.tunnels() == round + 1).then_some(()));
+    }
+    let said = up.program.output();
+    assert!(!said.contains("interrupted"), "{said}");
 }

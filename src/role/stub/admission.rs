@@ -15,7 +15,7 @@ use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
 use crate::lifeline::{Route, Standing, first_attach};
 use crate::role::changes::Change;
-use crate::session::establish;
+use crate::session::establish::{self, Session};
 use crate::transport::client::CoordinatorCarrier;
 use crate::wire::RefusalCode;
 use crate::wire::lifeline::{Attach, AttachMode, LifelineMessage};
@@ -26,17 +26,35 @@ impl Stub {
     /// What a laptop wants of a connection is in its first message: a new session, or to go on with one.
     pub(super) async fn joined(
         self: Arc<Self>,
-        mut carrier: Box<CoordinatorCarrier>,
+        carrier: Box<CoordinatorCarrier>,
         session: String,
         stop: CancellationToken,
     ) {
+        let began = Box::pin(self.let_in(carrier, &session));
+        if let Some(Some((established, device))) = stop.run_until_cancelled(began).await {
+            self.session(established, &device, &session, &stop).await;
+        }
+    }
+
+    /// A session that begins. One that goes on does so where it is.
+    async fn let_in(
+        self: &Arc<Self>,
+        mut carrier: Box<CoordinatorCarrier>,
+        session: &str,
+    ) -> Option<(Session, DeviceName)> {
         let attach = match tokio::time::timeout(HANDSHAKE_TIMEOUT, first_attach(&mut *carrier)).await {
             Ok(Some(attach)) => attach,
-            Ok(None) => return tracing::debug!(session, "a laptop left before it said what it wants"),
-            Err(_) => return tracing::debug!(session, "a laptop did not say what it wants"),
+            Ok(None) => {
+                tracing::debug!(session, "a laptop left before it said what it wants");
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!(session, "a laptop did not say what it wants");
+                return None;
+            }
         };
         if attach.mode == AttachMode::Begin {
-            return self.session(carrier, &attach, session, stop).await;
+            return self.begin(carrier, &attach, session).await;
         }
         match self.sessions.find(&attach, Route::Relay).await {
             Ok(Place::Here(lifeline)) => {
@@ -57,45 +75,50 @@ impl Stub {
                 carrier.close().await;
             }
         }
+        None
     }
 
-    async fn session(
-        self: Arc<Self>,
+    async fn begin(
+        self: &Arc<Self>,
         carrier: Box<CoordinatorCarrier>,
         attach: &Attach,
-        session: String,
-        stop: CancellationToken,
-    ) {
+        session: &str,
+    ) -> Option<(Session, DeviceName)> {
         // After a machine slept, the laptop may come before the timer of the renewal does.
         if let Err(error) = self.renew().await {
             tracing::warn!(session, %error, "the certificate could not be renewed yet");
         }
-        let tls = match self.inner_tls() {
-            Ok(tls) => tls,
-            Err(error) => return tracing::error!(%error, "no TLS configuration"),
-        };
-        let established = match establish::accept(carrier, Route::Relay, attach, tls).await {
-            Ok(established) => established,
-            Err(error) => return tracing::warn!(session, %error, "a laptop was refused"),
-        };
-        let peer = established.peer.clone();
-        let Role::Device(device) = peer.identity.role else { return };
-        match self.state().admit(peer.pin) {
-            Ok(true) => {}
-            Ok(false) => return tracing::warn!(session, %device, "another device came first, or this one was removed"),
-            Err(error) => return tracing::error!(%error, "the first device could not be remembered"),
+        let tls = self.inner_tls().inspect_err(|error| tracing::error!(%error, "no TLS configuration")).ok()?;
+        let established = establish::accept(carrier, Route::Relay, attach, tls).await;
+        let established =
+            established.inspect_err(|error| tracing::warn!(session, %error, "a laptop was refused")).ok()?;
+        let Role::Device(device) = established.peer.identity.role.clone() else { return None };
+        match self.state().admit(established.peer.pin) {
+            Ok(true) => return Some((established, device)),
+            Ok(false) => tracing::warn!(session, %device, "another device came first, or this one was removed"),
+            Err(error) => tracing::error!(%error, "the first device could not be remembered"),
         }
+        None
+    }
+
+    async fn session(
+        self: &Arc<Self>,
+        established: Session,
+        device: &DeviceName,
+        session: &str,
+        stop: &CancellationToken,
+    ) {
         let watched = established.lifeline.standing();
-        let (id, end) =
-            self.sessions.laptops.enter(peer.pin, established.opener.clone(), established.lifeline.clone()).await;
+        let (opener, lifeline) = (established.opener.clone(), established.lifeline.clone());
+        let (id, end) = self.sessions.laptops.enter(established.peer.pin, device.clone(), opener, lifeline).await;
         tracing::info!(session, %device, "session");
         (self.events)(StubEvent::SessionBegan(device.to_string()));
+        let (workspace, state) = (self.workspace.clone(), self.state.clone());
         tokio::select! {
-            outcome = serve(established, self.workspace.clone(), self.state.clone(), self.sessions.clone(), end) => {
+            outcome = serve(established, workspace, state, self.sessions.clone(), end, stop) => {
                 tracing::info!(session, %device, ?outcome, "session over");
             }
-            () = self.doubt(watched, &device) => {}
-            () = stop.cancelled() => {}
+            () = self.doubt(watched, device) => {}
         }
         self.sessions.laptops.leave(id);
         (self.events)(StubEvent::SessionEnded(device.to_string()));

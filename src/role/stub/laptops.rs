@@ -18,6 +18,7 @@ use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
 use crate::wire::lifeline::LifelineId;
 use crate::wire::limits::MAX_DRAINING;
+use crate::wire::name::DeviceName;
 use crate::wire::{Refusal, RefusalCode};
 
 /// Sessions at a time. Each device has one, and some that drain.
@@ -33,6 +34,7 @@ const MAX_REMEMBERED: usize = 256;
 struct Connected {
     id: u64,
     device: KeyPin,
+    name: DeviceName,
     opener: MuxOpener,
     lifeline: LifelineHandle,
     end: CancellationToken,
@@ -62,7 +64,13 @@ impl Default for Laptops {
 impl Laptops {
     /// Takes a session in, and ends an older one of the same device, with the reason. Of those that drain only the oldest
     /// is ended, when there are too many. The token is cancelled when this one must end.
-    pub async fn enter(&self, device: KeyPin, opener: MuxOpener, lifeline: LifelineHandle) -> (u64, CancellationToken) {
+    pub async fn enter(
+        &self,
+        device: KeyPin,
+        name: DeviceName,
+        opener: MuxOpener,
+        lifeline: LifelineHandle,
+    ) -> (u64, CancellationToken) {
         let id = rand::random();
         let end = CancellationToken::new();
         let mut replaced = Vec::new();
@@ -82,7 +90,7 @@ impl Laptops {
                 opener.drain();
             }
             let since = OffsetDateTime::now_utc();
-            connected.push(Connected { id, device, opener, lifeline, end: end.clone(), since });
+            connected.push(Connected { id, device, name, opener, lifeline, end: end.clone(), since });
         });
         for (old, refusal) in replaced {
             self.remember(old.lifeline.id(), refusal.clone());
@@ -139,7 +147,7 @@ impl Laptops {
         let of = |c: &Connected| {
             let standing = c.lifeline.standing().borrow().clone();
             let (drains, streams) = (c.opener.is_draining(), c.opener.streams());
-            LaptopStatus::new(c.device.to_string(), c.since, drains, streams, &standing)
+            LaptopStatus::new(&c.name, c.device, c.since, drains, streams, &standing)
         };
         connected.iter().map(of).collect()
     }

@@ -50,13 +50,15 @@ struct Shared {
     listeners: Arc<Semaphore>,
 }
 
-/// Serves the session until it ends or `end` is cancelled; then everything it started is gone.
+/// Serves the session until it ends or `end` is cancelled, which whoever took its place does; then everything it started is
+/// gone. At `stop` this program ends, and the laptop is told.
 pub async fn serve(
     mut session: Session,
     workspace: Arc<Workspace>,
     state: Arc<Mutex<StubState>>,
     sessions: Arc<Sessions>,
     end: CancellationToken,
+    stop: &CancellationToken,
 ) -> std::io::Result<()> {
     let shared = Shared {
         workspace,
@@ -80,6 +82,12 @@ pub async fn serve(
             },
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
             () = end.cancelled() => break,
+            () = stop.cancelled() => {
+                // A laptop that is told nothing would wait for this stub to come back.
+                session.end().await;
+                streams.shutdown().await;
+                return Ok(());
+            }
         }
     }
     session.end_streams(&mut streams).await;

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use super::earlier::Earlier;
 use super::laptops::Laptops;
+use crate::identity::KeyPin;
 use crate::lifeline::{Route, Standing};
 use crate::role::WAY;
 use crate::wire::name::DeviceName;
@@ -49,8 +50,10 @@ pub enum Reached {
 /// A laptop's session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaptopStatus {
-    /// The key of its device.
+    /// The name of its device.
     pub device: String,
+    /// The key of its device.
+    pub key: String,
     /// When its session began.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
@@ -76,7 +79,14 @@ pub struct LaptopStatus {
 
 impl LaptopStatus {
     /// Of a session on a lifeline that stands so.
-    pub fn new(device: String, since: OffsetDateTime, drains: bool, streams: usize, standing: &Standing) -> Self {
+    pub fn new(
+        name: &DeviceName,
+        key: KeyPin,
+        since: OffsetDateTime,
+        drains: bool,
+        streams: usize,
+        standing: &Standing,
+    ) -> LaptopStatus {
         let (state, path, round_trip) = match standing {
             Standing::Attached { route, round_trip, .. } => ("attached", Some(*route), *round_trip),
             Standing::Beginning => ("attached", None, None),
@@ -91,8 +101,8 @@ impl LaptopStatus {
         };
         let (interrupted_s, why) = interrupted.map(|(time, why)| (time.as_secs_f64(), why)).unzip();
         let round_trip_ms = round_trip.map(|time| time.as_micros() as f64 / 1000.0);
-        let state = state.to_owned();
-        LaptopStatus { device, since, drains, streams, state, path, round_trip_ms, why, interrupted_s }
+        let (device, key, state) = (name.to_string(), key.to_string(), state.to_owned());
+        LaptopStatus { device, key, since, drains, streams, state, path, round_trip_ms, why, interrupted_s }
     }
 }
 
@@ -240,7 +250,8 @@ mod tests {
     #[test]
     fn a_laptop_is_told_by_its_way_or_why_there_is_none() {
         let now = OffsetDateTime::UNIX_EPOCH;
-        let status = |standing: Standing| LaptopStatus::new("key".into(), now, false, 2, &standing);
+        let (anna, key) = ("anna".parse().unwrap(), KeyPin::from_bytes([1; 32]));
+        let status = |standing: Standing| LaptopStatus::new(&anna, key, now, false, 2, &standing);
         let round_trip = Some(Duration::from_micros(1500));
         let attached = status(Standing::Attached { route: Route::Direct, round_trip, standby: true, moves: 1 });
         assert_eq!(
