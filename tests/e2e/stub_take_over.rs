@@ -228,20 +228,26 @@ fn a_removed_workspace_loses_the_session_that_stayed_behind() {
     drop(frozen);
 }
 
+/// A laptop that the workspace knows beside the first, which is up.
+#[track_caller]
+fn another_laptop(world: &Linked) -> Laptop {
+    let bert = Laptop::new();
+    bert.pair(&world.near.url(), &world.coordinator.invite(), "bert").ok();
+    world.laptop.run(&["device", "add", "box", &pin_of(world, "bert")]).ok();
+    bert
+}
+
 #[test]
 fn a_device_that_was_removed_loses_the_session_that_stayed_behind() {
     let redis = Redis::start();
     let mut world = Linked::new();
-    let bert = Laptop::new();
-    bert.pair(&world.near.url(), &world.coordinator.invite(), "bert").ok();
     let _up = Linked::up(&world.near, &world.laptop);
-    let (anna_pin, bert_pin) = (pin_of(&world, "anna"), pin_of(&world, "bert"));
-    world.laptop.run(&["device", "add", "box", &bert_pin]).ok();
+    let bert = another_laptop(&world);
     let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     let _bert_up = Linked::up(&world.near, &bert);
-    bert.run(&["device", "remove", "box", &anna_pin]).ok();
+    bert.run(&["device", "remove", "box", &pin_of(&world, "anna")]).ok();
     until("the conversation to end", || talk.program.has_ended());
     is_done(old);
 }
@@ -251,18 +257,15 @@ fn a_device_that_was_removed_loses_the_session_that_stayed_behind() {
 fn a_device_that_was_removed_is_ended_in_a_stub_that_stood_still() {
     let redis = Redis::start();
     let mut world = Linked::new();
-    let bert = Laptop::new();
-    bert.pair(&world.near.url(), &world.coordinator.invite(), "bert").ok();
     let up = Linked::up(&world.near, &world.laptop);
-    let (anna_pin, bert_pin) = (pin_of(&world, "anna"), pin_of(&world, "bert"));
-    world.laptop.run(&["device", "add", "box", &bert_pin]).ok();
+    let bert = another_laptop(&world);
     let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     let _bert_up = Linked::up(&world.near, &bert);
     // A laptop that does nothing any more, either: it is for the workspace to end what it has.
     let (laptop, stub) = (Frozen::new(up.program.pid()), Frozen::new(old.pid()));
-    bert.run(&["device", "remove", "box", &anna_pin]).ok();
+    bert.run(&["device", "remove", "box", &pin_of(&world, "anna")]).ok();
     world.stub.says_after(0, RECOVERY, "an earlier stub stands still");
     drop(stub);
     is_done(old);
