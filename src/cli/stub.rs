@@ -173,7 +173,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         // One that takes over inside the workspace finds the other by the environment, wherever its socket is.
         return serve(run, socket, state, output).await;
     }
-    let socket = place(socket, state, |name| std::env::var_os(name));
+    let socket = place(socket, state, std::env::var_os);
     match arguments.command {
         Command::Run(_) => unreachable!("it is served"),
         Command::Status => stub_status::show(&socket, output).await,
