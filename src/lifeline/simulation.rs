@@ -19,7 +19,7 @@ use super::key::{ResumeKey, SECRET};
 use super::path::MOST_WINDOW;
 use super::replay::PAYLOAD;
 use super::standing::{Ended, Fault, Route, Standing};
-use crate::wire::lifeline::{AttachMode, Attached, LifelineId, LifelineMessage, TAG};
+use crate::wire::lifeline::{AttachMode, Attached, LifelineId, LifelineMessage, TAG, kind};
 use crate::wire::{Refusal, RefusalCode};
 
 const DIALER: usize = 0;
@@ -244,7 +244,10 @@ impl World {
             }
             997..999 if there => {
                 if let Some((_, mut message)) = self.links[link].queues[side].pop_front() {
-                    message.truncate(rng.random_range(0..=message.len()));
+                    // An end would be another end: who can do that to it is who can end the session.
+                    if message.first() != Some(&kind::END) {
+                        message.truncate(rng.random_range(0..=message.len()));
+                    }
                     self.hand(link, side, message);
                 }
             }

@@ -305,7 +305,8 @@ fn what_is_open_notices_nothing(by: Way) {
         let mut words = Vec::new();
         for trouble in TROUBLES.iter().filter(|trouble| is_long() || trouble.usual.contains(&by)) {
             let before = scene.near().counts();
-            until("something to be under way", || (scene.near().counts().down > before.down + 500_000).then_some(()));
+            let moves = within(RECOVERY, || (scene.near().counts().down > before.down + 500_000).then_some(()));
+            assert!(moves.is_some(), "nothing is under way before {}", trouble.what);
             let held = gate.hold();
             println!("{by:?}: {}", trouble.what);
             (trouble.strike)(&mut scene);
