@@ -340,7 +340,7 @@ impl Path {
             self.start = None;
             self.pace = Some(Pace::of_burst(rate, now));
             self.steady(now);
-        } else if self.is_queued() {
+        } else if self.is_queued() && (self.limited || bytes >= LEAST_FIRST) {
             // The path is full: what arrived within a round trip is what it delivers in one.
             let round_trip = self.latest.unwrap_or_default().as_secs_f64().max(1e-6);
             let rate = burst.unwrap_or(bytes as f64 / round_trip);
@@ -386,7 +386,7 @@ impl Path {
         if !self.is_long() {
             self.pace = None;
         } else if self.pace.is_none() && self.best() > 0.0 {
-            self.pace = Some(Pace::known(self.best(), now));
+            self.pace = Some(Pace::fresh(self.best(), now));
         }
         let rate = self.rate();
         if rate == 0.0 {

@@ -31,6 +31,10 @@ const SEARCH_GAIN: f64 = 1.25;
 /// A round in which so many times what a burst told arrives shows that the burst told little.
 const BURST_WAS_SLOW: f64 = 1.1;
 
+/// The share of the rate below which a sender with little to send says nothing of the path: what was late of it was late by
+/// itself.
+const LEAST_SHARE: f64 = 0.5;
+
 /// What arrives at most of what is sent on a fresh path that is full.
 const FULL_SHARE: f64 = 0.9;
 
@@ -209,6 +213,10 @@ impl Pace {
     /// A round is over: how fast is the next one?
     pub fn round(&mut self, round: Round, now: Instant) {
         self.count(now);
+        if !round.limited && round.sent < self.rate * LEAST_SHARE {
+            self.gain = self.gain.min(1.0);
+            return;
+        }
         // One frame on its way is no queue.
         let frame = Duration::from_secs_f64(self.bulk() as f64 / self.rate.max(1.0));
         let aim = (round.shortest / AIM_PART).clamp(LEAST_AIM, MOST_AIM) + frame;

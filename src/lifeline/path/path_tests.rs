@@ -14,6 +14,8 @@ struct Wire {
     meanwhile: Option<(Duration, Duration, f64)>,
     /// What there is to send before anything was answered: a stream's first window.
     first: u64,
+    /// From when until when nothing but calls is sent, one after the other.
+    calls: (Duration, Duration),
 }
 
 /// An acknowledgement on its way: when it arrives, and of what.
@@ -21,7 +23,15 @@ type Ack = (Instant, u64);
 
 impl Wire {
     fn new(rate: f64, length: Duration) -> Wire {
-        Wire { rate, length, late: |_| Duration::ZERO, seemed: length, meanwhile: None, first: u64::MAX }
+        Wire {
+            rate,
+            length,
+            late: |_| Duration::ZERO,
+            seemed: length,
+            meanwhile: None,
+            first: u64::MAX,
+            calls: (Duration::ZERO, Duration::ZERO),
+        }
     }
 
     fn rate_at(&self, time: Duration) -> f64 {
@@ -59,6 +69,9 @@ impl Sent {
     }
 }
 
+/// Bytes of a call.
+const CALL: u64 = 100;
+
 /// A sender that always has more to send.
 fn run(wire: &Wire, seconds: u64) -> Sent {
     let begin = Instant::now();
@@ -82,9 +95,16 @@ fn run(wire: &Wire, seconds: u64) -> Sent {
             acked = position;
             path.acked(acked, now);
         }
+        let calls = (wire.calls.0..wire.calls.1).contains(&(now - begin));
+        if calls && sent == acked {
+            (sent, n) = (sent + CALL, n + 1);
+            path.sent(CALL, now);
+            path.marked(sent, now);
+            acks.push_back((now + wire.length + (wire.late)(n), sent));
+        }
         let to_send = if acked == 0 { wire.first } else { u64::MAX };
         let due = loop {
-            if sent >= to_send {
+            if calls || sent >= to_send {
                 break None;
             }
             let message = match path.bulk(sent - acked, now) {
@@ -106,7 +126,7 @@ fn run(wire: &Wire, seconds: u64) -> Sent {
                 acks.push_back((at.max(acks.back().map_or(begin, |(at, _)| *at)), sent));
             }
         };
-        if sent < to_send {
+        if !calls && sent < to_send {
             path.limited();
         }
         if acks.is_empty() && due.is_none() {
@@ -172,21 +192,40 @@ fn a_busy_machine_does_not_make_a_path_slow() {
     }
 }
 
-/// Radio: each answer is late by a few milliseconds, some by many. No queue of ours grows on that.
+/// A session in which nothing but calls goes for a while, at first or after bulk: answers that come late then say nothing
+/// of what the path holds.
 #[test]
-fn radio_makes_a_path_neither_slow_nor_full() {
+fn calls_do_not_make_a_path_seem_full() {
+    for (seemed, megabits, round_trip) in [(20, 100, 20), (20, 1000, 20), (60, 100, 60), (0, 100, 20), (0, 1000, 60)] {
+        for from in [0, 3].map(Duration::from_secs) {
+            let rate = f64::from(megabits) * 125_000.0;
+            let length = Duration::from_millis(round_trip);
+            let seemed = Duration::from_millis(seemed).max(Duration::from_micros(300));
+            let calls = (from, Duration::from_secs(8));
+            let sent = run(&Wire { late: radio, seemed, calls, ..Wire::new(rate, length) }, 13);
+            let what = format!("{megabits} Mbit/s, {length:?}, seemed {seemed:?}, from {from:?}");
+            let share: Vec<f64> = sent.delivered.iter().map(|bytes| *bytes as f64 / rate).collect();
+            assert!(share[8] > 0.4 && share[9..].iter().all(|share| *share > 0.8), "{what}: {share:.2?}");
+        }
+    }
+}
+
+/// Each answer is late by a few milliseconds, some by many.
+fn radio(n: u64) -> Duration {
     fn hash(n: u64) -> u64 {
         let n = (n ^ (n >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         n ^ (n >> 32)
     }
-    let late = |n: u64| {
-        let usual = -(1.0 - (hash(n) % 10_000) as f64 / 10_000.0).ln() * 2.5;
-        Duration::from_secs_f64((usual + if hash(n ^ 77) % 40 == 0 { 25.0 } else { 0.0 }) / 1e3)
-    };
+    let usual = -(1.0 - (hash(n) % 10_000) as f64 / 10_000.0).ln() * 2.5;
+    Duration::from_secs_f64((usual + if hash(n ^ 77) % 40 == 0 { 25.0 } else { 0.0 }) / 1e3)
+}
+
+#[test]
+fn radio_makes_a_path_neither_slow_nor_full() {
     for megabits in [50, 100, 300, 1000] {
         for round_trip in [8, 20, 40, 100] {
             let rate = f64::from(megabits) * 125_000.0;
-            let sent = run(&Wire { late, ..Wire::new(rate, Duration::from_millis(round_trip)) }, 12);
+            let sent = run(&Wire { late: radio, ..Wire::new(rate, Duration::from_millis(round_trip)) }, 12);
             let what = format!("{megabits} Mbit/s, {round_trip} ms");
             assert!(sent.steady() > 0.9 * rate, "{what}: {}", sent.steady() / rate);
             assert!(sent.wait(95) < Duration::from_millis(60), "{what}: a queue of {:?}", sent.wait(95));
