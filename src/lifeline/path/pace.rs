@@ -132,28 +132,23 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The pace of a path that delivers `rate` bytes per second.
-    pub fn known(rate: f64, now: Instant) -> Pace {
-        Pace::new(rate, None, now)
-    }
-
-    /// The pace of one that delivers so many at least: that is what arrived.
+    /// The pace of a path that delivers `rate` bytes per second at least: that is what arrived.
     pub fn fresh(rate: f64, now: Instant) -> Pace {
-        Pace::new(rate, Some(FIRST_GAIN), now)
+        Pace::new(rate, FIRST_GAIN, now)
     }
 
     /// The pace of one at which a burst arrived as fast as that: about what it delivers, if nothing held the burst up.
     pub fn of_burst(rate: f64, now: Instant) -> Pace {
-        Pace::new(rate, Some(BURST_GAIN), now)
+        Pace::new(rate, BURST_GAIN, now)
     }
 
-    fn new(rate: f64, fresh: Option<f64>, now: Instant) -> Pace {
+    fn new(rate: f64, gain: f64, now: Instant) -> Pace {
         Pace {
             rate,
-            gain: fresh.unwrap_or(1.0),
+            gain,
             credit: 0.0,
             counted: now,
-            fresh,
+            fresh: Some(gain),
             stale: (0, rate),
             idle: 0,
             searched: rate,
