@@ -217,7 +217,7 @@ fn radio(n: u64) -> Duration {
         n ^ (n >> 32)
     }
     let usual = -(1.0 - (hash(n) % 10_000) as f64 / 10_000.0).ln() * 2.5;
-    Duration::from_secs_f64((usual + if hash(n ^ 77) % 40 == 0 { 25.0 } else { 0.0 }) / 1e3)
+    Duration::from_secs_f64((usual + if hash(n ^ 77).is_multiple_of(40) { 25.0 } else { 0.0 }) / 1e3)
 }
 
 #[test]
