@@ -8,6 +8,7 @@
 mod carrier_tests;
 pub mod core;
 mod first;
+mod handle;
 pub mod key;
 pub mod paced;
 pub mod path;
@@ -29,6 +30,8 @@ use tokio::time::Sleep;
 
 use self::core::{CarrierId, Core, Side};
 pub use self::first::first_attach;
+use self::handle::Command;
+pub use self::handle::{Attachment, LifelineHandle};
 use self::key::ResumeKey;
 pub use self::paced::Paced;
 use self::standing::broke;
@@ -73,32 +76,6 @@ struct Slot {
     carrier: BoxCarrier,
     unflushed: bool,
     reply: Option<oneshot::Sender<Result<Attachment, String>>>,
-}
-
-/// A carrier that the other side took.
-#[derive(Debug, Clone, Copy)]
-pub struct Attachment {
-    id: CarrierId,
-    /// How long the other side took to answer, if it had to.
-    pub round_trip: Option<Duration>,
-}
-
-enum Command {
-    Dialed { carrier: BoxCarrier, route: Route, mode: AttachMode, reply: oneshot::Sender<Result<Attachment, String>> },
-    Arrived { carrier: BoxCarrier, route: Route, attach: Attach },
-    GoOver(CarrierId),
-    Probe,
-    End(Ended),
-}
-
-/// Brings carriers, and tells how the lifeline is. Cheap to clone; does not keep the lifeline alive.
-#[derive(Debug, Clone)]
-pub struct LifelineHandle {
-    id: LifelineId,
-    commands: mpsc::Sender<Command>,
-    standing: watch::Receiver<Standing>,
-    drain: watch::Receiver<Option<Duration>>,
-    moved: Arc<AtomicU64>,
 }
 
 impl Lifeline {
@@ -440,61 +417,5 @@ impl Drop for Lifeline {
 impl std::fmt::Debug for Lifeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lifeline").field("core", &self.core).finish_non_exhaustive()
-    }
-}
-
-impl LifelineHandle {
-    /// Its name, as attaches say it.
-    pub fn id(&self) -> LifelineId {
-        self.id
-    }
-
-    /// Offers a carrier that was dialled; ready when the other side took it, with the reason when it did not.
-    pub async fn attach(&self, carrier: BoxCarrier, route: Route, mode: AttachMode) -> Result<Attachment, String> {
-        let over = || "the session is over".to_owned();
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Dialed { carrier, route, mode, reply };
-        self.commands.send(command).await.map_err(|_| over())?;
-        answer.await.unwrap_or_else(|_| Err("the connection broke before the other side took it".into()))
-    }
-
-    /// Hands over a carrier on which this attach arrived.
-    pub async fn arrived(&self, carrier: BoxCarrier, route: Route, attach: Attach) {
-        let _ = self.commands.send(Command::Arrived { carrier, route, attach }).await;
-    }
-
-    /// Moves to a carrier that stands by.
-    pub async fn go_over(&self, to: Attachment) {
-        let _ = self.commands.send(Command::GoOver(to.id)).await;
-    }
-
-    /// Asks every carrier at once whether it lives: the machine slept, or the network changed.
-    pub async fn probe(&self) {
-        let _ = self.commands.send(Command::Probe).await;
-    }
-
-    /// Ends it, and tells the other side why.
-    pub async fn end(&self, ended: Ended) {
-        let _ = self.commands.send(Command::End(ended)).await;
-    }
-
-    /// How it is, as it changes.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.clone()
-    }
-
-    /// Bytes that are known to have arrived, either way, when its standing was told last.
-    pub fn moved(&self) -> u64 {
-        self.moved.load(Relaxed)
-    }
-
-    /// When the coordinator said that it stops, how long to wait before coming back.
-    pub fn drain(&self) -> watch::Receiver<Option<Duration>> {
-        self.drain.clone()
-    }
-
-    /// Whether it is over.
-    pub fn is_over(&self) -> bool {
-        self.commands.is_closed() || matches!(*self.standing.borrow(), Standing::Ended(_))
     }
 }
