@@ -195,8 +195,13 @@ impl Lifeline {
     }
 
     fn poll_carrier(&mut self, index: usize, cx: &mut Context<'_>) -> Result<(), String> {
-        for _ in 0..TURN {
+        for taken in 0.. {
             if self.core.incoming().is_some() {
+                break;
+            }
+            if taken == TURN {
+                // It did not say that it has no more, so it wakes nobody when more comes.
+                cx.waker().wake_by_ref();
                 break;
             }
             let slot = &mut self.carriers[index];
