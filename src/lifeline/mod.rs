@@ -8,6 +8,7 @@
 mod carrier_tests;
 pub mod core;
 mod first;
+mod handle;
 pub mod key;
 pub mod paced;
 pub mod path;
@@ -29,6 +30,8 @@ use tokio::time::Sleep;
 
 use self::core::{CarrierId, Core, Side};
 pub use self::first::first_attach;
+use self::handle::Command;
+pub use self::handle::{Attachment, LifelineHandle};
 use self::key::ResumeKey;
 pub use self::paced::Paced;
 use self::standing::broke;
@@ -66,6 +69,8 @@ pub struct Lifeline {
     drain: watch::Sender<Option<Duration>>,
     published: Option<(Instant, Standing)>,
     moved: Arc<AtomicU64>,
+    /// While whoever writes was told to wait for room: how much had been made by then.
+    waits: Option<u64>,
 }
 
 struct Slot {
@@ -73,32 +78,6 @@ struct Slot {
     carrier: BoxCarrier,
     unflushed: bool,
     reply: Option<oneshot::Sender<Result<Attachment, String>>>,
-}
-
-/// A carrier that the other side took.
-#[derive(Debug, Clone, Copy)]
-pub struct Attachment {
-    id: CarrierId,
-    /// How long the other side took to answer, if it had to.
-    pub round_trip: Option<Duration>,
-}
-
-enum Command {
-    Dialed { carrier: BoxCarrier, route: Route, mode: AttachMode, reply: oneshot::Sender<Result<Attachment, String>> },
-    Arrived { carrier: BoxCarrier, route: Route, attach: Attach },
-    GoOver(CarrierId),
-    Probe,
-    End(Ended),
-}
-
-/// Brings carriers, and tells how the lifeline is. Cheap to clone; does not keep the lifeline alive.
-#[derive(Debug, Clone)]
-pub struct LifelineHandle {
-    id: LifelineId,
-    commands: mpsc::Sender<Command>,
-    standing: watch::Receiver<Standing>,
-    drain: watch::Receiver<Option<Duration>>,
-    moved: Arc<AtomicU64>,
 }
 
 impl Lifeline {
@@ -137,6 +116,7 @@ impl Lifeline {
             drain,
             published: None,
             moved,
+            waits: None,
         };
         (lifeline, handle)
     }
@@ -201,7 +181,7 @@ impl Lifeline {
             Command::Arrived { carrier, route, attach } => match self.core.arrived(route, &attach, now) {
                 Ok(id) => self.carriers.push(Slot { id, carrier, unflushed: false, reply: None }),
                 Err(fault) => {
-                    tracing::warn!(%fault, "a carrier was refused");
+                    tracing::debug!(%fault, "a carrier was refused");
                     // Without a word: an attach that another one overtook is no reason to end the session.
                     self.leaving.push(carrier);
                 }
@@ -218,8 +198,13 @@ impl Lifeline {
     }
 
     fn poll_carrier(&mut self, index: usize, cx: &mut Context<'_>) -> Result<(), String> {
-        for _ in 0..TURN {
+        for taken in 0.. {
             if self.core.incoming().is_some() {
+                break;
+            }
+            if taken == TURN {
+                // It did not say that it has no more, so it wakes nobody when more comes.
+                cx.waker().wake_by_ref();
                 break;
             }
             let slot = &mut self.carriers[index];
@@ -277,7 +262,16 @@ impl Lifeline {
         Ok(())
     }
 
+    /// Lets time pass, and tells whoever waits for room of what was made since: the part that reads or flushes may have seen
+    /// it, and nothing would come after it.
     fn poll_timer(&mut self, cx: &mut Context<'_>) {
+        self.pass(cx);
+        if self.waits.take_if(|before| *before != self.core.room_made()).is_some() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn pass(&mut self, cx: &mut Context<'_>) {
         loop {
             let now = Instant::now();
             let due = self.core.deadline().unwrap_or(now + FAR);
@@ -340,6 +334,7 @@ impl AsyncRead for Lifeline {
 
 impl Lifeline {
     fn poll_gather(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.waits = None;
         for attempt in 0..2 {
             if self.core.ended().is_some() {
                 return Poll::Ready(self.over().unwrap_or(Ok(())).and(Err(io::ErrorKind::BrokenPipe.into())));
@@ -350,6 +345,7 @@ impl Lifeline {
                 n => return Poll::Ready(Ok(n)),
             }
         }
+        self.waits = Some(self.core.room_made());
         Poll::Pending
     }
 
@@ -399,6 +395,7 @@ impl AsyncWrite for Lifeline {
 
 impl Paced for Lifeline {
     fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        self.waits = None;
         if let Some(bytes) = self.core.takes_bulk(Instant::now()) {
             return Poll::Ready(bytes);
         }
@@ -407,6 +404,7 @@ impl Paced for Lifeline {
         if let Some(bytes) = self.core.takes_bulk(Instant::now()) {
             return Poll::Ready(bytes);
         }
+        self.waits = Some(self.core.room_made());
         // What has just arrived may have made room, and then it is only for the pace to say when.
         self.poll_timer(cx);
         Poll::Pending
@@ -440,61 +438,5 @@ impl Drop for Lifeline {
 impl std::fmt::Debug for Lifeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lifeline").field("core", &self.core).finish_non_exhaustive()
-    }
-}
-
-impl LifelineHandle {
-    /// Its name, as attaches say it.
-    pub fn id(&self) -> LifelineId {
-        self.id
-    }
-
-    /// Offers a carrier that was dialled; ready when the other side took it, with the reason when it did not.
-    pub async fn attach(&self, carrier: BoxCarrier, route: Route, mode: AttachMode) -> Result<Attachment, String> {
-        let over = || "the session is over".to_owned();
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Dialed { carrier, route, mode, reply };
-        self.commands.send(command).await.map_err(|_| over())?;
-        answer.await.unwrap_or_else(|_| Err("the connection broke before the other side took it".into()))
-    }
-
-    /// Hands over a carrier on which this attach arrived.
-    pub async fn arrived(&self, carrier: BoxCarrier, route: Route, attach: Attach) {
-        let _ = self.commands.send(Command::Arrived { carrier, route, attach }).await;
-    }
-
-    /// Moves to a carrier that stands by.
-    pub async fn go_over(&self, to: Attachment) {
-        let _ = self.commands.send(Command::GoOver(to.id)).await;
-    }
-
-    /// Asks every carrier at once whether it lives: the machine slept, or the network changed.
-    pub async fn probe(&self) {
-        let _ = self.commands.send(Command::Probe).await;
-    }
-
-    /// Ends it, and tells the other side why.
-    pub async fn end(&self, ended: Ended) {
-        let _ = self.commands.send(Command::End(ended)).await;
-    }
-
-    /// How it is, as it changes.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.clone()
-    }
-
-    /// Bytes that are known to have arrived, either way, when its standing was told last.
-    pub fn moved(&self) -> u64 {
-        self.moved.load(Relaxed)
-    }
-
-    /// When the coordinator said that it stops, how long to wait before coming back.
-    pub fn drain(&self) -> watch::Receiver<Option<Duration>> {
-        self.drain.clone()
-    }
-
-    /// Whether it is over.
-    pub fn is_over(&self) -> bool {
-        self.commands.is_closed() || matches!(*self.standing.borrow(), Standing::Ended(_))
     }
 }

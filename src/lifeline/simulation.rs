@@ -2,7 +2,9 @@
 //! byte arrives once, in order.
 
 mod ends;
+mod moves;
 mod patience;
+mod room;
 mod silence;
 mod strangers;
 

@@ -28,15 +28,26 @@ impl Core {
         if self.ended.is_some() {
             return Err(Fault::Over);
         }
+        // What proves nothing takes nobody's place.
+        self.judge(attach)?;
         let id = self.enter(route, true, now);
-        self.attach(id, attach, now).inspect_err(|_| self.drop_member(id))?;
+        if attach.mode == AttachMode::Begin {
+            self.active = Some(id);
+            return Ok(id);
+        }
+        self.attach(id, attach, now).inspect_err(|_| drop(self.remove(id)))?;
         Ok(id)
     }
 
     /// A carrier broke or closed.
     pub fn lost(&mut self, id: CarrierId, why: &str, now: Instant) {
-        self.drop_member(id);
+        let member = self.remove(id);
+        if self.members.is_empty() && self.peer_end.is_some() {
+            // Who has ended comes back for nothing.
+            self.end(Ended::Position("the other side ended, and not all of it arrived".to_owned()));
+        }
         if self.active != Some(id) {
+            member.into_iter().for_each(|member| self.gone(&member, now));
             return;
         }
         self.active = None;
@@ -74,7 +85,9 @@ impl Core {
         if self.members.len() >= MAX_CARRIERS {
             let active = self.active;
             if let Some(index) = self.members.iter().position(|member| Some(member.id) != active) {
-                self.retired.push(self.members.remove(index).id);
+                let member = self.members.remove(index);
+                self.retired.push(member.id);
+                self.gone(&member, now);
             }
         }
         let id = CarrierId(self.next_member);
@@ -92,8 +105,24 @@ impl Core {
         id
     }
 
-    pub(super) fn drop_member(&mut self, id: CarrierId) {
-        self.members.retain(|member| member.id != id);
+    fn remove(&mut self, id: CarrierId) -> Option<Member> {
+        let index = self.members.iter().position(|member| member.id == id)?;
+        Some(self.members.remove(index))
+    }
+
+    /// A carrier that is not in use is gone. If it was to be, the listener may have gone over to it, and then nothing is in
+    /// use there: it is asked to go on where we do.
+    fn gone(&mut self, member: &Member, now: Instant) {
+        let agreed = self.agreed;
+        let Some(_) = member.attaching.as_ref().filter(|a| a.mode == AttachMode::Move && a.sequence > agreed) else {
+            return;
+        };
+        let asked = member.outbox.iter().all(|waiting| waiting.first() != Some(&kind::ATTACH));
+        match self.active {
+            Some(active) if asked => self.ask_to_attach(active, AttachMode::Move, now),
+            Some(_) => {}
+            None => drop(self.take_standby(now)),
+        }
     }
 
     pub(super) fn member(&mut self, id: CarrierId) -> Option<&mut Member> {
@@ -104,13 +133,14 @@ impl Core {
         if mode != AttachMode::Begin {
             self.sequence += 1;
         }
-        let (sequence, received) = (self.sequence, self.received);
+        let (sequence, received, acked) = (self.sequence, self.received, self.replay.acked());
         let attach = Attach { id: self.id, sequence, mode, received, tag: [0; TAG] };
         let attach = self.key.as_ref().map_or(attach, |key| key.sign_attach(attach));
         if let Some(member) = self.member(id) {
+            member.outbox.retain(|waiting| waiting.first() != Some(&kind::ATTACH));
             member.outbox.push_back(LifelineMessage::Attach(attach).encode());
             if mode != AttachMode::Begin {
-                member.attaching = Some(Attaching { sequence, mode, since: now });
+                member.attaching = Some(Attaching { sequence, mode, since: now, acked });
             }
         }
     }
@@ -125,22 +155,26 @@ impl Core {
         ready.is_some()
     }
 
-    /// The listener's half of an attach.
-    pub(super) fn attach(&mut self, from: CarrierId, attach: &Attach, now: Instant) -> Result<(), Fault> {
+    /// Whether an attach has its place here, and proves what it has to.
+    fn judge(&self, attach: &Attach) -> Result<(), Fault> {
         if self.side == Side::Dialer || attach.id != self.id {
             return Err(Fault::OutOfPlace);
         }
         if attach.mode == AttachMode::Begin {
-            if self.active.is_some() || self.received > 0 || attach.received > 0 || self.next_member > 1 {
-                return Err(Fault::OutOfPlace);
-            }
-            self.active = Some(from);
-            return Ok(());
+            let is_first = self.next_member == 0 && attach.received == 0;
+            return if is_first { Ok(()) } else { Err(Fault::OutOfPlace) };
         }
-        let Some(key) = self.key.clone() else { return Err(Fault::OutOfPlace) };
+        let Some(key) = &self.key else { return Err(Fault::OutOfPlace) };
         if !key.is_attach(attach) || attach.sequence <= self.sequence {
             return Err(Fault::NotProven);
         }
+        Ok(())
+    }
+
+    /// The listener's half of an attach.
+    pub(super) fn attach(&mut self, from: CarrierId, attach: &Attach, now: Instant) -> Result<(), Fault> {
+        self.judge(attach)?;
+        let Some(key) = self.key.clone() else { return Err(Fault::OutOfPlace) };
         self.sequence = attach.sequence;
         if attach.mode == AttachMode::Move {
             self.move_to(from, attach.received, now)?;
@@ -167,7 +201,15 @@ impl Core {
         member.proven = true;
         let round_trip = now.saturating_duration_since(attaching.since);
         member.round_trip = Some(round_trip);
-        if attaching.mode == AttachMode::Move {
+        if attached.received < attaching.acked {
+            // Not by the one who proves this: and what was acknowledged is not kept.
+            let (has, acked) = (attached.received, attaching.acked);
+            self.end(Ended::Position(format!("the other side says it has {has} bytes, and {acked} were acknowledged")));
+            return Err(Fault::Over);
+        }
+        // The listener has gone on from there when a later one was answered.
+        if attaching.mode == AttachMode::Move && attaching.sequence > self.agreed {
+            self.agreed = attaching.sequence;
             self.move_to(from, attached.received, now)?;
             self.path.timed(round_trip, now);
         }
@@ -189,6 +231,7 @@ impl Core {
         self.trouble = None;
         self.suspect = false;
         self.moves += 1;
+        self.room_made += 1;
         let Some(route) = self.member(id).map(|member| {
             member.heard = now;
             member.route

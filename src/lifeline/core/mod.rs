@@ -56,6 +56,10 @@ pub const ATTACH_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a lifeline without a carrier is kept. A lid stays closed overnight; a machine that is gone is gone.
 pub const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
+/// Carriers by way of the coordinator in a row whose bytes begin after the same gap. None of them loses a message, so what
+/// is missing was given up: somebody acknowledged it in our name.
+pub const MAX_GAPS: u32 = 8;
+
 /// A round trip is measured at least this often while bytes flow.
 const MEASURE: Duration = Duration::from_millis(500);
 
@@ -90,6 +94,8 @@ struct Attaching {
     sequence: u64,
     mode: AttachMode,
     since: Instant,
+    /// What the other side had acknowledged by then.
+    acked: u64,
 }
 
 /// One end of a lifeline.
@@ -108,10 +114,14 @@ pub struct Core {
     next_member: u32,
     active: Option<CarrierId>,
     sequence: u64,
+    /// Of the dialer's moves, the last that was answered.
+    agreed: u64,
     path: Path,
     marked: (u64, Option<Instant>),
     /// When the path takes more bulk, while somebody waits for that.
     bulk_due: Option<Instant>,
+    /// Counts what may make room: acknowledgements, another carrier, the pace.
+    room_made: u64,
     asked: Option<Instant>,
     answered: Option<Instant>,
     alert: Option<Instant>,
@@ -122,6 +132,8 @@ pub struct Core {
     finish: Option<Option<Refusal>>,
     /// Where the peer's stream ends, when that is known before all of it is here.
     peer_end: Option<u64>,
+    /// Where bytes were missing last, and on how many carriers in a row.
+    gaps: (u64, u32),
     ended: Option<Ended>,
     moves: u64,
 }
@@ -143,9 +155,11 @@ impl Core {
             next_member: 0,
             active: None,
             sequence: 0,
+            agreed: 0,
             path: Path::new(),
             marked: (0, None),
             bulk_due: None,
+            room_made: 0,
             asked: None,
             answered: None,
             alert: None,
@@ -155,6 +169,7 @@ impl Core {
             retired: Vec::new(),
             finish: None,
             peer_end: None,
+            gaps: (0, 0),
             ended: None,
             moves: 0,
         }
@@ -206,6 +221,11 @@ impl Core {
         }
         self.path.limited();
         None
+    }
+
+    /// How often something happened for which there may be room again.
+    pub fn room_made(&self) -> u64 {
+        self.room_made
     }
 
     /// A stream that sends little has sent something.
@@ -282,7 +302,7 @@ impl Core {
             LifelineMessage::End { offset, refusal } => self.peer_ended(route, offset, refusal),
             LifelineMessage::Data { offset, ack, ack_now, payload } => {
                 self.acknowledge(ack, active, now)?;
-                self.data(offset, ack_now, payload, now)
+                self.data(route, offset, ack_now, payload, now)
             }
             LifelineMessage::Ack { ack } => self.acknowledge(ack, active, now),
             LifelineMessage::Ping { nonce, ack } => {
@@ -322,6 +342,7 @@ impl Core {
         self.replay.acknowledge(ack).map_err(|_| Fault::AckAhead)?;
         if self.replay.acked() > before {
             self.answered = Some(now);
+            self.room_made += 1;
         }
         if active {
             self.path.acked(ack, now);
@@ -334,9 +355,16 @@ impl Core {
         Ok(())
     }
 
-    fn data(&mut self, offset: u64, ack_now: bool, mut payload: Bytes, now: Instant) -> Result<(), Fault> {
+    fn data(
+        &mut self,
+        route: Route,
+        offset: u64,
+        ack_now: bool,
+        mut payload: Bytes,
+        now: Instant,
+    ) -> Result<(), Fault> {
         if offset > self.received {
-            return Err(Fault::Gap);
+            return Err(self.gap(route, offset));
         }
         let known = self.received - offset;
         if known >= payload.len() as u64 {
@@ -346,12 +374,25 @@ impl Core {
         payload.advance(known as usize);
         self.received += payload.len() as u64;
         self.incoming.push_back(payload);
-        if self.peer_end == Some(self.received) {
+        if self.peer_end.is_some_and(|end| end <= self.received) {
             self.end(Ended::Complete);
         }
         self.ack_now |= ack_now;
         self.ack_due.get_or_insert(now + ACK_DELAY);
         Ok(())
+    }
+
+    fn gap(&mut self, route: Route, offset: u64) -> Fault {
+        // On a direct carrier anybody on the way could make one.
+        if route == Route::Relay {
+            let (at, times) = self.gaps;
+            self.gaps = (self.received, if at == self.received { times + 1 } else { 1 });
+            if self.gaps.1 >= MAX_GAPS {
+                let text = format!("the other side goes on at {offset}, and only {} bytes have arrived", self.received);
+                self.end(Ended::Position(text));
+            }
+        }
+        Fault::Gap
     }
 
     fn peer_ended(&mut self, route: Route, offset: u64, refusal: Option<Refusal>) -> Result<(), Fault> {
