@@ -17,7 +17,8 @@ pub const LONGEST: Duration = Duration::from_secs(60);
 /// How long a program that was told of other authorities keeps everything else waiting until it has followed.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Renews for as long as it is polled. `keep` stores what came; its failure is told and changes nothing else.
+/// Renews for as long as it is polled. `keep` stores what came; what it could not store is in use all the same, and stored
+/// later.
 pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) -> Result<(), E>) {
     let mut backoff = Backoff::default();
     let mut look_due = false;
@@ -45,6 +46,7 @@ pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fre
                     }
                     Late::Look(error) => tracing::warn!(%error, "the authorities could not be looked at yet"),
                     Late::Renewal(error) => tracing::warn!(%error, "the certificate could not be renewed yet"),
+                    Late::Kept => {}
                 }
             }
         }
@@ -55,11 +57,24 @@ pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fre
 /// awaits it keeps a peer waiting meanwhile that may not believe the certificate from before.
 pub async fn follow<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) -> Result<(), E>) {
     match tokio::time::timeout(FOLLOW_TIMEOUT, step(client, &keep, &mut true)).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(()) | Err(Late::Kept)) => {}
         Ok(Err(Late::Look(error) | Late::Renewal(error))) => {
             tracing::warn!(%error, "other authorities could not be followed yet")
         }
         Err(_) => tracing::warn!("other authorities could not be followed in time"),
+    }
+}
+
+/// Renews what is due before a connection is dialled with it: a program that slept past its certificate's end has no use
+/// for the old one.
+pub async fn before_dialling<E: Error>(
+    client: &CoordinatorClient,
+    keep: impl Fn(&Fresh) -> Result<(), E>,
+) -> Result<(), ClientError> {
+    match step(client, &keep, &mut false).await {
+        // A full disk is no reason to be away.
+        Ok(()) | Err(Late::Kept) => Ok(()),
+        Err(Late::Look(error) | Late::Renewal(error)) => Err(error),
     }
 }
 
@@ -70,6 +85,8 @@ enum Late {
     Look(ClientError),
     /// The renewal that was due.
     Renewal(ClientError),
+    /// To store what came, which has been told. It is given again by the next step.
+    Kept,
 }
 
 /// Renews what is due, after a look at the authorities if `look_due` says so. It says so until a look succeeds.
@@ -79,9 +96,16 @@ async fn step<E: Error>(
     look_due: &mut bool,
 ) -> Result<(), Late> {
     let keep = |fresh: Option<Fresh>, what: &str| match fresh.map(|fresh| keep(&fresh)) {
-        None => {}
-        Some(Ok(())) => tracing::info!("{what}"),
-        Some(Err(error)) => tracing::error!(%error, "what came of a renewal could not be kept"),
+        None => true,
+        Some(Ok(())) => {
+            tracing::info!("{what}");
+            true
+        }
+        Some(Err(error)) => {
+            tracing::error!(%error, "what came of a renewal could not be kept yet");
+            client.not_kept();
+            false
+        }
     };
     let mut looked = Ok(());
     if *look_due {
@@ -93,8 +117,8 @@ async fn step<E: Error>(
             Err(error) => looked = Err(Late::Look(error)),
         }
     }
-    keep(client.renew_if_due(SystemTime::now()).await.map_err(Late::Renewal)?, "certificate renewed");
-    looked
+    let renewed = client.renew_if_due(SystemTime::now()).await.map_err(Late::Renewal)?;
+    if keep(renewed, "certificate renewed") { looked } else { Err(Late::Kept) }
 }
 
 /// How long to wait before looking again.
@@ -104,13 +128,15 @@ pub(super) fn until(renew_at: SystemTime, now: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::convert::Infallible;
+    use std::io::ErrorKind;
 
     use super::*;
     use crate::identity::{Authority, Credential, Identity, PrivateKey, Role};
 
-    #[tokio::test]
-    async fn a_look_that_failed_stays_due_and_is_not_taken_for_a_renewal() {
+    /// Nothing is due, and its coordinator is not there.
+    fn client() -> CoordinatorClient {
         let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
         let authority = Authority::create("d".parse().unwrap(), now).unwrap();
         let key = PrivateKey::generate().unwrap();
@@ -120,7 +146,12 @@ mod tests {
         // It is closed again at once, so nobody is there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("https://127.0.0.1:{port}").parse().unwrap();
-        let client = CoordinatorClient::new(url, authority.trust().clone(), credential);
+        CoordinatorClient::new(url, authority.trust().clone(), credential)
+    }
+
+    #[tokio::test]
+    async fn a_look_that_failed_stays_due_and_is_not_taken_for_a_renewal() {
+        let client = client();
         let keep = |_: &Fresh| Ok::<(), Infallible>(());
         let mut look_due = true;
         for _ in 0..2 {
@@ -130,6 +161,25 @@ mod tests {
         }
         look_due = false;
         step(&client, &keep, &mut look_due).await.expect("nothing is due");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_kept_stops_nobody_and_is_kept_later() {
+        let client = client();
+        let (full, tries) = (Cell::new(true), Cell::new(0));
+        let keep = |_: &Fresh| {
+            tries.set(tries.get() + 1);
+            if full.get() { Err(std::io::Error::from(ErrorKind::StorageFull)) } else { Ok(()) }
+        };
+        // As after a renewal.
+        client.not_kept();
+        before_dialling(&client, keep).await.expect("what came is in use all the same");
+        assert!(matches!(step(&client, &keep, &mut false).await, Err(Late::Kept)), "it is still to be kept");
+        full.set(false);
+        step(&client, &keep, &mut false).await.expect("it is kept");
+        assert_eq!(tries.get(), 3);
+        step(&client, &keep, &mut false).await.expect("nothing is due");
+        assert_eq!(tries.get(), 3);
     }
 
     #[test]
