@@ -17,6 +17,9 @@ pub const LONGEST: Duration = Duration::from_secs(60);
 /// How long a program that was told of other authorities keeps everything else waiting until it has followed.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// How far the coordinator's clock may be ahead. Who dials with a certificate that has ended is refused for good.
+const CLOCKS_APART: Duration = Duration::from_secs(5 * 60);
+
 /// Renews for as long as it is polled. `keep` stores what came; what it could not store is in use all the same, and stored
 /// later.
 pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) -> Result<(), E>) {
@@ -66,7 +69,7 @@ pub async fn follow<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) 
 }
 
 /// Renews what is due before a connection is dialled with it: a program that slept past its certificate's end has no use
-/// for the old one.
+/// for the old one. One that is still good is dialled with when the coordinator cannot renew it at this moment.
 pub async fn before_dialling<E: Error>(
     client: &CoordinatorClient,
     keep: impl Fn(&Fresh) -> Result<(), E>,
@@ -74,8 +77,19 @@ pub async fn before_dialling<E: Error>(
     match step(client, &keep, &mut false).await {
         // A full disk is no reason to be away.
         Ok(()) | Err(Late::Kept) => Ok(()),
-        Err(Late::Look(error) | Late::Renewal(error)) => Err(error),
+        Err(Late::Look(error) | Late::Renewal(error)) => {
+            if !can_wait(&error, client.credential().not_after(), SystemTime::now()) {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the certificate could not be renewed yet");
+            Ok(())
+        }
     }
+}
+
+/// Whether a renewal that failed is no reason not to dial. Whoever could not be reached for it cannot be reached at all.
+fn can_wait(error: &ClientError, not_after: SystemTime, now: SystemTime) -> bool {
+    matches!(error, ClientError::Refused(_)) && error.is_passing() && now + CLOCKS_APART < not_after
 }
 
 /// What could not be done yet.
@@ -134,6 +148,7 @@ mod tests {
 
     use super::*;
     use crate::identity::{Authority, Credential, Identity, PrivateKey, Role};
+    use crate::wire::{Refusal, RefusalCode};
 
     /// Nothing is due, and its coordinator is not there.
     fn client() -> CoordinatorClient {
@@ -180,6 +195,20 @@ mod tests {
         assert_eq!(tries.get(), 3);
         step(&client, &keep, &mut false).await.expect("nothing is due");
         assert_eq!(tries.get(), 3);
+    }
+
+    #[test]
+    fn a_renewal_that_is_refused_for_a_moment_makes_no_good_certificate_useless() {
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+        let late = end - CLOCKS_APART;
+        let before = late - Duration::from_secs(1);
+        let refused = |code| ClientError::Refused(Refusal::new(code, "no"));
+        for code in [RefusalCode::Busy, RefusalCode::Internal, RefusalCode::Unavailable, RefusalCode::Timeout] {
+            assert!(can_wait(&refused(code), end, before), "{code:?}");
+            assert!(!can_wait(&refused(code), end, late), "{code:?}");
+        }
+        assert!(!can_wait(&refused(RefusalCode::Denied), end, before));
+        assert!(!can_wait(&ClientError::Dial("nobody is there".into()), end, before));
     }
 
     #[test]
