@@ -25,23 +25,21 @@ const CLOCKS_APART: Duration = Duration::from_secs(5 * 60);
 pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fresh) -> Result<(), E>) {
     let mut backoff = Backoff::default();
     let mut look_due = false;
+    let mut wait = until(client.credential().renew_at(), SystemTime::now());
     loop {
-        let wait = match backoff.failures() {
-            0 => until(client.credential().renew_at(), SystemTime::now()),
-            _ => backoff.next(rand::random()).clamp(SHORTEST, LONGEST),
-        };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = client.caught_up() => {}
         }
         // A certificate of seconds is renewed before this matters, and its renewal says the same.
         look_due |= wait == LONGEST;
-        match step(client, &keep, &mut look_due).await {
-            Ok(()) => backoff.reset(),
+        let began = SystemTime::now();
+        wait = match step(client, &keep, &mut look_due).await {
+            Ok(()) => {
+                backoff.reset();
+                after_success(client.credential().renew_at(), began, SystemTime::now())
+            }
             Err(late) => {
-                if backoff.failures() == 0 {
-                    backoff.next(0.0);
-                }
                 match late {
                     // Nothing is missing yet, and whoever waits for the network is told so elsewhere.
                     Late::Look(error) if error.is_passing() => {
@@ -51,8 +49,9 @@ pub async fn keep_fresh<E: Error>(client: &CoordinatorClient, keep: impl Fn(&Fre
                     Late::Renewal(error) => tracing::warn!(%error, "the certificate could not be renewed yet"),
                     Late::Kept => {}
                 }
+                backoff.next(rand::random()).clamp(SHORTEST, LONGEST)
             }
-        }
+        };
     }
 }
 
@@ -133,6 +132,12 @@ async fn step<E: Error>(
     }
     let renewed = client.renew_if_due(SystemTime::now()).await.map_err(Late::Renewal)?;
     if keep(renewed, "certificate renewed") { looked } else { Err(Late::Kept) }
+}
+
+/// How long to wait when all was done that was due, from `began` until `now`. Where this clock is so far ahead that what has
+/// just come was due before it was asked for, asking again would help nobody, and go on without end.
+fn after_success(renew_at: SystemTime, began: SystemTime, now: SystemTime) -> Duration {
+    if renew_at <= began { LONGEST } else { until(renew_at, now) }
 }
 
 /// How long to wait before looking again.
@@ -219,5 +224,14 @@ mod tests {
         assert_eq!(until(at(20 * 3600), now), LONGEST);
         assert_eq!(until(at(0), now), SHORTEST);
         assert_eq!(until(now, at(500)), SHORTEST);
+        assert_eq!(after_success(at(20), at(0), at(5)), Duration::from_secs(15));
+        assert_eq!(after_success(at(20), at(19), at(25)), SHORTEST);
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_makes_no_renewal_each_second() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+        assert_eq!(after_success(now - Duration::from_secs(3600), now, now), LONGEST);
+        assert_eq!(after_success(now, now, now), LONGEST);
     }
 }
