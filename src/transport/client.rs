@@ -182,7 +182,8 @@ struct Heard {
     told: Option<KeyPin>,
     /// The coordinator names others than those that are believed now, and only a renewal can show that it is so.
     unshown: bool,
-    /// A renewal that nobody has asked for was made on the way, and has to be written down.
+    /// What is in use has to be written down: a renewal that nobody has asked for was made on the way, or what was given to
+    /// be written could not be.
     unkept: bool,
 }
 
@@ -371,6 +372,11 @@ impl CoordinatorClient {
         self.heard().unkept = fresh.is_some();
         self.caught_up.notify_one();
         Ok(fresh.is_some())
+    }
+
+    /// What was given to be written down could not be: [`renew_if_due`](Self::renew_if_due) gives it again.
+    pub fn not_kept(&self) {
+        self.heard().unkept = true;
     }
 
     /// Returns when [`renew_if_due`](Self::renew_if_due) has something to be written down that nobody has asked for.

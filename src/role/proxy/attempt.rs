@@ -3,13 +3,14 @@
 //!
 //! Refuses to try twice: when the next attempt is, the tunnel decides.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::profile::ProfileError;
 use super::tunnel::Tunnel;
 use super::tunnel_state::Doing;
 use crate::identity::verify::{Expect, client_config};
 use crate::lifeline::Route;
+use crate::role::renewal;
 use crate::session::establish::{self, Greeting, Session, SessionError};
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier};
@@ -72,8 +73,7 @@ impl TunnelError {
 impl Tunnel {
     /// A connection that the coordinator has joined to one of the workspace's.
     pub(super) async fn join(&self) -> Result<CoordinatorCarrier, TunnelError> {
-        // A laptop that slept past its certificate's end gets a fresh one before it dials with it.
-        self.renew().await?;
+        Box::pin(renewal::before_dialling(self.client(), |fresh| self.profile().save_fresh(fresh))).await?;
         let carrier = self.client().connect(self.workspace()).await?;
         self.doing(Doing::WaitsForStub);
         let late = |_| ClientError::Dial("the coordinator did not join us to the workspace in time".into());
@@ -94,14 +94,6 @@ impl Tunnel {
             self.profile().set_pin(self.workspace(), session.peer.pin)?;
         }
         Ok((session, greeting))
-    }
-
-    async fn renew(&self) -> Result<(), TunnelError> {
-        if let Some(fresh) = self.client().renew_if_due(SystemTime::now()).await? {
-            self.profile().save_fresh(&fresh)?;
-            tracing::info!("certificate renewed");
-        }
-        Ok(())
     }
 
     /// Waits until the coordinator has joined the carrier to the workspace's.

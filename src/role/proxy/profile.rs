@@ -2,6 +2,7 @@
 //! keys of the workspaces it has met there.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -108,17 +109,31 @@ impl Profile {
         let request = PairRequest { code: CodeText::new(code), device: device.clone(), csr };
         let (answer, trust): (PairAnswer, Trust) = first_contact(url, &outer, &parsed, PAIR_PATH, &request).await?;
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
-        // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
-        let before = Profile::load(dir, url).ok().filter(|before| before.trust.shares(&trust));
-        let workspaces = before.map(|before| before.kept.workspaces).unwrap_or_default();
-        let kept = Kept { url: url.clone(), device, workspaces };
-        let profile = Profile { dir: dir.to_owned(), kept, trust, credential };
-        files::write(&dir.join("key.pem"), profile.credential.key.to_pem().as_bytes())?;
-        files::write(&dir.join("ca.pem"), profile.trust.to_pem().as_bytes())?;
-        files::write(&dir.join("chain.pem"), profile.credential.to_pem().as_bytes())?;
-        // Last: its presence says that the rest is whole.
-        profile.save()?;
+        let kept = Kept { url: url.clone(), device, workspaces: BTreeMap::new() };
+        let mut profile = Profile { dir: dir.to_owned(), kept, trust, credential };
+        profile.begin()?;
         Ok(profile)
+    }
+
+    /// Puts all of a new profile in its directory.
+    fn begin(&mut self) -> Result<(), ProfileError> {
+        let _lock = self.lock()?;
+        // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
+        let before = Profile::load(&self.dir, &self.kept.url).ok().filter(|before| before.trust.shares(&self.trust));
+        self.kept.workspaces = before.map(|before| before.kept.workspaces).unwrap_or_default();
+        files::write(&self.dir.join("key.pem"), self.credential.key.to_pem().as_bytes())?;
+        files::write(&self.dir.join("ca.pem"), self.trust.to_pem().as_bytes())?;
+        files::write(&self.dir.join("chain.pem"), self.credential.to_pem().as_bytes())?;
+        // Last: its presence says that the rest is whole.
+        self.save(&self.kept)
+    }
+
+    /// For as long as the file is held, nobody else changes the profile.
+    fn lock(&self) -> Result<File, ProfileError> {
+        let mut options = File::options();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.dir.join("profile.lock"))?;
+        lock.lock()?;
+        Ok(lock)
     }
 
     /// Where the coordinator is, as it was said when this device was paired: at `given`, behind a load balancer or not.
@@ -158,30 +173,37 @@ impl Profile {
     /// Changes the pins. Each workspace that is up has a process with a copy of its own: what the others have written
     /// is read again, under a lock, so that no pin is lost.
     fn change<R>(&mut self, change: impl FnOnce(&mut BTreeMap<WorkspaceName, KeyPin>) -> R) -> Result<R, ProfileError> {
-        let mut options = std::fs::OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.dir.join("profile.lock"))?;
-        lock.lock()?;
+        let _lock = self.lock()?;
         let path = self.dir.join(PROFILE);
-        if let Some(text) = files::read(&path)? {
-            let kept: Kept =
-                serde_json::from_str(&text).map_err(|e| ProfileError::Damaged { path, why: e.to_string() })?;
-            self.kept.workspaces = kept.workspaces;
-        }
-        let outcome = change(&mut self.kept.workspaces);
-        self.save()?;
+        let mut kept = match files::read(&path)? {
+            Some(text) => {
+                serde_json::from_str(&text).map_err(|e| ProfileError::Damaged { path, why: e.to_string() })?
+            }
+            None => self.kept.clone(),
+        };
+        let outcome = change(&mut kept.workspaces);
+        self.save(&kept)?;
+        self.kept.workspaces = kept.workspaces;
         Ok(outcome)
     }
 
     /// Keeps what came of a renewal: the authorities first, because a certificate without its authority is of no use.
+    /// Writes nothing when the device was paired anew meanwhile: what is there is of another key.
     pub fn save_fresh(&mut self, fresh: &Fresh) -> Result<(), ProfileError> {
-        files::write(&self.dir.join("ca.pem"), fresh.trust.to_pem().as_bytes())?;
-        files::write(&self.dir.join("chain.pem"), fresh.credential.to_pem().as_bytes())?;
+        let _lock = self.lock()?;
+        let key = files::read(&self.dir.join("key.pem"))?;
+        if key.is_some_and(|key| key == fresh.credential.key.to_pem().as_str()) {
+            files::write(&self.dir.join("ca.pem"), fresh.trust.to_pem().as_bytes())?;
+            files::write(&self.dir.join("chain.pem"), fresh.credential.to_pem().as_bytes())?;
+        } else {
+            tracing::warn!("this device was paired anew: the certificate of its former key is not kept");
+        }
         (self.trust, self.credential) = (Trust::clone(&fresh.trust), Credential::clone(&fresh.credential));
         Ok(())
     }
 
-    fn save(&self) -> Result<(), ProfileError> {
-        let kept = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other)?;
+    fn save(&self, kept: &Kept) -> Result<(), ProfileError> {
+        let kept = serde_json::to_vec_pretty(kept).map_err(std::io::Error::other)?;
         Ok(files::write(&self.dir.join(PROFILE), &kept)?)
     }
 }
@@ -193,17 +215,30 @@ mod tests {
     use super::*;
     use crate::identity::{Authority, Identity, Role};
 
-    fn profile(dir: &Path) -> Profile {
-        let now = SystemTime::now();
-        let authority = Authority::create("d".parse().unwrap(), now).unwrap();
-        let device: DeviceName = "laptop".parse().unwrap();
-        let key = PrivateKey::generate().unwrap();
-        let identity = Identity::new(authority.domain().clone(), Role::Device(device.clone()));
-        let chain = authority.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(60), now, &[]).unwrap();
-        let url = "https://127.0.0.1:1".parse().unwrap();
-        let kept = Kept { url, device, workspaces: BTreeMap::new() };
-        let credential = Credential::new(chain, key).unwrap();
+    fn authority() -> Authority {
+        Authority::create("d".parse().unwrap(), SystemTime::now()).unwrap()
+    }
+
+    fn credential(authority: &Authority, key: PrivateKey) -> Credential {
+        let identity = Identity::new(authority.domain().clone(), Role::Device("laptop".parse().unwrap()));
+        let (csr, life) = (key.csr_der().unwrap(), Duration::from_secs(60));
+        let chain = authority.issue(&csr, &identity, life, SystemTime::now(), &[]).unwrap();
+        Credential::new(chain, key).unwrap()
+    }
+
+    /// As the answer to a code makes it, by `authority`.
+    fn paired(dir: &Path, authority: &Authority, device: &str) -> Profile {
+        let kept = Kept { url: url(), device: device.parse().unwrap(), workspaces: BTreeMap::new() };
+        let credential = credential(authority, PrivateKey::generate().unwrap());
         Profile { dir: dir.to_owned(), kept, trust: authority.trust().clone(), credential }
+    }
+
+    fn profile(dir: &Path) -> Profile {
+        paired(dir, &authority(), "laptop")
+    }
+
+    fn url() -> CoordinatorUrl {
+        "https://127.0.0.1:1".parse().unwrap()
     }
 
     #[test]
@@ -220,5 +255,41 @@ mod tests {
         assert!(one.set_pin(&b, pin(3)).unwrap_err().to_string().contains("pinned"));
         assert_eq!(one.pin(&b), Some(pin(2)));
         assert!(other.forget(&a).unwrap() && !one.forget(&a).unwrap());
+    }
+
+    #[test]
+    fn a_program_that_runs_leaves_what_was_paired_anew_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority();
+        let (a, b): (WorkspaceName, WorkspaceName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let pin = |n| KeyPin::from_bytes([n; 32]);
+        let mut runs = paired(dir.path(), &authority, "laptop");
+        runs.begin().unwrap();
+        runs.set_pin(&a, pin(1)).unwrap();
+        let renew = |runs: &mut Profile| {
+            let credential = credential(&authority, runs.credential.key.clone()).into();
+            runs.save_fresh(&Fresh { trust: runs.trust.clone().into(), credential }).unwrap();
+        };
+        renew(&mut runs);
+        assert_eq!(Profile::load(dir.path(), &url()).unwrap().credential.chain, runs.credential.chain);
+        let mut anew = paired(dir.path(), &authority, "renamed");
+        anew.begin().unwrap();
+        assert_eq!(anew.pin(&a), Some(pin(1)), "the workspaces that it has met are kept");
+        renew(&mut runs);
+        runs.set_pin(&b, pin(2)).unwrap();
+        let there = Profile::load(dir.path(), &url()).expect("it is whole");
+        assert_eq!(there.credential.chain, anew.credential.chain);
+        assert_eq!((there.device(), there.pin(&b)), (anew.device(), Some(pin(2))));
+    }
+
+    #[test]
+    fn a_pin_that_could_not_be_written_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut profile = profile(dir.path());
+        let name: WorkspaceName = "a".parse().unwrap();
+        profile.begin().unwrap();
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        profile.set_pin(&name, KeyPin::from_bytes([1; 32])).unwrap_err();
+        assert_eq!(profile.pin(&name), None);
     }
 }

@@ -77,10 +77,12 @@ fn dispatch(
                 let text = "a device cannot remove itself: nobody could add it again. hint: do it from another device";
                 return Err(Refusal::new(RefusalCode::Denied, text));
             }
-            if !state.remove_device(&pin).map_err(kept)? {
+            let there = state.remove_device(&pin).map_err(kept)?;
+            // Also of one that was not there: whoever is not on the list has no business in a session.
+            *removed = Some(pin);
+            if !there {
                 return Err(Refusal::new(RefusalCode::NotFound, "no device with that key is on the list"));
             }
-            *removed = Some(pin);
         }
         method => {
             let text = format!("a workspace does not know the method `{}`", crate::wire::refusal::printable(method));
@@ -90,4 +92,31 @@ fn dispatch(
     let mut pins: Vec<String> = state.devices().iter().map(ToString::to_string).collect();
     pins.sort();
     Ok(json!({"devices": pins}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::stub::state::tests::state;
+
+    #[test]
+    fn a_removal_ends_what_the_device_has_whether_it_was_on_the_list_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (caller, other) = (KeyPin::from_bytes([1; 32]), KeyPin::from_bytes([2; 32]));
+        let mut state = state(dir.path());
+        assert!(state.admit(caller).unwrap());
+        state.add_device(other).unwrap();
+        let state = Mutex::new(state);
+        let request = Request::new("device.remove", json!({"pin": other}));
+        let remove = || {
+            let mut removed = None;
+            let outcome = dispatch(&request, caller, &state, &mut removed);
+            (outcome.map_err(|refusal| refusal.code), removed)
+        };
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        assert_eq!(remove(), (Err(RefusalCode::Internal), None));
+        std::fs::create_dir(dir.path()).unwrap();
+        assert_eq!(remove(), (Ok(json!({"devices": [caller.to_string()]})), Some(other)));
+        assert_eq!(remove(), (Err(RefusalCode::NotFound), Some(other)));
+    }
 }

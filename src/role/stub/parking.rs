@@ -1,7 +1,7 @@
 //! The one connection that is parked at the coordinator at all times: what it becomes, what is said on it, and the next.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,7 +67,6 @@ impl Stub {
 
     /// Parks a connection and waits for what becomes of it.
     async fn park(&self, backoff: &mut Backoff, parked_once: &mut bool) -> Result<Parked, ClientError> {
-        // A stub that was off past its certificate's end gets a fresh one before it dials with it.
         self.renew().await?;
         let mut carrier = self.client.park().await?;
         let mut confirmed = false;
@@ -113,12 +112,7 @@ impl Stub {
     }
 
     pub(super) async fn renew(&self) -> Result<(), ClientError> {
-        if let Some(fresh) = self.client.renew_if_due(SystemTime::now()).await?
-            && let Err(error) = self.state().save_fresh(&fresh)
-        {
-            tracing::error!(%error, "the renewed certificate could not be kept");
-        }
-        Ok(())
+        Box::pin(renewal::before_dialling(&self.client, |fresh| self.state().save_fresh(fresh))).await
     }
 }
 

@@ -118,7 +118,7 @@ impl StubState {
         files::write(&dir.join("ca.pem"), state.trust.to_pem().as_bytes())?;
         files::write(&dir.join("chain.pem"), state.credential.to_pem().as_bytes())?;
         // Last: its presence says that the rest is whole.
-        state.save()?;
+        save(dir, &state.kept)?;
         Ok(state)
     }
 
@@ -184,17 +184,29 @@ impl StubState {
             let text = format!("{MAX_DEVICES} devices are on the list. hint: remove one first");
             return Err(StateError::File(std::io::Error::other(text)));
         }
-        self.kept.devices.insert(pin);
-        self.kept.trust_first_device = false;
-        self.save()
+        self.change(|kept| {
+            kept.devices.insert(pin);
+            kept.trust_first_device = false;
+        })
     }
 
     /// Takes a device off the list; tells whether it was there.
     pub fn remove_device(&mut self, pin: &KeyPin) -> Result<bool, StateError> {
         self.own()?;
-        let there = self.kept.devices.remove(pin);
-        self.save()?;
+        let there = self.kept.devices.contains(pin);
+        self.change(|kept| {
+            kept.devices.remove(pin);
+        })?;
         Ok(there)
+    }
+
+    /// What could not be written down has not changed here either: whoever tries again finds it as it was.
+    fn change(&mut self, change: impl FnOnce(&mut Kept)) -> Result<(), StateError> {
+        let mut kept = self.kept.clone();
+        change(&mut kept);
+        save(&self.dir, &kept)?;
+        self.kept = kept;
+        Ok(())
     }
 
     /// Keeps what came of a renewal: the authorities first, because a certificate without its authority is of no use.
@@ -205,21 +217,22 @@ impl StubState {
         (self.trust, self.credential) = (Trust::clone(&fresh.trust), Credential::clone(&fresh.credential));
         Ok(())
     }
+}
 
-    fn save(&self) -> Result<(), StateError> {
-        let kept = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other)?;
-        Ok(files::write(&self.dir.join("stub.json"), &kept)?)
-    }
+fn save(dir: &Path, kept: &Kept) -> Result<(), StateError> {
+    let kept = serde_json::to_vec_pretty(kept).map_err(std::io::Error::other)?;
+    Ok(files::write(&dir.join("stub.json"), &kept)?)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::identity::{Authority, Identity, Role};
 
-    fn state(dir: &Path) -> StubState {
+    /// Of a workspace that no device has come to yet.
+    pub(crate) fn state(dir: &Path) -> StubState {
         let now = SystemTime::now();
         let authority = Authority::create("d".parse().unwrap(), now).unwrap();
         let workspace: WorkspaceName = "w".parse().unwrap();
@@ -241,6 +254,25 @@ mod tests {
         assert!(state.admit(first).unwrap());
         assert!(!state.admit(second).unwrap());
         assert!(state.admit(first).unwrap());
+    }
+
+    #[test]
+    fn what_could_not_be_written_has_not_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = state(dir.path());
+        let (first, second) = (KeyPin::from_bytes([1; 32]), KeyPin::from_bytes([2; 32]));
+        std::fs::remove_dir(dir.path()).unwrap();
+        state.admit(first).unwrap_err();
+        assert!(state.takes_first(), "who was not written down has not come first");
+        std::fs::create_dir(dir.path()).unwrap();
+        assert!(state.admit(first).unwrap());
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        state.add_device(second).unwrap_err();
+        assert!(!state.admits(&second));
+        state.remove_device(&first).unwrap_err();
+        assert!(state.admits(&first));
+        std::fs::create_dir(dir.path()).unwrap();
+        assert!(state.remove_device(&first).unwrap(), "the second try finds it");
     }
 
     #[test]
