@@ -31,8 +31,9 @@ use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
 const INNER_NAME: &str = "workspace.nexus.invalid";
 
 /// What a laptop reads when the workspace does not know its key.
-const NOT_ADMITTED: &str = "the workspace does not admit this device: it was enrolled before this device was paired. \
-    hint: on a laptop that it knows run `nexus-proxy device add WORKSPACE PIN`, with the pin that `nexus-proxy pair` printed here";
+const NOT_ADMITTED: &str = "the workspace does not admit this device: it was enrolled before this device was paired, \
+    or was removed from its list. hint: on a laptop that it knows run `nexus-proxy device add WORKSPACE PIN`, with the pin \
+    that `nexus-proxy pair` printed here";
 
 /// How long the last words of a session that did not begin may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -13,7 +13,7 @@ use super::status::Gone;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
-use crate::lifeline::{Route, Standing, first_attach};
+use crate::lifeline::{Ended, Route, Standing, first_attach};
 use crate::role::changes::Change;
 use crate::session::establish::{self, Session};
 use crate::transport::client::CoordinatorCarrier;
@@ -110,7 +110,16 @@ impl Stub {
     ) {
         let watched = established.lifeline.standing();
         let (opener, lifeline) = (established.opener.clone(), established.lifeline.clone());
-        let (id, end) = self.sessions.laptops.enter(established.peer.pin, device.clone(), opener, lifeline).await;
+        let ending = lifeline.clone();
+        let entered = self.sessions.laptops.enter(established.peer.pin, device.clone(), opener, lifeline).await;
+        let (id, end) = match entered {
+            Ok(entered) => entered,
+            Err(refusal) => {
+                tracing::warn!(session, %device, %refusal, "a laptop was refused");
+                // What is dropped says its last word.
+                return ending.end(Ended::Refused(refusal)).await;
+            }
+        };
         tracing::info!(session, %device, "session");
         (self.events)(StubEvent::SessionBegan(device.to_string()));
         let (workspace, state) = (self.workspace.clone(), self.state.clone());

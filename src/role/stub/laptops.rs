@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::status::LaptopStatus;
 use crate::identity::KeyPin;
-use crate::lifeline::{Ended, LifelineHandle};
+use crate::lifeline::{Ended, LifelineHandle, Standing};
 use crate::session::held::{HeldOpener, Way};
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
@@ -27,7 +27,7 @@ pub const MAX_SESSIONS: usize = 64;
 /// How long a call waits for the next session of a laptop that hands over: it has one within a second or two.
 const HANDOVER: Duration = Duration::from_secs(5);
 
-/// Sessions whose place was taken that are remembered, so that their laptops are told why when they come back.
+/// Sessions that were ended here that are remembered, so that their laptops are told why when they come back.
 const MAX_REMEMBERED: usize = 256;
 
 #[derive(Debug)]
@@ -63,17 +63,18 @@ impl Default for Laptops {
 
 impl Laptops {
     /// Takes a session in, and ends an older one of the same device, with the reason. Of those that drain only the oldest
-    /// is ended, when there are too many. The token is cancelled when this one must end.
+    /// is ended, when there are too many. The token is cancelled when this one must end. Refused when there are
+    /// [`MAX_SESSIONS`], and none of them can make room.
     pub async fn enter(
         &self,
         device: KeyPin,
         name: DeviceName,
         opener: MuxOpener,
         lifeline: LifelineHandle,
-    ) -> (u64, CancellationToken) {
+    ) -> Result<(u64, CancellationToken), Refusal> {
         let id = rand::random();
         let end = CancellationToken::new();
-        let mut replaced = Vec::new();
+        let (mut replaced, mut entered) = (Vec::new(), true);
         self.change(|connected| {
             let taken = connected.extract_if(.., |old| old.device == device && !old.opener.is_draining());
             replaced.extend(taken.map(|old| (old, taken_over())));
@@ -84,7 +85,15 @@ impl Laptops {
                 replaced.push((connected.remove(oldest), too_many()));
             }
             if connected.len() >= MAX_SESSIONS {
-                replaced.push((connected.remove(0), taken_over()));
+                let of =
+                    |old: &Connected| (old.device == device && old.opener.is_draining(), away_since(&old.lifeline));
+                match spare(connected.iter().map(of)) {
+                    Some(at) => replaced.push((connected.remove(at), made_room())),
+                    None => {
+                        entered = false;
+                        return;
+                    }
+                }
             }
             if self.draining.load(Relaxed) {
                 opener.drain();
@@ -93,24 +102,19 @@ impl Laptops {
             connected.push(Connected { id, device, name, opener, lifeline, end: end.clone(), since });
         });
         for (old, refusal) in replaced {
-            self.remember(old.lifeline.id(), refusal.clone());
-            old.lifeline.end(Ended::Refused(refusal)).await;
-            old.end.cancel();
+            self.end(old, refusal).await;
         }
-        (id, end)
+        if entered { Ok((id, end)) } else { Err(full()) }
     }
 
-    /// The session whose lifeline has this name.
-    pub fn lifeline(&self, id: LifelineId) -> Result<LifelineHandle, Refusal> {
+    /// The session whose lifeline has this name; if that was ended here, why.
+    pub fn lifeline(&self, id: LifelineId) -> Result<LifelineHandle, Option<Refusal>> {
         let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = connected.iter().find(|c| c.lifeline.id() == id && !c.lifeline.is_over()) {
             return Ok(found.lifeline.clone());
         }
         let replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, refusal)) = replaced.iter().find(|(replaced, _)| *replaced == id) {
-            return Err(refusal.clone());
-        }
-        Err(unknown())
+        Err(replaced.iter().find(|(replaced, _)| *replaced == id).map(|(_, refusal)| refusal.clone()))
     }
 
     /// Ends every session of a device, with the reason; those that drain too.
@@ -118,12 +122,22 @@ impl Laptops {
         let mut ended = Vec::new();
         self.change(|connected| ended.extend(connected.extract_if(.., |c| c.device == device)));
         for old in ended {
-            old.lifeline.end(Ended::Refused(refusal.clone())).await;
-            old.end.cancel();
+            self.end(old, refusal.clone()).await;
         }
     }
 
-    fn remember(&self, id: LifelineId, refusal: Refusal) {
+    /// Ends a session that is taken out already, with the reason. A laptop that is away hears it when it comes back.
+    async fn end(&self, old: Connected, refusal: Refusal) {
+        self.remember(old.lifeline.id(), refusal.clone());
+        old.lifeline.end(Ended::Refused(refusal)).await;
+        old.end.cancel();
+    }
+
+    fn remember(&self, id: LifelineId, mut refusal: Refusal) {
+        // What passes does so for the laptop's next session. This one is over, and not to be asked for again.
+        if matches!(refusal.code, RefusalCode::Busy | RefusalCode::Unavailable | RefusalCode::Timeout) {
+            refusal.code = RefusalCode::NotFound;
+        }
         let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
         if replaced.len() == MAX_REMEMBERED {
             replaced.pop_front();
@@ -173,8 +187,7 @@ impl Laptops {
         let mut ended = Vec::new();
         self.change(|connected| ended.append(connected));
         for old in ended {
-            old.lifeline.end(Ended::Refused(refusal.clone())).await;
-            old.end.cancel();
+            self.end(old, refusal.clone()).await;
         }
     }
 
@@ -232,6 +245,41 @@ enum Last {
     None,
 }
 
+/// Since when a session has no connection.
+fn away_since(lifeline: &LifelineHandle) -> Option<Instant> {
+    match *lifeline.standing().borrow() {
+        Standing::Lost { since, .. } => Some(since),
+        _ => None,
+    }
+}
+
+/// Which of the sessions makes room for a new one, when they are as many as may be: the first that drains and is of the same
+/// device, or else the one that has been away for longest. Nobody who is there does, for somebody else.
+fn spare(sessions: impl Iterator<Item = (bool, Option<Instant>)>) -> Option<usize> {
+    let rank = |(at, (drains, away)): (usize, (bool, Option<Instant>))| match (drains, away) {
+        (true, _) => Some((None, at)),
+        (false, Some(since)) => Some((Some(since), at)),
+        (false, None) => None,
+    };
+    sessions.enumerate().filter_map(rank).min().map(|(_, at)| at)
+}
+
+fn made_room() -> Refusal {
+    let text = format!(
+        "a stub serves {MAX_SESSIONS} sessions at a time, and this one, which was away or handed over, made room for another. \
+         hint: a new session begins"
+    );
+    Refusal::new(RefusalCode::NotFound, text)
+}
+
+fn full() -> Refusal {
+    let text = format!(
+        "a stub serves {MAX_SESSIONS} sessions at a time, and no laptop of those is away. hint: it tries again; end an \
+         `up` of this workspace that nobody needs"
+    );
+    Refusal::new(RefusalCode::Busy, text)
+}
+
 fn too_many() -> Refusal {
     let text = format!(
         "more than {MAX_DRAINING} sessions of this device were handed over and are not done. hint: the oldest was ended for \
@@ -250,4 +298,81 @@ fn taken_over() -> Refusal {
     let text = "a new login of this device took over this workspace. hint: only one `nexus-proxy up` of a device serves \
                 a workspace at a time";
     Refusal::new(RefusalCode::TakenOver, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifeline::{Lifeline, Route};
+    use crate::session::mux::{End, multiplex};
+    use crate::transport::carrier::{Carrier, Side, websocket};
+
+    fn device(number: usize) -> KeyPin {
+        KeyPin::from_bytes([number as u8; 32])
+    }
+
+    /// A session, and what keeps it.
+    async fn session() -> (MuxOpener, LifelineHandle, impl Sized) {
+        let (io, _) = tokio::io::duplex(1000);
+        let carrier = Carrier::new(websocket(io, bytes::Bytes::new(), Side::Unmasked).await);
+        let (lifeline, handle) = Lifeline::dial(Box::new(carrier), Route::Relay);
+        let (opener, acceptor, driver) = multiplex(lifeline, End::Workspace);
+        (opener, handle, (acceptor, driver))
+    }
+
+    fn name() -> DeviceName {
+        "anna".parse().unwrap()
+    }
+
+    #[test]
+    fn who_is_there_makes_room_for_nobody_else() {
+        let long_ago = Instant::now();
+        let lately = long_ago + Duration::from_secs(1);
+        let there = (false, None);
+        assert_eq!(spare([there, there].into_iter()), None);
+        assert_eq!(spare([there, (false, Some(lately)), (false, Some(long_ago)), there].into_iter()), Some(2));
+        let own = [(false, Some(long_ago)), there, (true, Some(lately)), (true, None)];
+        assert_eq!(spare(own.into_iter()), Some(2), "one's own first");
+    }
+
+    #[tokio::test]
+    async fn a_session_too_many_is_refused_and_ends_no_other() {
+        let laptops = Laptops::default();
+        let (opener, lifeline, _kept) = session().await;
+        let mut ends = Vec::new();
+        for i in 0..MAX_SESSIONS {
+            let (_, end) = laptops.enter(device(i), name(), opener.clone(), lifeline.clone()).await.unwrap();
+            ends.push(end);
+        }
+        let (handed_over, its, _its_kept) = session().await;
+        let refused = laptops.enter(device(MAX_SESSIONS), name(), handed_over.clone(), its.clone()).await.unwrap_err();
+        assert_eq!(refused.code, RefusalCode::Busy);
+        assert!(ends.iter().all(|end| !end.is_cancelled()));
+        assert_eq!(*laptops.count().borrow(), MAX_SESSIONS);
+        // One that it handed over makes room for its next one.
+        laptops.end_device(device(0), &refused).await;
+        laptops.enter(device(MAX_SESSIONS), name(), handed_over.clone(), its.clone()).await.unwrap();
+        handed_over.drain();
+        laptops.enter(device(MAX_SESSIONS), name(), opener, lifeline).await.unwrap();
+        assert_eq!(laptops.lifeline(its.id()).unwrap_err(), Some(made_room()));
+        assert!(ends[1..].iter().all(|end| !end.is_cancelled()));
+    }
+
+    #[tokio::test]
+    async fn who_was_away_hears_why_its_session_ended() {
+        let laptops = Laptops::default();
+        let (opener, lifeline, _kept) = session().await;
+        assert_eq!(laptops.lifeline(lifeline.id()).unwrap_err(), None);
+        laptops.enter(device(0), name(), opener.clone(), lifeline.clone()).await.unwrap();
+        assert!(laptops.lifeline(lifeline.id()).is_ok());
+        let removed = Refusal::new(RefusalCode::Denied, "removed");
+        laptops.end_device(device(0), &removed).await;
+        assert_eq!(laptops.lifeline(lifeline.id()).unwrap_err(), Some(removed));
+        // What passes is over all the same: nobody is to come back for it again and again.
+        let (opener, lifeline, _kept) = session().await;
+        laptops.enter(device(MAX_SESSIONS), name(), opener, lifeline.clone()).await.unwrap();
+        laptops.end_all(&Refusal::new(RefusalCode::Unavailable, "over")).await;
+        let ended = laptops.lifeline(lifeline.id()).unwrap_err().unwrap();
+        assert_eq!((ended.code, ended.message.as_str()), (RefusalCode::NotFound, "over"));
+    }
 }

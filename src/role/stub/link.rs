@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::kin::Kin;
-use super::laptops::{Laptops, MAX_SESSIONS};
+use super::laptops::{Laptops, MAX_SESSIONS, unknown};
 use super::{earlier, local};
 use crate::lifeline::core::MAX_CARRIERS;
 use crate::lifeline::{Route, first_attach};
@@ -149,7 +149,7 @@ pub async fn serve(stream: UnixStream, kin: &Kin, laptops: &Laptops, end: &Cance
 async fn resume(mut stream: FramedStream<UnixStream>, request: &Request, laptops: &Laptops) -> Result<(), String> {
     let wanted = parsed::<Resume>(request).and_then(|wanted| {
         let id = parse_name(&wanted.lifeline)?;
-        Ok((id, wanted.route, laptops.lifeline(id)?))
+        Ok((id, wanted.route, laptops.lifeline(id).map_err(|ended| ended.unwrap_or_else(unknown))?))
     });
     let (id, route, lifeline) = match wanted {
         Ok(wanted) => wanted,

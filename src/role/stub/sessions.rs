@@ -76,7 +76,8 @@ impl Sessions {
     pub async fn find(&self, attach: &Attach, route: Route) -> Result<Place, Refusal> {
         match self.laptops.lifeline(attach.id) {
             Ok(lifeline) => Ok(Place::Here(lifeline)),
-            Err(refusal) if refusal.code == RefusalCode::NotFound => {
+            Err(Some(ended)) => Err(ended),
+            Err(None) => {
                 let permit = self.passing.clone().try_acquire_owned().map_err(|_| {
                     let text = "too many connections of earlier stubs pass through this one. hint: it tries again";
                     Refusal::new(RefusalCode::Busy, text)
@@ -85,7 +86,6 @@ impl Sessions {
                 tracing::info!(?route, "a session goes on in an earlier stub");
                 Ok(Place::Earlier(Passage { link: Box::new(link), _permit: permit }))
             }
-            Err(refusal) => Err(refusal),
         }
     }
 

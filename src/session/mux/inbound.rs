@@ -64,7 +64,10 @@ impl Inbound {
         table: &mut Table,
         left: usize,
     ) -> Poll<io::Result<Got>> {
-        self.own.reserve(left.min(MAX_BUFFER));
+        // The rest of the buffer before goes first: the part that its stream keeps keeps all of it alive.
+        if self.own.capacity() < OWN_BUFFER {
+            self.own.reserve(left.min(MAX_BUFFER));
+        }
         let n = ready!(poll_read_buf(Pin::new(io), cx, &mut (&mut self.own).limit(left)))?;
         if n == 0 {
             return Poll::Ready(self.end());
@@ -114,5 +117,40 @@ impl Inbound {
                 Next::End(reason) => return Ok(Some(reason)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::mux::End;
+    use crate::session::mux::header::Flags;
+    use crate::session::mux::hub::Hub;
+    use crate::session::mux::window::{FIRST_WINDOW, POOL};
+    use std::sync::Arc;
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::{Semaphore, mpsc};
+
+    #[tokio::test]
+    async fn a_large_frame_in_small_pieces_fills_one_buffer_after_the_other() {
+        let frame = FIRST_WINDOW;
+        let (accepting, _accepted) = mpsc::channel(1);
+        let mut table = Table::new(Hub::new(POOL), End::Laptop, accepting, Arc::new(Semaphore::new(1)));
+        // As a record of TLS: this much is there at a time.
+        let (mut io, mut theirs) = tokio::io::duplex(OWN_BUFFER);
+        let mut inbound = Inbound::default();
+        theirs.write_all(&Header::data(2, Flags::SYN, frame).encode()).await.unwrap();
+        let (mut buffers, mut left) = (0, frame as usize);
+        while left > 0 {
+            let before = inbound.own.capacity();
+            let got = std::future::poll_fn(|cx| inbound.poll(cx, &mut io, &mut table)).await.unwrap();
+            assert!(matches!(got, Got::Bytes(_)), "{got:?}");
+            buffers += usize::from(inbound.own.capacity() > before.saturating_sub(OWN_BUFFER));
+            left = inbound.current.as_ref().map_or(0, |payload| payload.left as usize);
+            if left > 0 {
+                theirs.write_all(&[7; OWN_BUFFER]).await.unwrap();
+            }
+        }
+        assert!(buffers <= frame as usize / MAX_BUFFER, "{buffers}");
     }
 }

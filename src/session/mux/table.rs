@@ -20,8 +20,12 @@ use super::{End, SLACK};
 /// Pings that wait for their answer. Of more the oldest go unanswered.
 const MAX_PONGS: usize = 16;
 
-/// Resets that wait to be sent for streams that are gone: as many streams as may be open, and some slack.
-const MAX_RESETS: usize = End::Laptop.inbound_limit() + End::Workspace.inbound_limit() + SLACK;
+/// Streams of which anything is left at most: as many as both ends may have open, and those that wait for their refusal to
+/// leave. More are held only by what waits to be sent, and the other end does not read.
+const MAX_LEFT: usize = End::Laptop.inbound_limit() + End::Workspace.inbound_limit() + SLACK;
+
+/// Resets that wait to be sent for streams that are gone: as many streams as there may have been.
+const MAX_RESETS: usize = MAX_LEFT;
 
 /// The data frame that is arriving.
 #[derive(Debug)]
@@ -184,6 +188,10 @@ impl Table {
         }
         if !self.theirs.take((id - 1) / 2) {
             return Err(Violation::Reused(id));
+        }
+        // One that was reset is in the table no more, but may wait in the schedule.
+        if self.hub.open() >= MAX_LEFT {
+            return Err(Violation::Flood);
         }
         let wanted = !self.hub.refuses();
         let permit = if wanted { self.permits.clone().try_acquire_owned().ok() } else { None };

@@ -211,6 +211,26 @@ async fn streams_without_end_whose_refusals_nobody_reads_end_the_session() {
 }
 
 #[tokio::test]
+async fn streams_that_are_reset_at_once_while_nothing_can_leave_end_the_session() {
+    let mut raw = Raw::new(End::Laptop, 4096);
+    // Their refusals, which nobody reads, fill the byte stream.
+    let blocked = (ACCEPT_QUEUE + SLACK / 2) as u32;
+    for i in 0..blocked {
+        raw.send(Header::data(2 * i + 2, Flags::SYN, 0), &[]).await;
+    }
+    let most = (End::Laptop.inbound_limit() + End::Workspace.inbound_limit() + SLACK) as u32;
+    for i in blocked..most + 1024 {
+        assert!(raw.opener.streams() <= most as usize);
+        let begun_and_reset = Header::data(2 * i + 2, Flags::SYN.with(Flags::RST), 0).encode();
+        if in_time(raw.io.write_all(&begun_and_reset)).await.is_err() {
+            break;
+        }
+    }
+    let error = raw.outcome().await.unwrap_err();
+    assert!(error.to_string().contains("opened streams without end"), "{error}");
+}
+
+#[tokio::test]
 async fn a_stream_too_many_is_refused_with_a_frame() {
     let mut raw = Raw::new(End::Laptop, 1 << 20);
     let limit = End::Laptop.inbound_limit() as u32;
