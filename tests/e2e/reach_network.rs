@@ -97,7 +97,7 @@ fn waits_for_long(world: &World) -> OffsetDateTime {
 /// there: it is not the end of the wait that brings the session back.
 #[track_caller]
 fn a_long_wait_ends_with(what: &str, gone: impl Fn(&World), change: impl Fn(&World)) {
-    let world = World::across(Hosts::new());
+    let world = World::across(Hosts::new(), Way::Relay);
     let up = world.up();
     let mut early = Duration::ZERO;
     for _ in 0..2 {
@@ -147,7 +147,7 @@ const TELLS: &str = "while [ ! -e enough ]; do head -c 300000 /dev/urandom; slee
 
 #[test]
 fn a_laptop_takes_the_direct_way_by_itself_and_takes_it_again_at_another_address() {
-    let world = World::across(Hosts::new());
+    let world = World::across(Hosts::new(), Way::Relay);
     let hosts = world.hosts.as_ref().expect("there are three");
     hosts.let_through(true);
     let redis = Redis::start_at(&hosts.workspace);

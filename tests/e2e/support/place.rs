@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
@@ -116,7 +116,7 @@ pub struct Hosts {
     /// Where the agent works.
     pub workspace: Place,
     names: Vec<String>,
-    through: bool,
+    through: AtomicBool,
 }
 
 impl Hosts {
@@ -141,7 +141,7 @@ impl Hosts {
             coordinator: Place::Namespace(c.clone()),
             workspace: Place::Namespace(w.clone()),
             names: Vec::new(),
-            through: false,
+            through: AtomicBool::new(false),
         };
         for name in [&l, &c, &w] {
             ip(["netns", "add", name]);
@@ -154,21 +154,6 @@ impl Hosts {
         hosts
     }
 
-    /// Lets laptop and workspace reach each other, by way of the coordinator's host.
-    #[track_caller]
-    pub fn let_through(&mut self) {
-        self.through = true;
-        self.forward(true);
-        [&self.laptop, &self.workspace].into_iter().for_each(|place| self.route(place));
-    }
-
-    #[track_caller]
-    fn forward(&self, packets: bool) {
-        let number = u8::from(packets);
-        let forwarding = command("sh", ["-c", &format!("echo {number} > /proc/sys/net/ipv4/ip_forward")]);
-        Run::of(self.coordinator.run(forwarding)).ok();
-    }
-
     /// Tells `place` (laptop or workspace) how it reaches the other one.
     #[track_caller]
     fn route(&self, place: &Place) {
@@ -179,7 +164,7 @@ impl Hosts {
             (Hosts::COORDINATOR_FOR_LAPTOP, Hosts::COORDINATOR_FOR_WORKSPACE)
         };
         let network = Ipv4Addr::from(u32::from(other) & !0xff);
-        ip(["-n", name, "route", "add", &format!("{network}/24"), "via", &by.to_string()]);
+        ip(["-n", name, "route", "replace", &format!("{network}/24"), "via", &by.to_string()]);
     }
 
     /// Gives `place` (laptop or workspace) the address `to` instead of `from`, on the same wire: as another network would.
@@ -188,23 +173,18 @@ impl Hosts {
         let Place::Namespace(name) = place else { panic!("this host keeps its address") };
         ip(["-n", name, "address", "del", &format!("{from}/24"), "dev", "eth0"]);
         ip(["-n", name, "address", "add", &format!("{to}/24"), "dev", "eth0"]);
-        if self.through {
+        if self.through.load(Ordering::Relaxed) {
             // It went with the last address.
             self.route(place);
         }
     }
 
     /// Has the coordinator's host pass on what laptop and workspace send each other, or drop it: they reach each other, or do not.
-    /// To be said again after either has another address, whose routes are others.
     #[track_caller]
     pub fn let_through(&self, through: bool) {
-        let reach = [
-            (&self.laptop, "10.77.2.0/24", Hosts::COORDINATOR_FOR_LAPTOP),
-            (&self.workspace, "10.77.1.0/24", Hosts::COORDINATOR_FOR_WORKSPACE),
-        ];
-        for (place, network, by) in reach {
-            let Place::Namespace(name) = place else { panic!("this host has no wire of its own") };
-            ip(["-n", name, "route", "replace", network, "via", &by.to_string()]);
+        self.through.store(through, Ordering::Relaxed);
+        if through {
+            [&self.laptop, &self.workspace].into_iter().for_each(|place| self.route(place));
         }
         self.forward(through);
     }

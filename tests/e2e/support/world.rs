@@ -69,7 +69,7 @@ impl World {
     /// On three hosts, by a way without a balancer. The wires to the coordinator end at its host, a direct one at the
     /// workspace's.
     #[track_caller]
-    pub fn across(mut hosts: Hosts, way: Way) -> World {
+    pub fn across(hosts: Hosts, way: Way) -> World {
         assert_ne!(way, Way::Balanced, "there is no host for a balancer");
         let coordinator = Coordinator::start_at(&hosts.coordinator, &[]);
         let link = |host| hosts.coordinator.link(host, coordinator.port, Wire::default());
@@ -78,7 +78,7 @@ impl World {
         laptop.pair(&near.url(), &coordinator.invite(), "anna").ok();
         let mut machine = Machine::at(&hosts.workspace, &far.url());
         let direct = (way == Way::Direct).then(|| {
-            hosts.let_through();
+            hosts.let_through(true);
             let port = free_port();
             let wire = hosts.workspace.link(Hosts::WORKSPACE, port, Wire::default()).of_messages();
             (format!("127.0.0.1:{port}"), wire)
