@@ -4,7 +4,9 @@
 //! A Unix socket, 0600; only the user that runs the stub, and root, may connect. The laptop decides on every call. A
 //! connection begins with an `Open` frame, which is passed on, or with a `Message` frame, which is for the stub itself.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,24 +52,32 @@ pub struct Doorbell {
     pub told: Arc<Told>,
 }
 
-/// A bound socket; the file is removed with it.
+/// A bound socket, and the right to have it, which one process has: a lock on a file beside it. The socket's file is removed
+/// and the right freed with it; the right ends with its process, however that ends.
 #[derive(Debug)]
 pub struct Gateway {
     listener: UnixListener,
     path: PathBuf,
+    /// The file that was bound, by its device and number.
+    file: (u64, u64),
+    lock: File,
 }
 
 impl Gateway {
     /// Binds the socket at `path`. A file left by a stub that is gone is replaced; a live one is refused.
     pub fn bind(path: &Path) -> io::Result<Gateway> {
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.with_extension("lock"));
+        let lock = lock.map_err(named)?;
+        // Until it is bound, nobody else may take what is there for a file that was left behind.
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(another(path)),
+            Err(TryLockError::Error(error)) => return Err(named(error)),
+        }
         match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => {
-                let text = format!(
-                    "another nexus-stub serves {}. hint: --take-over lets this one take its place, and breaks nothing",
-                    path.display()
-                );
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-            }
+            Ok(_) => return Err(another(path)),
             Err(error) if local::is_nobody(&error) => {}
             Err(error) => {
                 let text = format!(
@@ -79,7 +89,9 @@ impl Gateway {
             }
         }
         let _ = std::fs::remove_file(path);
-        Ok(Gateway { listener: local::bind(path)?, path: path.to_owned() })
+        let listener = local::bind(path)?;
+        let file = identity(path).map_err(named)?;
+        Ok(Gateway { listener, path: path.to_owned(), file, lock })
     }
 
     /// Lets connections in until `taking` is cancelled; then the file is gone. Calls are tasks of `calls`, which go on
@@ -124,8 +136,25 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+        // A process that is being started has the file open too, for a moment: closing it here would not free it.
+        let _ = self.lock.unlock();
     }
+}
+
+/// Which file is at `path`: its device and number.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+fn another(path: &Path) -> io::Error {
+    let text = format!(
+        "another nexus-stub serves {}. hint: --take-over lets this one take its place, and breaks nothing",
+        path.display()
+    );
+    io::Error::new(io::ErrorKind::AddrInUse, text)
 }
 
 /// `place` is held until a call begins, which has a permit of its own.
@@ -237,6 +266,28 @@ mod tests {
 
     /// How long a connection that is not let in is looked at.
     const A_WHILE: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn one_at_a_time_has_the_socket_and_removes_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET);
+        let gateway = Gateway::bind(&path).unwrap();
+        // As it is for a moment while another one binds it.
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(Gateway::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let other = local::bind(&path).unwrap();
+        drop(gateway);
+        assert!(!local::is_deserted(&path).await, "it was not its own");
+        let refused = Gateway::bind(&path).unwrap_err();
+        assert_eq!(
+            refused.kind(),
+            io::ErrorKind::AddrInUse,
+            "who has no lock, as an older release, serves all the same"
+        );
+        drop(other);
+        drop(Gateway::bind(&path).expect("a file that was left behind, and a lock that is free"));
+        assert!(!path.exists());
+    }
 
     #[tokio::test]
     async fn who_asks_nothing_takes_a_bounded_number_of_places() {
