@@ -183,3 +183,26 @@ async fn many_messages_without_bytes_do_not_hide_what_follows() {
         }
     }
 }
+
+#[tokio::test]
+async fn who_waits_for_room_is_woken_by_whatever_part_sees_it() {
+    for bulk in [false, true] {
+        let carrier = Says::default();
+        let (mut lifeline, _handle) = Lifeline::dial(Box::new(carrier.clone()), Route::Relay);
+        let wakings = Arc::<Wakings>::default();
+        let waker = Waker::from(wakings.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut written = 0;
+        while !bulk || lifeline.poll_paced(&mut cx).is_ready() {
+            match Pin::new(&mut lifeline).poll_write(&mut cx, &[7; 1000]) {
+                Poll::Ready(n) => written += n.unwrap() as u64,
+                Poll::Pending => break,
+            }
+        }
+        assert!(Pin::new(&mut lifeline).poll_flush(&mut cx).is_ready());
+        assert_eq!(wakings.poll_read(&mut lifeline), (Poll::Pending, false));
+        carrier.says(&LifelineMessage::Ack { ack: written });
+        assert_eq!(wakings.poll_read(&mut lifeline), (Poll::Pending, true), "bulk: {bulk}");
+        assert_eq!(wakings.poll_read(&mut lifeline), (Poll::Pending, false), "once for one wait");
+    }
+}

@@ -69,6 +69,8 @@ pub struct Lifeline {
     drain: watch::Sender<Option<Duration>>,
     published: Option<(Instant, Standing)>,
     moved: Arc<AtomicU64>,
+    /// While whoever writes was told to wait for room: how much had been made by then.
+    waits: Option<u64>,
 }
 
 struct Slot {
@@ -114,6 +116,7 @@ impl Lifeline {
             drain,
             published: None,
             moved,
+            waits: None,
         };
         (lifeline, handle)
     }
@@ -259,7 +262,16 @@ impl Lifeline {
         Ok(())
     }
 
+    /// Lets time pass, and tells whoever waits for room of what was made since: the part that reads or flushes may have seen
+    /// it, and nothing would come after it.
     fn poll_timer(&mut self, cx: &mut Context<'_>) {
+        self.pass(cx);
+        if self.waits.take_if(|before| *before != self.core.room_made()).is_some() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn pass(&mut self, cx: &mut Context<'_>) {
         loop {
             let now = Instant::now();
             let due = self.core.deadline().unwrap_or(now + FAR);
@@ -322,6 +334,7 @@ impl AsyncRead for Lifeline {
 
 impl Lifeline {
     fn poll_gather(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.waits = None;
         for attempt in 0..2 {
             if self.core.ended().is_some() {
                 return Poll::Ready(self.over().unwrap_or(Ok(())).and(Err(io::ErrorKind::BrokenPipe.into())));
@@ -332,6 +345,7 @@ impl Lifeline {
                 n => return Poll::Ready(Ok(n)),
             }
         }
+        self.waits = Some(self.core.room_made());
         Poll::Pending
     }
 
@@ -381,6 +395,7 @@ impl AsyncWrite for Lifeline {
 
 impl Paced for Lifeline {
     fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        self.waits = None;
         if let Some(bytes) = self.core.takes_bulk(Instant::now()) {
             return Poll::Ready(bytes);
         }
@@ -389,6 +404,7 @@ impl Paced for Lifeline {
         if let Some(bytes) = self.core.takes_bulk(Instant::now()) {
             return Poll::Ready(bytes);
         }
+        self.waits = Some(self.core.room_made());
         // What has just arrived may have made room, and then it is only for the pace to say when.
         self.poll_timer(cx);
         Poll::Pending

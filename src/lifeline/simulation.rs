@@ -3,6 +3,7 @@
 
 mod ends;
 mod patience;
+mod room;
 mod silence;
 mod strangers;
 

@@ -189,6 +189,7 @@ impl Core {
         self.trouble = None;
         self.suspect = false;
         self.moves += 1;
+        self.room_made += 1;
         let Some(route) = self.member(id).map(|member| {
             member.heard = now;
             member.route

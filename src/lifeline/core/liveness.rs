@@ -24,6 +24,7 @@ impl Core {
         }
         if self.bulk_due.is_some_and(|due| due <= now) {
             self.bulk_due = None;
+            self.room_made += 1;
         }
         if self.active.is_none()
             && self.trouble.as_ref().is_some_and(|(since, _)| now.saturating_duration_since(*since) >= RETENTION)

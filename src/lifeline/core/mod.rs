@@ -112,6 +112,8 @@ pub struct Core {
     marked: (u64, Option<Instant>),
     /// When the path takes more bulk, while somebody waits for that.
     bulk_due: Option<Instant>,
+    /// Counts what may make room: acknowledgements, another carrier, the pace.
+    room_made: u64,
     asked: Option<Instant>,
     answered: Option<Instant>,
     alert: Option<Instant>,
@@ -146,6 +148,7 @@ impl Core {
             path: Path::new(),
             marked: (0, None),
             bulk_due: None,
+            room_made: 0,
             asked: None,
             answered: None,
             alert: None,
@@ -206,6 +209,11 @@ impl Core {
         }
         self.path.limited();
         None
+    }
+
+    /// How often something happened for which there may be room again.
+    pub fn room_made(&self) -> u64 {
+        self.room_made
     }
 
     /// A stream that sends little has sent something.
@@ -322,6 +330,7 @@ impl Core {
         self.replay.acknowledge(ack).map_err(|_| Fault::AckAhead)?;
         if self.replay.acked() > before {
             self.answered = Some(now);
+            self.room_made += 1;
         }
         if active {
             self.path.acked(ack, now);
