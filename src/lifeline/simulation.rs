@@ -2,6 +2,7 @@
 //! byte arrives once, in order.
 
 mod ends;
+mod moves;
 mod patience;
 mod room;
 mod silence;

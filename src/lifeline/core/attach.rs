@@ -29,14 +29,15 @@ impl Core {
             return Err(Fault::Over);
         }
         let id = self.enter(route, true, now);
-        self.attach(id, attach, now).inspect_err(|_| self.drop_member(id))?;
+        self.attach(id, attach, now).inspect_err(|_| drop(self.remove(id)))?;
         Ok(id)
     }
 
     /// A carrier broke or closed.
     pub fn lost(&mut self, id: CarrierId, why: &str, now: Instant) {
-        self.drop_member(id);
+        let member = self.remove(id);
         if self.active != Some(id) {
+            member.into_iter().for_each(|member| self.gone(&member, now));
             return;
         }
         self.active = None;
@@ -74,7 +75,9 @@ impl Core {
         if self.members.len() >= MAX_CARRIERS {
             let active = self.active;
             if let Some(index) = self.members.iter().position(|member| Some(member.id) != active) {
-                self.retired.push(self.members.remove(index).id);
+                let member = self.members.remove(index);
+                self.retired.push(member.id);
+                self.gone(&member, now);
             }
         }
         let id = CarrierId(self.next_member);
@@ -92,8 +95,24 @@ impl Core {
         id
     }
 
-    pub(super) fn drop_member(&mut self, id: CarrierId) {
-        self.members.retain(|member| member.id != id);
+    fn remove(&mut self, id: CarrierId) -> Option<Member> {
+        let index = self.members.iter().position(|member| member.id == id)?;
+        Some(self.members.remove(index))
+    }
+
+    /// A carrier that is not in use is gone. If it was to be, the listener may have gone over to it, and then nothing is in
+    /// use there: it is asked to go on where we do.
+    fn gone(&mut self, member: &Member, now: Instant) {
+        let agreed = self.agreed;
+        let Some(_) = member.attaching.as_ref().filter(|a| a.mode == AttachMode::Move && a.sequence > agreed) else {
+            return;
+        };
+        let asked = member.outbox.iter().all(|waiting| waiting.first() != Some(&kind::ATTACH));
+        match self.active {
+            Some(active) if asked => self.ask_to_attach(active, AttachMode::Move, now),
+            Some(_) => {}
+            None => drop(self.take_standby(now)),
+        }
     }
 
     pub(super) fn member(&mut self, id: CarrierId) -> Option<&mut Member> {
@@ -108,6 +127,7 @@ impl Core {
         let attach = Attach { id: self.id, sequence, mode, received, tag: [0; TAG] };
         let attach = self.key.as_ref().map_or(attach, |key| key.sign_attach(attach));
         if let Some(member) = self.member(id) {
+            member.outbox.retain(|waiting| waiting.first() != Some(&kind::ATTACH));
             member.outbox.push_back(LifelineMessage::Attach(attach).encode());
             if mode != AttachMode::Begin {
                 member.attaching = Some(Attaching { sequence, mode, since: now });
@@ -167,7 +187,9 @@ impl Core {
         member.proven = true;
         let round_trip = now.saturating_duration_since(attaching.since);
         member.round_trip = Some(round_trip);
-        if attaching.mode == AttachMode::Move {
+        // The listener has gone on from there when a later one was answered.
+        if attaching.mode == AttachMode::Move && attaching.sequence > self.agreed {
+            self.agreed = attaching.sequence;
             self.move_to(from, attached.received, now)?;
             self.path.timed(round_trip, now);
         }

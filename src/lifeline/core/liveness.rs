@@ -181,8 +181,10 @@ impl Core {
 impl Member {
     /// Since when it owes an answer that it must give soon. The carrier in use is judged by what is heard on it.
     fn waits_since(&self, active: Option<CarrierId>) -> Option<Instant> {
-        let pinged = self.pinged.filter(|_| active != Some(self.id)).map(|(_, sent)| sent);
-        self.attaching.as_ref().map(|attaching| attaching.since).or(pinged)
+        if active == Some(self.id) {
+            return None;
+        }
+        self.attaching.as_ref().map(|attaching| attaching.since).or(self.pinged.map(|(_, sent)| sent))
     }
 
     fn is_late(&self, now: Instant, active: Option<CarrierId>) -> bool {

@@ -108,6 +108,8 @@ pub struct Core {
     next_member: u32,
     active: Option<CarrierId>,
     sequence: u64,
+    /// Of the dialer's moves, the last that was answered.
+    agreed: u64,
     path: Path,
     marked: (u64, Option<Instant>),
     /// When the path takes more bulk, while somebody waits for that.
@@ -145,6 +147,7 @@ impl Core {
             next_member: 0,
             active: None,
             sequence: 0,
+            agreed: 0,
             path: Path::new(),
             marked: (0, None),
             bulk_due: None,

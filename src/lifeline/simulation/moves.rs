@@ -1,0 +1,78 @@
+//! Moves of which the two ends do not learn the same, or not at the same time.
+
+use super::super::standing::{Route, Standing};
+use super::{DIALER, LISTENER, World, exchange, steady};
+use crate::wire::lifeline::AttachMode;
+
+fn routes(world: &World) -> [Option<Route>; 2] {
+    [DIALER, LISTENER].map(|side| match world.cores[side].standing() {
+        Standing::Attached { route, .. } => Some(route),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_move_whose_answer_is_lost_is_settled_on_the_carrier_in_use() {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Standby);
+    exchange(&mut world, 1, DIALER);
+    let direct = world.links[1].ids[DIALER].unwrap();
+    assert!(world.cores[DIALER].go_over(direct, world.now));
+    world.pump(1, DIALER);
+    world.deliver(1, LISTENER);
+    assert_eq!(routes(&world), [Some(Route::Relay), Some(Route::Direct)]);
+    for side in [DIALER, LISTENER] {
+        world.cut(1, side, "cut");
+    }
+    world.bury();
+    exchange(&mut world, 0, DIALER);
+    assert_eq!(routes(&world), [Some(Route::Relay); 2]);
+    world.write(LISTENER, 100);
+    exchange(&mut world, 0, LISTENER);
+    assert_eq!(world.read[DIALER], world.written[LISTENER]);
+}
+
+#[test]
+fn a_move_that_never_left_is_not_repeated() {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Move);
+    world.cut(1, DIALER, "cut");
+    assert_eq!(world.cores[DIALER].waiting(), 0);
+}
+
+#[test]
+fn where_nothing_is_in_use_the_next_one_that_stands_by_is_asked() {
+    let mut world = steady();
+    for link in [1, 2] {
+        world.dial(Route::Direct, AttachMode::Standby);
+        exchange(&mut world, link, DIALER);
+    }
+    world.cut(0, DIALER, "cut");
+    // It goes over to the first of the two, which breaks as well.
+    world.cut(1, DIALER, "cut");
+    world.pump(2, DIALER);
+    world.deliver(2, LISTENER);
+    let last = world.links.len() - 1;
+    exchange(&mut world, last, LISTENER);
+    assert_eq!(routes(&world), [Some(Route::Direct); 2]);
+}
+
+#[test]
+fn the_answer_to_an_overtaken_move_moves_nothing() {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Standby);
+    exchange(&mut world, 1, DIALER);
+    world.dial(Route::Relay, AttachMode::Move);
+    world.pump(2, DIALER);
+    let direct = world.links[1].ids[DIALER].unwrap();
+    assert!(world.cores[DIALER].go_over(direct, world.now));
+    world.pump(1, DIALER);
+    for link in [2, 1] {
+        world.deliver(link, LISTENER);
+    }
+    for link in [1, 2] {
+        world.pump(link, LISTENER);
+        world.deliver(link, DIALER);
+    }
+    assert_eq!(routes(&world), [Some(Route::Direct); 2]);
+}
