@@ -36,6 +36,10 @@ impl Core {
     /// A carrier broke or closed.
     pub fn lost(&mut self, id: CarrierId, why: &str, now: Instant) {
         let member = self.remove(id);
+        if self.members.is_empty() && self.peer_end.is_some() {
+            // Who has ended comes back for nothing.
+            self.end(Ended::Position("the other side ended, and not all of it arrived".to_owned()));
+        }
         if self.active != Some(id) {
             member.into_iter().for_each(|member| self.gone(&member, now));
             return;

@@ -358,7 +358,7 @@ impl Core {
         payload.advance(known as usize);
         self.received += payload.len() as u64;
         self.incoming.push_back(payload);
-        if self.peer_end == Some(self.received) {
+        if self.peer_end.is_some_and(|end| end <= self.received) {
             self.end(Ended::Complete);
         }
         self.ack_now |= ack_now;

@@ -112,7 +112,12 @@ impl Parting {
                 }
                 Ended::Local(_) => assert!(own.is_some(), "side {side} has ended nothing"),
                 Ended::Expired => assert!(self.world.gone[1 - side], "somebody would have come"),
-                Ended::Position(_) | Ended::BrokenEarly(_) => panic!("side {side}: {ended:?}"),
+                Ended::Position(_) => {
+                    assert!(matches!(other, Some(Last::Complete | Last::Dropped)), "side {side}: {other:?}");
+                    self.world.read(side);
+                    assert_ne!(self.world.read[side], self.world.written[1 - side], "what is complete looks cut");
+                }
+                Ended::BrokenEarly(_) => panic!("side {side}: {ended:?}"),
             }
         }
     }
@@ -179,6 +184,7 @@ struct Tally {
     refused: usize,
     unknown: usize,
     expired: usize,
+    cut: usize,
 }
 
 impl Tally {
@@ -188,6 +194,7 @@ impl Tally {
             Some(Ended::Refused(refusal)) if *refusal == World::unknown() => self.unknown += 1,
             Some(Ended::Refused(_)) => self.refused += 1,
             Some(Ended::Expired) => self.expired += 1,
+            Some(Ended::Position(_)) => self.cut += 1,
             _ => {}
         }
     }
@@ -230,8 +237,9 @@ fn partings(seed: u64, steps: u64) -> Tally {
 #[test]
 fn nothing_that_is_cut_looks_complete_and_everybody_learns_why() {
     let tally = partings(0, 100_000);
-    let Tally { complete, refused, unknown, expired } = tally;
-    assert!([complete, refused, unknown, expired].into_iter().min() > Some(5), "the weather was too fair: {tally:?}");
+    let Tally { complete, refused, unknown, expired, cut } = tally;
+    let often = [complete, refused, unknown, expired + cut].into_iter().min() > Some(5);
+    assert!(often && expired > 0 && cut > 0, "the weather was too fair: {tally:?}");
 }
 
 /// A million steps, and more of them with `NEXUS_SIMULATION_STEPS`.
@@ -276,6 +284,27 @@ fn ends_are_told_and_told_apart() {
         world.deliver(0, DIALER);
     }
     assert_eq!(world.cores[DIALER].ended(), Some(&Ended::Refused(refusal)));
+}
+
+#[test]
+fn an_end_of_which_a_part_can_never_arrive_is_told_at_once() {
+    for beside in [false, true] {
+        let mut world = steady();
+        if beside {
+            world.dial(Route::Direct, AttachMode::Standby);
+            exchange(&mut world, 1, DIALER);
+        }
+        let relay = world.links[0].ids[LISTENER].unwrap();
+        let end = LifelineMessage::End { offset: world.written[DIALER] + 1, refusal: None }.encode();
+        world.cores[LISTENER].message(relay, end, world.now).unwrap();
+        world.cut(0, LISTENER, "closed");
+        // Another carrier may still bring it.
+        assert_eq!(world.cores[LISTENER].ended().is_some(), !beside);
+        if beside {
+            world.cut(1, LISTENER, "closed");
+        }
+        assert!(matches!(world.cores[LISTENER].ended(), Some(Ended::Position(_))));
+    }
 }
 
 /// Both ends are there, and bytes are on their way on one route, with another one beside it.
