@@ -282,6 +282,7 @@ fn times_and_bounds_of_lifeline_and_carrier() {
         ("MOST_WINDOW", path::MOST_WINDOW),
         ("SLACK", core::SLACK),
         ("MAX_CARRIERS", core::MAX_CARRIERS as u64),
+        ("MAX_GAPS", core::MAX_GAPS.into()),
         ("ACK_DELAY", millis(core::ACK_DELAY)),
         ("LEAST_PATIENCE", millis(core::LEAST_PATIENCE)),
         ("QUIET", millis(core::QUIET)),

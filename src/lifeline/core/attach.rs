@@ -127,14 +127,14 @@ impl Core {
         if mode != AttachMode::Begin {
             self.sequence += 1;
         }
-        let (sequence, received) = (self.sequence, self.received);
+        let (sequence, received, acked) = (self.sequence, self.received, self.replay.acked());
         let attach = Attach { id: self.id, sequence, mode, received, tag: [0; TAG] };
         let attach = self.key.as_ref().map_or(attach, |key| key.sign_attach(attach));
         if let Some(member) = self.member(id) {
             member.outbox.retain(|waiting| waiting.first() != Some(&kind::ATTACH));
             member.outbox.push_back(LifelineMessage::Attach(attach).encode());
             if mode != AttachMode::Begin {
-                member.attaching = Some(Attaching { sequence, mode, since: now });
+                member.attaching = Some(Attaching { sequence, mode, since: now, acked });
             }
         }
     }
@@ -191,6 +191,12 @@ impl Core {
         member.proven = true;
         let round_trip = now.saturating_duration_since(attaching.since);
         member.round_trip = Some(round_trip);
+        if attached.received < attaching.acked {
+            // Not by the one who proves this: and what was acknowledged is not kept.
+            let (has, acked) = (attached.received, attaching.acked);
+            self.end(Ended::Position(format!("the other side says it has {has} bytes, and {acked} were acknowledged")));
+            return Err(Fault::Over);
+        }
         // The listener has gone on from there when a later one was answered.
         if attaching.mode == AttachMode::Move && attaching.sequence > self.agreed {
             self.agreed = attaching.sequence;

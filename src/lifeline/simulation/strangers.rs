@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
+use super::super::core::MAX_GAPS;
 use super::super::standing::{Ended, Fault, Route};
-use super::{DIALER, World, exchange, steady};
+use super::{DIALER, LISTENER, World, exchange, steady};
 use crate::wire::lifeline::{AttachMode, LifelineMessage};
 use crate::wire::{Refusal, RefusalCode};
 
@@ -80,4 +81,57 @@ fn only_the_coordinators_carrier_brings_its_words() {
         assert_eq!(world.cores[DIALER].control(relay), Ok(()));
         assert_eq!(world.cores[DIALER].control(direct), Err(Fault::OutOfPlace));
     }
+}
+
+/// With a direct carrier beside the one in use, on which somebody acknowledges all that `side` has written, and nothing of it arrives.
+fn acknowledged_by_a_stranger(side: usize) -> World {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Standby);
+    exchange(&mut world, 1, DIALER);
+    world.write(side, 100);
+    world.links[0].hole[1 - side] = true;
+    world.pump(0, side);
+    let forged = LifelineMessage::Ack { ack: world.written[side] }.encode();
+    let id = world.links[1].ids[side].unwrap();
+    assert_eq!(world.cores[side].message(id, forged, world.now), Ok(()), "it cannot be told from an honest one");
+    world.blow_over();
+    world
+}
+
+#[test]
+fn what_a_stranger_acknowledged_to_the_laptop_ends_it_at_the_next_move() {
+    let mut world = acknowledged_by_a_stranger(DIALER);
+    world.dial(Route::Relay, AttachMode::Move);
+    exchange(&mut world, 0, DIALER);
+    assert!(matches!(world.cores[DIALER].ended(), Some(Ended::Position(_))), "{:?}", world.cores[DIALER].standing());
+}
+
+#[test]
+fn what_a_stranger_acknowledged_to_the_stub_ends_it_after_some_moves() {
+    let mut world = acknowledged_by_a_stranger(LISTENER);
+    world.write(LISTENER, 100);
+    for _ in 0..MAX_GAPS {
+        assert_eq!(world.cores[DIALER].ended(), None);
+        world.dial(Route::Relay, AttachMode::Move);
+        exchange(&mut world, 0, DIALER);
+        world.blow_over();
+    }
+    assert!(matches!(world.cores[DIALER].ended(), Some(Ended::Position(_))));
+}
+
+#[test]
+fn gaps_that_a_stranger_makes_end_nothing() {
+    let mut world = steady();
+    let gap = LifelineMessage::Data { offset: 5000, ack: 0, ack_now: false, payload: Bytes::from_static(b"x") };
+    for _ in 0..2 * MAX_GAPS {
+        world.dial(Route::Direct, AttachMode::Standby);
+        exchange(&mut world, 1, DIALER);
+        let id = world.links[1].ids[DIALER].unwrap();
+        assert_eq!(world.cores[DIALER].message(id, gap.encode(), world.now), Err(Fault::Gap));
+        for side in [DIALER, LISTENER] {
+            world.cut(1, side, "a fault");
+        }
+        world.bury();
+    }
+    assert_eq!(world.cores[DIALER].ended(), None);
 }
