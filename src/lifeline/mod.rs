@@ -181,7 +181,7 @@ impl Lifeline {
             Command::Arrived { carrier, route, attach } => match self.core.arrived(route, &attach, now) {
                 Ok(id) => self.carriers.push(Slot { id, carrier, unflushed: false, reply: None }),
                 Err(fault) => {
-                    tracing::warn!(%fault, "a carrier was refused");
+                    tracing::debug!(%fault, "a carrier was refused");
                     // Without a word: an attach that another one overtook is no reason to end the session.
                     self.leaving.push(carrier);
                 }

@@ -28,7 +28,13 @@ impl Core {
         if self.ended.is_some() {
             return Err(Fault::Over);
         }
+        // What proves nothing takes nobody's place.
+        self.judge(attach)?;
         let id = self.enter(route, true, now);
+        if attach.mode == AttachMode::Begin {
+            self.active = Some(id);
+            return Ok(id);
+        }
         self.attach(id, attach, now).inspect_err(|_| drop(self.remove(id)))?;
         Ok(id)
     }
@@ -149,22 +155,26 @@ impl Core {
         ready.is_some()
     }
 
-    /// The listener's half of an attach.
-    pub(super) fn attach(&mut self, from: CarrierId, attach: &Attach, now: Instant) -> Result<(), Fault> {
+    /// Whether an attach has its place here, and proves what it has to.
+    fn judge(&self, attach: &Attach) -> Result<(), Fault> {
         if self.side == Side::Dialer || attach.id != self.id {
             return Err(Fault::OutOfPlace);
         }
         if attach.mode == AttachMode::Begin {
-            if self.active.is_some() || self.received > 0 || attach.received > 0 || self.next_member > 1 {
-                return Err(Fault::OutOfPlace);
-            }
-            self.active = Some(from);
-            return Ok(());
+            let is_first = self.next_member == 0 && attach.received == 0;
+            return if is_first { Ok(()) } else { Err(Fault::OutOfPlace) };
         }
-        let Some(key) = self.key.clone() else { return Err(Fault::OutOfPlace) };
+        let Some(key) = &self.key else { return Err(Fault::OutOfPlace) };
         if !key.is_attach(attach) || attach.sequence <= self.sequence {
             return Err(Fault::NotProven);
         }
+        Ok(())
+    }
+
+    /// The listener's half of an attach.
+    pub(super) fn attach(&mut self, from: CarrierId, attach: &Attach, now: Instant) -> Result<(), Fault> {
+        self.judge(attach)?;
+        let Some(key) = self.key.clone() else { return Err(Fault::OutOfPlace) };
         self.sequence = attach.sequence;
         if attach.mode == AttachMode::Move {
             self.move_to(from, attach.received, now)?;

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::super::core::MAX_GAPS;
+use super::super::core::{MAX_CARRIERS, MAX_GAPS};
 use super::super::standing::{Ended, Fault, Route};
 use super::{DIALER, LISTENER, World, exchange, steady};
-use crate::wire::lifeline::{AttachMode, LifelineMessage};
+use crate::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage, TAG};
 use crate::wire::{Refusal, RefusalCode};
 
 #[test]
@@ -134,4 +134,21 @@ fn gaps_that_a_stranger_makes_end_nothing() {
         world.bury();
     }
     assert_eq!(world.cores[DIALER].ended(), None);
+}
+
+#[test]
+fn an_attach_that_proves_nothing_takes_nobodys_place() {
+    let mut world = steady();
+    for link in 1..MAX_CARRIERS {
+        world.dial(Route::Direct, AttachMode::Standby);
+        exchange(&mut world, link, DIALER);
+    }
+    let forged =
+        Attach { id: LifelineId([7; 16]), sequence: 1000, mode: AttachMode::Standby, received: 0, tag: [0; TAG] };
+    for mode in [AttachMode::Begin, AttachMode::Move, AttachMode::Standby] {
+        let forged = Attach { mode, ..forged };
+        assert!(world.cores[LISTENER].arrived(Route::Direct, &forged, world.now).is_err());
+    }
+    assert_eq!(world.cores[LISTENER].retired(), None);
+    assert!(world.links.iter().all(|link| world.cores[LISTENER].has(link.ids[LISTENER].unwrap())));
 }
