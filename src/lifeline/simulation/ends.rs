@@ -238,8 +238,8 @@ fn partings(seed: u64, steps: u64) -> Tally {
 fn nothing_that_is_cut_looks_complete_and_everybody_learns_why() {
     let tally = partings(0, 100_000);
     let Tally { complete, refused, unknown, expired, cut } = tally;
-    assert!([complete, refused, unknown, expired].into_iter().min() > Some(5), "the weather was too fair: {tally:?}");
-    assert!(cut > 0, "the weather was too fair: {tally:?}");
+    let often = [complete, refused, unknown, expired + cut].into_iter().min() > Some(5);
+    assert!(often && expired > 0 && cut > 0, "the weather was too fair: {tally:?}");
 }
 
 /// A million steps, and more of them with `NEXUS_SIMULATION_STEPS`.

@@ -50,7 +50,10 @@ fn where_nothing_is_in_use_the_next_one_that_stands_by_is_asked() {
     world.cut(0, DIALER, "cut");
     // It goes over to the first of the two, which breaks as well.
     world.cut(1, DIALER, "cut");
-    exchange(&mut world, 2, DIALER);
+    world.pump(2, DIALER);
+    world.deliver(2, LISTENER);
+    let last = world.links.len() - 1;
+    exchange(&mut world, last, LISTENER);
     assert_eq!(routes(&world), [Some(Route::Direct); 2]);
 }
 
