@@ -92,6 +92,9 @@ fn moment(value: &Value) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()
 }
 
+/// What is said of a direct way that nothing stands by for.
+const ALONE: &str = ", with no way through the coordinator behind it";
+
 /// How the tunnel is: since when, why, and what is next.
 fn tunnel(status: &Status) -> String {
     let tunnel = &status.tunnel;
@@ -103,7 +106,8 @@ fn tunnel(status: &Status) -> String {
             let path = if status.path == "direct" { Route::Direct } else { Route::Relay };
             let notice =
                 tunnel["notice"].as_str().map(|notice| format!("; {}", within_line(notice))).unwrap_or_default();
-            format!("up since {since}, {}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
+            let alone = if path == Route::Direct && tunnel["standby"] == false { ALONE } else { "" };
+            format!("up since {since}, {}{alone}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
         }
         Some("resuming") => {
             let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();
