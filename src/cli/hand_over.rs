@@ -126,7 +126,7 @@ async fn could_come_up(up: &Up, url: &CoordinatorUrl, requests: &[ForwardRequest
         Failure::new(code, format!("{NOT_TAKEN}: {error}"))
     })?;
     let stream = control::connect(&home.run, &up.workspace).await?;
-    let (status, _) = control::call::<Status>(stream, "status", Value::Null).await?;
+    let (status, _) = control::ask::<Status>(stream, "status").await?;
     ports::can_be_had(requests, &status.forwards).await.map_err(|refusal| {
         let failure = Failure::from(refusal);
         Failure::new(failure.code, format!("{NOT_TAKEN}: {}", failure.message))

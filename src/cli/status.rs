@@ -15,8 +15,8 @@ use crate::lifeline::Route;
 use crate::role::proxy::control::{self, socket_path};
 use crate::role::proxy::daemon::Status;
 use crate::role::proxy::forwards::ForwardKind;
-use crate::wire::RefusalCode;
 use crate::wire::name::WorkspaceName;
+use crate::wire::{Refusal, RefusalCode};
 
 /// Shows one workspace, or all that are up.
 pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<u8, Failure> {
@@ -25,24 +25,31 @@ pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<
         Some(name) => vec![name.clone()],
         None => running(&home),
     };
-    let mut all = Vec::new();
-    let mut failed = None;
-    for name in &names {
-        let asked = async {
-            let stream = control::connect(&home.run, name).await?;
-            control::call::<Status>(stream, "status", Value::Null).await
-        };
-        match asked.await {
-            Ok((status, _)) => all.push(status),
-            Err(refusal) => failed = Some(Failure::from(refusal)),
+    let ask = async |name| {
+        let stream = control::connect(&home.run, name).await?;
+        Ok(control::ask::<Status>(stream, "status").await?.0)
+    };
+    let asked = futures::future::join_all(names.iter().map(ask));
+    let (asked, handed_over) = tokio::join!(asked, handed_over(&home, workspace.as_ref()));
+    let (mut all, mut failed) = (Vec::new(), Vec::new());
+    for (name, asked) in names.iter().zip(asked) {
+        match asked {
+            Ok(status) => all.push(status),
+            Err(refusal) => failed.push((name, refusal)),
         }
     }
-    let handed_over = handed_over(&home, workspace.as_ref()).await;
     if output.is_json() {
-        output.plain("", &json!({"workspaces": all, "handed_over": handed_over}));
+        let failed: Vec<Value> =
+            failed.iter().map(|(name, why): &(_, Refusal)| json!({"workspace": name, "error": why})).collect();
+        output.plain("", &json!({"workspaces": all, "failed": failed, "handed_over": handed_over}));
         return Ok(if all.is_empty() { failure::UNAVAILABLE } else { 0 });
     }
     all.iter().for_each(|status| show_status(output, status));
+    if !all.is_empty() {
+        for (name, why) in &failed {
+            output.line("workspace", &format!("{name}: {}", within_line(&why.message)), &Value::Null);
+        }
+    }
     for status in &handed_over {
         let text = format!(
             "{} (process {}), version {}: {} until done",
@@ -53,8 +60,8 @@ pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<
         );
         output.line("handed over", &text, &Value::Null);
     }
-    match (all.is_empty(), failed) {
-        (true, Some(failure)) => Err(failure),
+    match (all.is_empty(), failed.pop()) {
+        (true, Some((_, refusal))) => Err(refusal.into()),
         (true, None) => Err(Failure::new(failure::UNAVAILABLE, "nothing is up. hint: run `nexus-proxy up`")),
         (false, _) => Ok(0),
     }
@@ -64,7 +71,7 @@ pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<
 async fn handed_over(home: &Home, workspace: Option<&WorkspaceName>) -> Vec<Status> {
     let ask = async |door: std::path::PathBuf| {
         let stream = control::connect_at(&door).await?;
-        control::call::<Status>(stream, "status", Value::Null).await.map(|(status, _)| status)
+        control::ask::<Status>(stream, "status").await.map(|(status, _)| status)
     };
     let asked = control::doors(&home.run, workspace).into_iter().map(ask);
     futures::future::join_all(asked).await.into_iter().flatten().collect()
@@ -85,6 +92,9 @@ fn moment(value: &Value) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()
 }
 
+/// What is said of a direct way that nothing stands by for.
+const ALONE: &str = ", with no way through the coordinator behind it";
+
 /// How the tunnel is: since when, why, and what is next.
 fn tunnel(status: &Status) -> String {
     let tunnel = &status.tunnel;
@@ -96,7 +106,8 @@ fn tunnel(status: &Status) -> String {
             let path = if status.path == "direct" { Route::Direct } else { Route::Relay };
             let notice =
                 tunnel["notice"].as_str().map(|notice| format!("; {}", within_line(notice))).unwrap_or_default();
-            format!("up since {since}, {}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
+            let alone = if path == Route::Direct && tunnel["standby"] == false { ALONE } else { "" };
+            format!("up since {since}, {}{alone}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
         }
         Some("resuming") => {
             let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();
@@ -187,9 +198,8 @@ pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failur
 
 /// Ends the process whose socket is at `path`, and waits until it has ended.
 async fn end(stream: UnixStream, path: &Path, workspace: &WorkspaceName) -> Result<(), Failure> {
-    let (_, mut stream): (Value, _) = control::call(stream, "down", Value::Null).await?;
-    let _ = stream.reader.next().await;
-    if control::ended(path).await {
+    let (_, stream): (Value, _) = control::ask(stream, "down").await?;
+    if control::ends(stream, path).await {
         return Ok(());
     }
     let text = format!("workspace `{workspace}` was told to end, and is still at it. hint: try again in a moment");

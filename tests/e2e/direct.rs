@@ -68,6 +68,8 @@ fn a_direct_session_needs_no_coordinator_and_finds_it_again() {
     talk.echo();
     world.linked.coordinator.kill();
     until("nothing to fall back on", || (tunnel()["standby"] == false).then_some(()));
+    let text = laptop.run(&["status"]).ok();
+    assert!(text.contains("no way through the coordinator behind it"), "{text}");
     talk.echo();
     assert_eq!(tunnel()["path"], "direct", "{}", up.program.output());
     world.linked.coordinator.start_again();

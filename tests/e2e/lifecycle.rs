@@ -175,6 +175,42 @@ fn a_second_up_is_refused_and_the_first_goes_on() {
     assert_eq!(laptop.exec("other", &["echo", "other"]).ok(), "other\n");
 }
 
+/// Lets a process that was stopped go on, however the test ends.
+struct Continued<'a>(&'a Running);
+
+impl Drop for Continued<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn an_up_that_is_stopped_is_not_waited_for() {
+    let laptop = Laptop::new();
+    let stopped = laptop.up(&["stopped"]);
+    let _other = laptop.up(&["other"]);
+    stopped.program.signal(Signal::SIGSTOP);
+    let continued = Continued(&stopped.program);
+    let process = format!("process {} does not answer", stopped.program.pid());
+    let all = laptop.run(&["status"]).ok();
+    assert!(all.contains(&format!("stopped: {process}")) && all.contains("other (process"), "{all}");
+    let json = laptop.status();
+    assert_eq!(
+        (&json["workspaces"][0]["workspace"], &json["failed"][0]["workspace"]),
+        (&"other".into(), &"stopped".into())
+    );
+    for words in [["status", "stopped"], ["down", "stopped"]] {
+        let asked = laptop.run(&words);
+        assert_eq!(asked.status.code(), Some(1), "{words:?}: {}", asked.stderr);
+        let said = asked.err();
+        assert!(said.contains(&process) && said.contains("hint: it is stopped or stuck"), "{said}");
+    }
+    drop(continued);
+    // What it was told while it stood still, it does.
+    let mut stopped = stopped;
+    assert_eq!(stopped.program.ends().code(), Some(0), "{}", stopped.program.output());
+}
+
 /// Takes a detached `up` down, however the test ends.
 struct Detached<'a>(&'a Laptop);
 

@@ -21,6 +21,9 @@ use crate::wire::{Refusal, RefusalCode};
 /// How long an `up` that was told to end may take: its stub and its coordinator have several seconds each.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long an `up` may take for an answer that waits for nobody: it has it at hand.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often its end is looked for: nothing tells it across processes.
 const END_POLL: Duration = Duration::from_millis(20);
 
@@ -194,4 +197,28 @@ pub async fn call<A: DeserializeOwned>(
     params: Value,
 ) -> Result<(A, FramedStream<UnixStream>), Refusal> {
     local::call(stream, method, params).await.map_err(StreamError::into_refusal)
+}
+
+/// As [`call`], for what is answered at once. A process that was stopped still has its socket: it is not waited for.
+pub async fn ask<A: DeserializeOwned>(
+    stream: UnixStream,
+    method: &str,
+) -> Result<(A, FramedStream<UnixStream>), Refusal> {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    tokio::time::timeout(ANSWER_TIMEOUT, call(stream, method, Value::Null)).await.unwrap_or_else(|_| {
+        let pid = pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+        let text = format!(
+            "process {pid} does not answer within {} s. hint: it is stopped or stuck; `kill -CONT {pid}` lets one that was \
+             stopped go on, and `kill -KILL {pid}` ends it",
+            ANSWER_TIMEOUT.as_secs()
+        );
+        Err(Refusal::new(RefusalCode::Timeout, text))
+    })
+}
+
+/// Waits until the process at the other end of `stream`, which was told to end, is done, whose socket is at `path`; whether
+/// it was in time.
+pub async fn ends(mut stream: FramedStream<UnixStream>, path: &Path) -> bool {
+    let _ = tokio::time::timeout(END_TIMEOUT, stream.reader.next()).await;
+    ended(path).await
 }

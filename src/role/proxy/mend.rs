@@ -28,6 +28,10 @@ const STEADY: Duration = Duration::from_secs(1);
 /// that breaks at every touch must not keep them busy.
 const BRIEF: Duration = Duration::from_secs(1);
 
+/// How long the next coordinator is looked for so often: one that is replaced is followed at once. A session on the direct
+/// way may be without one for days.
+const BRIEFLY: Duration = Duration::from_secs(30);
+
 /// What is told when the coordinator says that it stops.
 const STOPS: &str = "the coordinator is stopping; the session goes over to the next one";
 
@@ -120,7 +124,9 @@ impl Life<'_> {
     /// Brings another connection after `wait`, while the session has one still, and tries until it is taken. No error ends
     /// the session: what it has goes on. `attaching` is true while the workspace has been asked to take it.
     async fn leave(&self, mut wait: Duration, attaching: &watch::Sender<bool>) {
-        let mut backoff = Backoff::up_to(BRIEF);
+        let mut backoff = Backoff::default();
+        let from = Instant::now() + wait;
+        let mut next = || backoff.next_up_to(longest_after(from.elapsed()), rand::random());
         loop {
             tokio::time::sleep(wait).await;
             let outcome = tokio::time::timeout(ATTEMPT, self.bring_beside(attaching)).await;
@@ -132,14 +138,14 @@ impl Life<'_> {
                 }
                 Ok(Err(TunnelError::Drain(told))) => {
                     // It may say so each time: no reason to ask without a pause.
-                    wait = told.max(backoff.next(rand::random()));
+                    wait = told.max(next());
                     self.set_notice(Some("the coordinator is stopping, and so is the one that is there next".into()));
                     continue;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no connection within {} s", ATTEMPT.as_secs()),
             };
-            wait = backoff.next(rand::random());
+            wait = next();
             tracing::debug!(error, ?wait, "the session could not go over yet");
             self.set_notice(Some(format!("the coordinator is stopping, and the next one is not there yet: {error}")));
         }
@@ -205,6 +211,11 @@ impl Life<'_> {
     }
 }
 
+/// Longest wait between two looks for the next coordinator, when it has been looked for that long.
+fn longest_after(looked: Duration) -> Duration {
+    if looked < BRIEFLY { BRIEF } else { LONGEST }
+}
+
 /// Whether nothing has to be mended.
 fn is_well(standing: &Standing) -> bool {
     !matches!(standing, Standing::Suspect { .. } | Standing::Lost { .. })
@@ -237,5 +248,22 @@ impl Interrupted {
             retry_ms: wait.as_millis() as u64,
             next: (!wait.is_zero()).then(|| time_in(wait)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_nobody_follows_is_looked_for_often_and_then_seldom() {
+        let mut backoff = Backoff::default();
+        let (mut looked, mut often, mut seldom) = (Duration::ZERO, 0, 0);
+        while looked < Duration::from_secs(3600) {
+            let wait = backoff.next_up_to(longest_after(looked), 1.0);
+            *(if looked < BRIEFLY { &mut often } else { &mut seldom }) += 1;
+            looked += wait;
+        }
+        assert!((30..40).contains(&often) && (230..250).contains(&seldom), "{often} {seldom}");
     }
 }
