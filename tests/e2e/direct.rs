@@ -94,6 +94,29 @@ fn a_revoked_device_loses_its_direct_session() {
 }
 
 #[test]
+fn a_stub_that_was_cut_off_hears_of_a_revocation_when_it_parks_again() {
+    let redis = Redis::start();
+    let world = World::by(Way::Direct);
+    let mut up = world.up();
+    let (port, _forward) = world.linked.forward(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
+    world.until_it_goes("direct", true);
+    [&world.linked.near, &world.linked.far].iter().for_each(|link| link.black_hole());
+    world.linked.coordinator.run(&["device", "revoke", "anna"]).ok();
+    talk.echo();
+    assert_eq!(world.tunnel()["path"], "direct");
+    let has_left = || world.linked.stub.output().contains("anna left");
+    assert!(!has_left(), "it has not heard of it");
+    // The laptop's own way to the coordinator stays out: it is the stub that ends the session.
+    world.linked.far.heal();
+    until("the stub to end the session", || has_left().then_some(()));
+    world.linked.near.heal();
+    until("the conversation to end", || talk.program.has_ended());
+    until("`up` to give up, with the reason", || up.program.has_ended());
+    assert!(up.program.output().contains("revoked"), "{}", up.program.output());
+}
+
+#[test]
 fn a_stranger_at_the_direct_port_gets_nothing_and_harms_nothing() {
     let redis = Redis::start();
     let world = World::by(Way::Direct);

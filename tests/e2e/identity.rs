@@ -201,6 +201,19 @@ fn certificates_are_renewed_while_a_session_stands() {
 }
 
 #[test]
+fn an_up_that_runs_leaves_a_device_alone_that_was_paired_anew() {
+    let world = World::new(&["--leaf-lifetime", "6s"]);
+    let mut up = world.laptop.up(&world.words());
+    world.laptop.pair(&world.url, &world.coordinator.invite(), "renamed").ok();
+    // Its next certificate is of the former key.
+    up.program.says("paired anew");
+    world.laptop.run(&["device", "add", "box", &world.coordinator.pin_of("renamed")]).ok();
+    drop(up);
+    let _up = world.laptop.up(&world.words());
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+}
+
+#[test]
 fn what_is_revoked_is_cut_while_it_stands() {
     let world = World::new(&[]);
     let mut up = world.laptop.up(&world.words());

@@ -47,14 +47,6 @@ fn is_done(mut old: Running) {
     assert!(old.output().contains("everything that began here is over"), "{}", old.output());
 }
 
-/// The pin of a device's key, as the coordinator knows it.
-#[track_caller]
-fn pin_of(world: &Linked, name: &str) -> String {
-    let devices = world.coordinator.run(&["device", "list"]).ok();
-    let line = devices.lines().find(|line| line.contains(name)).expect("a device").to_owned();
-    line.split_whitespace().find(|word| word.starts_with("sha256:")).expect("its pin").to_owned()
-}
-
 /// Sockets of stubs that handed over.
 fn sockets_left(world: &Linked) -> Vec<PathBuf> {
     let entries = fs::read_dir(world.machine.state()).expect("the state").map(|entry| entry.expect("an entry").path());
@@ -233,7 +225,7 @@ fn a_removed_workspace_loses_the_session_that_stayed_behind() {
 fn another_laptop(world: &Linked) -> Laptop {
     let bert = Laptop::new();
     bert.pair(&world.near.url(), &world.coordinator.invite(), "bert").ok();
-    world.laptop.run(&["device", "add", "box", &pin_of(world, "bert")]).ok();
+    world.laptop.run(&["device", "add", "box", &world.coordinator.pin_of("bert")]).ok();
     bert
 }
 
@@ -247,7 +239,7 @@ fn a_device_that_was_removed_loses_the_session_that_stayed_behind() {
     let old = replace(&world.machine, &mut world.stub);
     talk.echo_within(RECOVERY);
     let _bert_up = Linked::up(&world.near, &bert);
-    bert.run(&["device", "remove", "box", &pin_of(&world, "anna")]).ok();
+    bert.run(&["device", "remove", "box", &world.coordinator.pin_of("anna")]).ok();
     until("the conversation to end", || talk.program.has_ended());
     is_done(old);
 }
@@ -265,7 +257,7 @@ fn a_device_that_was_removed_is_ended_in_a_stub_that_stood_still() {
     let _bert_up = Linked::up(&world.near, &bert);
     // A laptop that does nothing any more, either: it is for the workspace to end what it has.
     let (laptop, stub) = (Frozen::new(up.program.pid()), Frozen::new(old.pid()));
-    bert.run(&["device", "remove", "box", &pin_of(&world, "anna")]).ok();
+    bert.run(&["device", "remove", "box", &world.coordinator.pin_of("anna")]).ok();
     world.stub.says_after(0, RECOVERY, "an earlier stub stands still");
     drop(stub);
     is_done(old);

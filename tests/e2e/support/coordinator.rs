@@ -125,6 +125,14 @@ impl Coordinator {
         Run::of(self.command(words))
     }
 
+    /// The pin of a device's key.
+    #[track_caller]
+    pub fn pin_of(&self, device: &str) -> String {
+        let devices = self.run(&["device", "list"]).ok();
+        let line = devices.lines().find(|line| line.contains(device)).expect("a device");
+        line.split_whitespace().find(|word| word.starts_with("sha256:")).expect("its pin").to_owned()
+    }
+
     /// A pairing code.
     #[track_caller]
     pub fn invite(&self) -> String {
