@@ -168,9 +168,11 @@ pub async fn run(
         };
         taking.cancel();
         doors.close();
-        if let Some((link, asked)) = successor {
+        // Whoever asks later is told that this one is gone, and keeps nothing waiting.
+        drop(asked);
+        if let Some((link, first)) = successor {
             doors.wait().await;
-            stub.outlive(link, asked, &taken, &stop).await;
+            stub.outlive(link, first, &taken, &stop).await;
         } else {
             // Whether it was asked to end, or may not serve this workspace any more.
             stub.sessions.earlier.end().await;
