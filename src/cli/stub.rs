@@ -356,6 +356,10 @@ async fn serve(
             let event = json!({"event": "handed_over", "sessions": sessions, "streams": streams});
             output.line("handed over", &text, &event);
         }
+        StubEvent::TakenBack => {
+            is_news(Said::Nothing);
+            output.line("taken back", "the successor is gone; this stub serves again", &json!({"event": "taken_back"}));
+        }
         StubEvent::Done => {
             let text = "everything that began here is over";
             output.line("done", text, &json!({"event": "done"}));

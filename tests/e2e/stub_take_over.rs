@@ -4,6 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use futures::future::join_all;
+use nexus_proxy::role::stub::hand_over;
+use nexus_proxy::wire::RefusalCode;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -407,6 +410,57 @@ fn a_successor_that_crashed_is_followed_by_one_that_finds_what_stayed_behind() {
     talk.echo_within(RECOVERY);
     reaches_the_new_one(&world);
     talk.ends_well();
+    is_done(old);
+}
+
+#[test]
+fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let Talk { mut talk, port, forward: _forward } = world.talk(&redis);
+    let mut successor = world.machine.command(None);
+    successor.arg("--take-over");
+    let mut successor = Running::start(successor);
+    successor.says("took over");
+    successor.signal(Signal::SIGKILL);
+    successor.ends();
+    world.stub.says_after(0, RECOVERY, "taken back");
+    world.stub.says("ready for laptops");
+    reaches_the_new_one(&world);
+    let mut second = Dialogue::redis(port);
+    second.echo();
+    // What it had goes on beside that, also over a wire that breaks, and can be handed over with the rest.
+    world.near.reset();
+    talk.echo_within(RECOVERY);
+    let old = replace(&world.machine, &mut world.stub);
+    for talk in [&mut talk, &mut second] {
+        talk.echo_within(RECOVERY);
+    }
+    reaches_the_new_one(&world);
+    second.ends_well();
+    talk.ends_well();
+    is_done(old);
+    assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
+}
+
+/// Whoever asks while it hands over is told so: nobody waits for an answer that never comes, nor the old stub for them.
+#[test]
+fn of_many_who_take_over_at_once_one_does_and_the_others_are_told() {
+    let mut world = Linked::new();
+    let (dir, socket) = (world.machine.state().to_owned(), world.machine.state().join("stub.sock"));
+    let still = Frozen::new(world.stub.pid());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let answers = runtime.block_on(async {
+        let all = join_all((0..8).map(|_| hand_over::ask(&socket, &dir)));
+        // They are polled in this order: each has connected when it goes on.
+        tokio::join!(all, async { drop(still) }).0
+    });
+    assert_eq!(answers.iter().filter(|answer| matches!(answer, Ok(Some(_)))).count(), 1, "{answers:?}");
+    for refusal in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+        assert_ne!(refusal.code, RefusalCode::Timeout, "{refusal}");
+    }
+    let old = std::mem::replace(&mut world.stub, world.machine.stub(None));
     is_done(old);
 }
 

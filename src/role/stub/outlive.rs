@@ -1,8 +1,10 @@
-//! How a stub outlives its hand-over: whom it hands over to, what it still serves, and when that is over.
+//! How a stub outlives its hand-over: whom it hands over to, what it still serves, and when that is
+//! over; and that it serves the workspace again when nobody does.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use futures::future::LocalBoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +17,7 @@ use super::local;
 use super::orphans::{self, Spare};
 use super::run::{STOP_TIMEOUT, Stub, StubEvent};
 use crate::lifeline::core::RETENTION;
+use crate::transport::client::ClientError;
 use crate::wire::{Refusal, RefusalCode};
 
 /// How long sessions may go on after a hand-over: as long as a lifeline without a carrier is kept.
@@ -24,9 +27,10 @@ const LAST: Duration = RETENTION;
 const FULL: Duration = Duration::from_secs(1);
 const FULL_LOOK: Duration = Duration::from_millis(50);
 
-/// How often a stub that handed over looks whether anybody serves the workspace, and how often nobody may.
+/// How often a stub that handed over looks whether anybody serves the workspace, and how often nobody may: whoever watches
+/// over a successor has time to start it again.
 const UNSERVED_LOOK: Duration = Duration::from_secs(5);
-const UNSERVED_LOOKS: u32 = 6;
+const UNSERVED_LOOKS: u32 = 3;
 
 impl Stub {
     /// Waits for a successor for which there is a place.
@@ -54,8 +58,16 @@ impl Stub {
     }
 
     /// Nothing is taken any more, and the successor is told so. What there is goes on until it is done, or for
-    /// [`LAST`]; what runs in the background of the workspace, for as long as it does: nobody else would end it.
-    pub(super) async fn outlive(&self, link: Link, asked: Asked, taken: &TaskTracker, stop: &CancellationToken) {
+    /// [`LAST`]; what runs in the background of the workspace, for as long as it does: nobody else would end it. When nobody
+    /// serves the workspace any more, `again` does so in this process, beside that: only who serves it hears of revocations.
+    pub(super) async fn outlive(
+        &self,
+        link: Link,
+        asked: Asked,
+        taken: &TaskTracker,
+        stop: &CancellationToken,
+        again: impl Fn(HandedOver) -> LocalBoxFuture<'static, Result<(), ClientError>>,
+    ) -> Result<(), ClientError> {
         let laptops = &self.sessions.laptops;
         let (sessions, streams) = laptops.drain();
         let (pid, version) = (std::process::id(), env!("CARGO_PKG_VERSION").into());
@@ -63,7 +75,8 @@ impl Stub {
         let Asked { pid: successor, answer } = asked;
         // Where it was started from inside the workspace, it is below this process before it serves anything.
         self.successor.store(successor.unwrap_or_default(), Relaxed);
-        let _ = answer.send(Ok(HandedOver { pid, version, sessions, streams, direct }));
+        let handed = HandedOver { pid, version, sessions, streams, direct };
+        let _ = answer.send(Ok(handed.clone()));
         (self.events)(StubEvent::HandedOver(sessions, streams));
         taken.close();
         self.sessions.endings.close();
@@ -73,7 +86,6 @@ impl Stub {
                 // What this one had to tell earlier ones, nobody else would.
                 _ = async { tokio::join!(taken.wait(), self.sessions.endings.wait()) } => None,
                 () = tokio::time::sleep(LAST) => Some("its time is over"),
-                () = self.unserved() => Some("nobody serves the workspace any more, nor hears whom it may not serve"),
             };
             if let Some(over) = over {
                 tracing::warn!(over, "what goes on here is ended");
@@ -81,8 +93,9 @@ impl Stub {
                 laptops.end_all(&Refusal::new(RefusalCode::Unavailable, text)).await;
                 let _ = tokio::time::timeout(STOP_TIMEOUT, taken.wait()).await;
             }
+            // The successor may never come, and nobody else would follow.
+            self.served().await;
             orphans::gone(async || self.others().await).await;
-            (self.events)(StubEvent::Done);
             done.cancel();
         };
         let ended = async {
@@ -91,11 +104,30 @@ impl Stub {
                 () = stop.cancelled() => done.cancel(),
             }
         };
-        tokio::join!(link.run(laptops.clone(), done.clone(), stop.clone()), ended);
+        let follow = async {
+            while done.run_until_cancelled(self.unserved()).await.is_some() {
+                if let Err(error) = again(handed.clone()).await
+                    // Another one was faster.
+                    && tokio::time::timeout(FULL, self.served()).await.is_err()
+                {
+                    stop.cancel();
+                    return Err(error);
+                }
+            }
+            Ok(())
+        };
+        let ((), (), followed) = tokio::join!(link.run(laptops.clone(), done.clone(), stop.clone()), ended, follow);
+        followed
     }
 
-    /// Returns when certainly nobody has served the workspace for a while: a successor that crashed, or never began. Only who
-    /// serves it hears of revocations.
+    /// Returns when somebody may serve the workspace.
+    async fn served(&self) {
+        while local::is_deserted(&self.socket).await {
+            tokio::time::sleep(FULL_LOOK).await;
+        }
+    }
+
+    /// Returns when certainly nobody has served the workspace for a while: a successor that crashed, or never began.
     async fn unserved(&self) {
         let mut looks = 0;
         while looks < UNSERVED_LOOKS {

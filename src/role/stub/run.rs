@@ -1,11 +1,12 @@
 //! The stub's life, from its open doors to its end: at once when it is stopped; when everything that it has is done, after it
-//! handed over to a successor. What parks, who is let in and how it outlives a hand-over have rooms of their own.
+//! handed over to a successor. When that one is gone, another life of the same process begins beside what goes on. What parks, who is let in and how it outlives a hand-over have rooms of their own.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicI32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::LocalBoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,7 +31,7 @@ use crate::transport::outer::OuterTls;
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a stub runs with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StubConfig {
     /// Where the coordinator is.
     pub coordinator: CoordinatorUrl,
@@ -61,9 +62,14 @@ pub enum StubEvent {
     SessionEnded(String),
     /// A successor serves the workspace: so many sessions go on here, with so many streams.
     HandedOver(usize, usize),
+    /// The successor is gone; this stub serves the workspace again.
+    TakenBack,
     /// And all of it is done.
     Done,
 }
+
+/// Where events are told.
+type Events = Arc<dyn Fn(StubEvent) + Send + Sync>;
 
 /// A stub that runs.
 pub(super) struct Stub {
@@ -77,7 +83,7 @@ pub(super) struct Stub {
     pub(super) successor: AtomicI32,
     /// Where whoever serves the workspace listens.
     pub(super) socket: PathBuf,
-    pub(super) events: Box<dyn Fn(StubEvent) + Send + Sync>,
+    pub(super) events: Events,
     pub(super) told: Arc<Told>,
     pub(super) changes: watch::Sender<Change>,
 }
@@ -90,13 +96,31 @@ pub async fn run(
     events: impl Fn(StubEvent) + Send + Sync + 'static,
     stop: CancellationToken,
 ) -> Result<(), ClientError> {
+    orphans::adopt();
+    tokio::select! {
+        outcome = live(config, state, Arc::new(events), stop, true) => outcome,
+        () = orphans::reap() => Ok(()),
+    }
+}
+
+/// One life of the process. What runs in the background ends with the first, which lasts as long as those after it.
+async fn live(
+    config: StubConfig,
+    state: StubState,
+    events: Events,
+    stop: CancellationToken,
+    is_first: bool,
+) -> Result<(), ClientError> {
     let gateway = Gateway::bind(&config.socket)
         .map_err(|e| ClientError::Dial(format!("the workspace's socket cannot be opened: {e}")))?;
     let known = config.took_over.as_ref().and_then(|(earlier, _)| earlier.direct);
-    let direct = DirectPort::open(config.direct, known).await;
+    let direct = DirectPort::open(config.direct.clone(), known).await;
     let direct =
         direct.map_err(|e| ClientError::Dial(format!("the port for direct connections cannot be opened: {e}")))?;
-    let mut workspace = config.workspace;
+    if !is_first {
+        events(StubEvent::TakenBack);
+    }
+    let mut workspace = config.workspace.clone();
     workspace.direct = direct.as_ref().map(DirectPort::addresses).unwrap_or_default();
     // Only the one that has the workspace's socket comes here.
     let kin = Kin::load_or_make(state.dir()).map_err(|e| ClientError::Dial(e.to_string()))?;
@@ -106,8 +130,9 @@ pub async fn run(
         tracing::info!(count, "earlier stubs live on until what they have is done");
     }
     let told = Arc::new(Told::new(state.workspace().to_string(), config.coordinator.to_string(), earlier.clone()));
-    let client = CoordinatorClient::new(config.coordinator, state.trust.clone(), state.credential.clone())
-        .with_outer(config.outer);
+    let dir = state.dir().to_owned();
+    let client = CoordinatorClient::new(config.coordinator.clone(), state.trust.clone(), state.credential.clone())
+        .with_outer(config.outer.clone());
     let stub = Arc::new(Stub {
         client,
         state: Arc::new(Mutex::new(state)),
@@ -115,8 +140,8 @@ pub async fn run(
         sessions: Arc::new(Sessions::new(earlier, stop.clone())),
         kin: kin.clone(),
         successor: AtomicI32::new(0),
-        socket: config.socket,
-        events: Box::new(events),
+        socket: config.socket.clone(),
+        events: events.clone(),
         told: told.clone(),
         changes: watch::Sender::default(),
     });
@@ -125,7 +150,7 @@ pub async fn run(
     let (successors, mut asked) = mpsc::channel(1);
     let bell = Doorbell {
         successors: config.hands_over.then_some((successors, kin)),
-        took_over: config.took_over.map(|(_, at)| at),
+        took_over: config.took_over.as_ref().map(|(_, at)| *at),
         told,
     };
     // What takes, and what was taken.
@@ -153,7 +178,10 @@ pub async fn run(
             }
         }
     });
-    orphans::adopt();
+    let again = |handed: HandedOver| {
+        let config = StubConfig { took_over: Some((handed, Instant::now())), ..config.clone() };
+        live_again(config, dir.clone(), events.clone(), stop.child_token())
+    };
     let life = async {
         let (outcome, successor) = {
             let mut parked = Box::pin(stub.keep_parked(&taken, &taking, &stop));
@@ -168,28 +196,45 @@ pub async fn run(
         };
         taking.cancel();
         doors.close();
-        if let Some((link, asked)) = successor {
+        // Whoever asks later is told that this one is gone, and keeps nothing waiting.
+        drop(asked);
+        if let Some((link, first)) = successor {
             doors.wait().await;
-            stub.outlive(link, asked, &taken, &stop).await;
-        } else {
-            // Whether it was asked to end, or may not serve this workspace any more.
-            stub.sessions.earlier.end().await;
+            let outlived = stub.outlive(link, first, &taken, &stop, again).await;
+            if is_first && !stop.is_cancelled() {
+                events(StubEvent::Done);
+            }
+            return outcome.and(outlived);
         }
+        // Whether it was asked to end, or may not serve this workspace any more.
+        stub.sessions.earlier.end().await;
         outcome
     };
-    let outcome = tokio::select! {
-        outcome = life => outcome,
-        () = orphans::reap() => Ok(()),
-    };
+    let outcome = life.await;
     stop.cancel();
     taken.close();
     let _ = tokio::time::timeout(STOP_TIMEOUT, async { tokio::join!(doors.wait(), taken.wait()) }).await;
-    match stub.others().await {
-        Some(others) => orphans::end_all(&others).await,
-        // What is left runs on; another stub that is ended would take all of its sessions along.
-        None => tracing::warn!("what runs in the background cannot be told from another stub, and is left"),
+    if is_first {
+        match stub.others().await {
+            Some(others) => orphans::end_all(&others).await,
+            // What is left runs on; another stub that is ended would take all of its sessions along.
+            None => tracing::warn!("what runs in the background cannot be told from another stub, and is left"),
+        }
     }
     outcome
+}
+
+/// Another life, with what the state directory `dir` has by then: whoever took over may have changed it.
+fn live_again(
+    config: StubConfig,
+    dir: PathBuf,
+    events: Events,
+    stop: CancellationToken,
+) -> LocalBoxFuture<'static, Result<(), ClientError>> {
+    Box::pin(async move {
+        let state = StubState::load(&dir).map_err(|e| ClientError::Dial(e.to_string()))?;
+        live(config, state, events, stop, false).await
+    })
 }
 
 impl Stub {
