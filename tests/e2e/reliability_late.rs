@@ -63,11 +63,11 @@ fn an_attempt_that_a_later_one_overtakes_changes_nothing() {
         until_it_moves("bytes before", &mut transfers, &world);
         // The workspace's parked connection is a fresh one, which is not asked whether it is there. It is among those held,
         // and with it the first attempt to go on.
-        let parked = || world.linked.stub.lines().iter().filter(|line| line.contains("ready for laptops")).count();
-        let goal = parked() + 2;
+        let accepted = far.counts().accepted;
         far.reset();
-        until("the session to go on over one connection, and the next to be parked", || {
-            (parked() >= goal).then_some(())
+        until("the session to go on over one connection, and the next to be there", || {
+            let counts = far.counts();
+            (counts.accepted >= accepted + 2 && counts.open >= 2).then_some(())
         });
         talk.echo_within(RECOVERY);
         let before = far.counts();
