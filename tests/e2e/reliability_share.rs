@@ -82,6 +82,9 @@ fn passed(world: &World) -> [u64; 2] {
     [counts.up, counts.down]
 }
 
+/// Connections that may be tried for nothing, at all wires.
+const MOST_TRIED: u64 = 2;
+
 #[track_caller]
 fn bulk_starves_nobody(way: Way) {
     let (lines, calls) = if is_long() { (1000, 50) } else { (100, 5) };
@@ -118,10 +121,12 @@ fn bulk_starves_nobody(way: Way) {
     let mut seen = BTreeSet::new();
     shown.retain(|number| seen.insert(*number));
     assert!(shown.into_iter().eq(1..=typed), "{said}");
-    // It was only busy: no heartbeat waited so long that a connection was given up, or another one tried.
+    // It was only busy: no heartbeat waited so long that a connection was given up. A busy machine may have another one
+    // tried for nothing; where heartbeats starve, they are tried again and again.
     let said = up.program.output();
     assert!(up.tunnels() == 1 && !said.contains("interrupted"), "{said}");
-    assert_eq!(connections(), before, "connections were replaced:\n{said}");
+    let tried = connections().iter().sum::<u64>() - before.iter().sum::<u64>();
+    assert!(tried <= MOST_TRIED, "{tried} connections more than {before:?}:\n{said}");
 }
 
 #[test]
