@@ -316,17 +316,31 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     }
 }
 
-/// Copies raw bytes both ways until both directions have ended. An error of either side drops both. Whoever needs
-/// to tell an end from a cut has frames inside.
+/// Copies raw bytes both ways until both directions have ended. An error of either side drops both, after what has
+/// already arrived in the other direction: who takes nothing more may have said before how it ended. Whoever needs to
+/// tell an end from a cut has frames inside.
 pub async fn splice<A: Io, B: Io>(mut a: A, mut b: B) -> io::Result<Counts> {
     let (mut forth, mut back) = (Splice::default(), Splice::default());
+    let mut fault = None;
     poll_fn(|cx| {
-        let forth_done = forth.poll(cx, &mut a, &mut b)?.is_ready();
-        let back_done = back.poll(cx, &mut b, &mut a)?.is_ready();
-        if forth_done && back_done { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
+        // As often as it takes until a fault of the second has been told to the first.
+        loop {
+            let forth_done = forth.poll_or_fail(cx, &mut a, &mut b, &mut fault).is_ready();
+            let known = fault.is_some();
+            let back_done = back.poll_or_fail(cx, &mut b, &mut a, &mut fault).is_ready();
+            if forth_done && back_done {
+                return Poll::Ready(());
+            }
+            if known == fault.is_some() {
+                return Poll::Pending;
+            }
+        }
     })
-    .await?;
-    Ok(Counts { sent: forth.moved, received: back.moved })
+    .await;
+    match fault {
+        Some(fault) => Err(fault),
+        None => Ok(Counts { sent: forth.moved, received: back.moved }),
+    }
 }
 
 #[derive(Default)]
@@ -339,7 +353,32 @@ struct Splice {
 }
 
 impl Splice {
-    fn poll<R: Io, W: Io>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>> {
+    /// Moves what it can. After a fault, in whichever direction, it is over as soon as it would wait for more.
+    fn poll_or_fail<R: Io, W: Io>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        fault: &mut Option<io::Error>,
+    ) -> Poll<()> {
+        match self.poll(cx, from, to, fault.is_some()) {
+            Poll::Ready(Err(error)) => {
+                fault.get_or_insert(error);
+                self.over = true;
+                Poll::Ready(())
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll<R: Io, W: Io>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        only_arrived: bool,
+    ) -> Poll<io::Result<()>> {
         for _ in 0..SPLICE_TURNS {
             if self.over {
                 return Poll::Ready(Ok(()));
@@ -360,6 +399,10 @@ impl Splice {
                 if self.unflushed {
                     ready!(Pin::new(&mut *to).poll_flush(cx))?;
                     self.unflushed = false;
+                }
+                if only_arrived {
+                    self.over = true;
+                    continue;
                 }
                 return Poll::Pending;
             }
