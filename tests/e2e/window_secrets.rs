@@ -154,6 +154,32 @@ fn secrets_stay_where_they_are() {
     assert_eq!(files_with(&data, b"canary").len(), 1);
 }
 
+#[test]
+fn every_call_leaves_one_line_in_the_audit_log() {
+    let laptop = laptop_with_secrets();
+    let _up = up(&laptop);
+    laptop.stub(&["token", "env"]).ok();
+    laptop.stub(&["tool", "call", "x\n2026 forged", r#"{"password": "hunter2"}"#]).err();
+    laptop.stub(&["token", &"long".repeat(60)]).err();
+    let path = laptop.home().join("data/audit.log");
+    let calls = until("three calls in the audit log", || {
+        // A call is answered before its line is written.
+        let text = fs::read_to_string(&path).ok()?;
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect(line));
+        let calls: Vec<Value> = lines.filter(|line: &Value| line["message"] == "call").collect();
+        (calls.len() == 3).then_some(calls)
+    });
+    let fields = |call: &Value| {
+        ["workspace", "method", "resource", "outcome"].map(|name| call[name].as_str().expect("a string").to_owned())
+    };
+    assert_eq!(fields(&calls[0]), ["default", "auth.getToken", "env", "ok"]);
+    assert_eq!(fields(&calls[1]), ["default", "tool.execute", "x\n2026 forged", "NotDeclared"]);
+    let cut = "long".repeat(50);
+    assert_eq!(fields(&calls[2]), ["default", "auth.getToken", &cut, "NotDeclared"]);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("hunter2") && !text.contains("canary"), "{text}");
+}
+
 /// The regular files below `folder` that contain `bytes`.
 fn files_with(folder: &Path, bytes: &[u8]) -> Vec<String> {
     let mut found = Vec::new();

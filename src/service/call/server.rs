@@ -35,9 +35,11 @@ pub async fn serve<S: Io>(stream: FramedStream<S>, laptop: &Laptop, workspace: &
     let outcome = Box::pin(answer(stream, laptop, workspace, &mut audit)).await;
     let millis = started.elapsed().as_millis() as u64;
     let Audit { method, resource } = audit;
+    // As strings, which every format of the log escapes in its own way.
+    let (method, resource) = (method.as_str(), resource.as_str());
     match outcome {
-        Ok(()) => tracing::info!(target: "audit", %workspace, ?method, ?resource, outcome = "ok", millis, "call"),
-        Err(code) => tracing::info!(target: "audit", %workspace, ?method, ?resource, outcome = ?code, millis, "call"),
+        Ok(()) => tracing::info!(target: "audit", %workspace, method, resource, outcome = "ok", millis, "call"),
+        Err(code) => tracing::info!(target: "audit", %workspace, method, resource, outcome = ?code, millis, "call"),
     }
 }
 

@@ -193,38 +193,3 @@ async fn tools_beyond_their_bound_are_refused_and_other_calls_served() {
     served.await.unwrap();
     assert!(greet().await.0.is_ok());
 }
-
-#[tokio::test]
-async fn the_audit_log_has_one_line_and_no_secret() {
-    use tracing_subscriber::fmt::MakeWriter;
-    #[derive(Clone, Default)]
-    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    impl<'a> MakeWriter<'a> for Lines {
-        type Writer = Lines;
-        fn make_writer(&'a self) -> Lines {
-            self.clone()
-        }
-    }
-    let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(lines.clone()).with_ansi(false).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let dir = tempfile::tempdir().unwrap();
-    let laptop = laptop(&dir);
-    ask(&laptop, "auth.getToken", json!({"service": "github"})).await.0.unwrap();
-    ask(&laptop, "tool.execute", json!({"name": "x\n2026 forged", "arguments": {"p": "hunter2"}})).await.0.unwrap_err();
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let audited: Vec<_> = text.lines().filter(|l| l.contains("audit")).collect();
-    assert_eq!(audited.len(), 2, "{text}");
-    assert!(audited[0].contains("work") && audited[0].contains("auth.getToken") && audited[0].contains("github"));
-    assert!(audited[1].contains("NotDeclared") && audited[1].contains("forged"));
-    assert!(!text.contains("hunter2"));
-}
