@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::latency::{loaded, show};
+use super::latency::{LOADED_TIME, loaded, show};
 use super::peers::{self, Route};
 use super::report::{Report, figure};
 use super::rig::{Programs, Tunnel, Way, cpu_seconds};
@@ -55,7 +55,7 @@ pub fn run(programs: &Programs, report: &Report) -> Result<()> {
         show(report, &format!("small requests, {}", route.name), &requests(route.port, REQUESTS)?);
     }
     for route in &routes[1..] {
-        let took = loaded(route.port, Direction::Down, || requests(route.port, REQUESTS_LOADED))?;
+        let took = loaded(route.port, Direction::Down, LOADED_TIME, || requests(route.port, REQUESTS_LOADED))?;
         show(report, &format!("small requests under load, {}", route.name), &took);
     }
     Ok(())

@@ -15,42 +15,83 @@ use super::report::{Report, figure, percentile};
 use super::rig::{Programs, Tunnel, Way};
 use super::target::{self, Direction, saturate};
 
-/// Calls of one measurement on an idle tunnel.
-const CALLS: usize = 2_000;
-
-/// Calls before it.
+/// Calls before the first measurement.
 const WARM_UP: usize = 200;
 
-/// How long a loaded measurement goes on: long enough for the kernel's buffers to have grown as far as they do.
-const LOADED_TIME: Duration = Duration::from_secs(20);
+/// An idle tunnel and a saturated one are measured in turn, so often: what else the machine has to do changes within
+/// seconds, and the median of pairs leaves it out.
+const ROUNDS: usize = 7;
+
+/// How long one measurement of a round goes on.
+const ROUND: Duration = Duration::from_secs(3);
+
+/// How long a loaded measurement goes on that is made once: long enough for the kernel's buffers to have grown as far as
+/// they do.
+pub const LOADED_TIME: Duration = Duration::from_secs(20);
 
 /// How long a transfer takes to find out what its path holds; only then is the path saturated, and no more than that.
 const SATURATED_AFTER: Duration = Duration::from_secs(2);
 
-/// Calls after which a loaded measurement looks at the clock: one may take a tenth of a second.
-const LOADED_BATCH: usize = 50;
+/// Calls after which a measurement looks at the clock.
+const BATCH: usize = 50;
 
-/// Idle, then under load each way.
+/// Idle and under load each way, in turn.
 pub fn run(programs: &Programs, report: &Report) -> Result<()> {
-    report.title("latency", "`tool.list` from the workspace to the laptop and back; each call on a new connection.");
+    let what = "`tool.list` from the workspace to the laptop and back; each call on a new connection.";
+    report.title("latency", &format!("{what} Medians of {ROUNDS} rounds; times idle: of the p99 in the same round."));
     let target = target::serve()?;
     for (name, way) in [("", Way::Relay), (" directly", Way::Direct)] {
         let mut tunnel = Tunnel::start(programs, way)?;
         let port = tunnel.forward(target)?;
         let socket = tunnel.stub_socket();
         calls(&socket, WARM_UP)?;
-        let idle = calls(&socket, CALLS)?;
-        show(report, &format!("tool.list{name}, idle tunnel"), &idle);
-        for (what, direction) in
-            [("one stream saturates it up", Direction::Up), ("one stream saturates it down", Direction::Down)]
-        {
-            let took = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
-            show(report, &format!("tool.list{name}, {what}"), &took);
-            let met = percentile(&took, 99.0) <= percentile(&idle, 99.0) * 2.0;
-            report.aim("latency", "p99 at most twice that of an idle tunnel", met);
+        let (mut idle, mut up, mut down) = (Rounds::default(), Rounds::default(), Rounds::default());
+        for _ in 0..ROUNDS {
+            let alone = idle.took(&repeated(ROUND, || calls(&socket, BATCH))?, None);
+            for (rounds, direction) in [(&mut up, Direction::Up), (&mut down, Direction::Down)] {
+                let took = loaded(port, direction, ROUND, || calls(&socket, BATCH))?;
+                rounds.took(&took, Some(alone));
+            }
+        }
+        idle.show(report, &format!("tool.list{name}, idle tunnel"));
+        for (rounds, what) in [(up, "up"), (down, "down")] {
+            rounds.show(report, &format!("tool.list{name}, one stream saturates it {what}"));
+            report.aim("latency", "p99 at most twice that of an idle tunnel", median(&rounds.times_idle) <= 2.0);
         }
     }
     beside(programs, report, target)
+}
+
+/// What several measurements of one thing gave.
+#[derive(Default)]
+struct Rounds {
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    times_idle: Vec<f64>,
+}
+
+impl Rounds {
+    /// Takes seconds of calls, and the p99 of an idle tunnel just before; returns the p99.
+    fn took(&mut self, seconds: &[f64], idle: Option<f64>) -> f64 {
+        let p99 = percentile(seconds, 99.0);
+        self.p50.push(percentile(seconds, 50.0));
+        self.p99.push(p99);
+        self.times_idle.extend(idle.map(|idle| p99 / idle));
+        p99
+    }
+
+    fn show(&self, report: &Report, what: &str) {
+        let mut figures =
+            vec![figure("µs p50", median(&self.p50) * 1e6, 0), figure("µs p99", median(&self.p99) * 1e6, 0)];
+        if !self.times_idle.is_empty() {
+            figures.push(figure("times idle", median(&self.times_idle), 2));
+        }
+        report.row("latency", what, &figures);
+    }
+}
+
+fn median(of: &[f64]) -> f64 {
+    percentile(of, 50.0)
 }
 
 /// The same of a second tunnel that has nothing else to do, while the first one is saturated: what of the time is for
@@ -61,7 +102,7 @@ fn beside(programs: &Programs, report: &Report, target: u16) -> Result<()> {
     let (port, socket) = (saturated.forward(target)?, aside.stub_socket());
     calls(&socket, WARM_UP)?;
     for (what, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
-        let took = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
+        let took = loaded(port, direction, LOADED_TIME, || calls(&socket, BATCH))?;
         show(report, &format!("tool.list of another tunnel, one stream saturates its neighbour {what}"), &took);
     }
     Ok(())
@@ -73,27 +114,32 @@ pub fn show(report: &Report, what: &str, seconds: &[f64]) {
     report.row("latency", what, &[figure("µs p50", at(50.0), 0), figure("µs p99", at(99.0), 0)]);
 }
 
-/// What `measure` gives, again and again, while one bulk transfer fills the tunnel.
-pub fn loaded(port: u16, direction: Direction, measure: impl Fn() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+/// What `measure` gives, again and again for so long, while one bulk transfer fills the tunnel.
+pub fn loaded(
+    port: u16,
+    direction: Direction,
+    time: Duration,
+    measure: impl Fn() -> Result<Vec<f64>>,
+) -> Result<Vec<f64>> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| saturate(port, direction, &stop));
         std::thread::sleep(SATURATED_AFTER);
-        let until = Instant::now() + LOADED_TIME;
-        let mut all = Vec::new();
-        let measured = loop {
-            match measure() {
-                Ok(some) => all.extend(some),
-                Err(error) => break Err(error),
-            }
-            if Instant::now() > until {
-                break Ok(all);
-            }
-        };
+        let measured = repeated(time, measure);
         stop.store(true, Relaxed);
         load.join().expect("a transfer does not panic").context("the load ended early")?;
         measured
     })
+}
+
+/// What `measure` gives, again and again for so long.
+fn repeated(time: Duration, measure: impl Fn() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    let until = Instant::now() + time;
+    let mut all = Vec::new();
+    while Instant::now() < until {
+        all.extend(measure()?);
+    }
+    Ok(all)
 }
 
 /// Seconds that each of `count` calls of `tool.list` takes, made at the stub's socket.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::distant::Distant;
-use super::latency::{calls, loaded};
+use super::latency::{LOADED_TIME, calls, loaded};
 use super::link::{Link, Wire};
 use super::peers::find;
 use super::report::{Report, figure, median, percentile};
@@ -127,8 +127,8 @@ fn latencies(programs: &Programs, report: &Report, wire: Wire) -> Result<()> {
     let round_trip = wire.delay * 2;
     show(report, &format!("call, {round_trip:?}, idle"), &calls(&socket, CALLS)?, &requests(plain.port, CALLS)?);
     for (way, direction) in WAYS {
-        let ours = loaded(port, direction, || calls(&socket, LOADED_BATCH))?;
-        let plain = loaded(plain.port, direction, || requests(plain.port, LOADED_BATCH))?;
+        let ours = loaded(port, direction, LOADED_TIME, || calls(&socket, LOADED_BATCH))?;
+        let plain = loaded(plain.port, direction, LOADED_TIME, || requests(plain.port, LOADED_BATCH))?;
         show(report, &format!("call, {round_trip:?}, one stream {way}"), &ours, &plain);
         let most = round_trip + MOST_WAIT;
         report.aim("path", &format!("p99 at most {most:?}"), percentile(&ours, 99.0) <= most.as_secs_f64());

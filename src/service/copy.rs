@@ -316,31 +316,39 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     }
 }
 
-/// Copies raw bytes both ways until both directions have ended. An error of either side drops both, after what has
-/// already arrived in the other direction: who takes nothing more may have said before how it ended. Whoever needs to
-/// tell an end from a cut has frames inside.
-pub async fn splice<A: Io, B: Io>(mut a: A, mut b: B) -> io::Result<Counts> {
+/// Copies raw bytes both ways until both directions have ended. An error of either side drops both. A `remote` that takes
+/// nothing more may have said before how it ended: what has arrived of that is passed on first. A `local` that is gone
+/// is not waited for. Whoever needs to tell an end from a cut has frames inside.
+pub async fn splice<L: Io, R: Io>(mut local: L, mut remote: R) -> io::Result<Counts> {
     let (mut forth, mut back) = (Splice::default(), Splice::default());
-    let mut fault = None;
+    let mut unheard = None;
     poll_fn(|cx| {
-        // As often as it takes until a fault of the second has been told to the first.
-        loop {
-            let forth_done = forth.poll_or_fail(cx, &mut a, &mut b, &mut fault).is_ready();
-            let known = fault.is_some();
-            let back_done = back.poll_or_fail(cx, &mut b, &mut a, &mut fault).is_ready();
-            if forth_done && back_done {
-                return Poll::Ready(());
+        let sent_all = match forth.poll(cx, &mut local, &mut remote, Until::TheEnd) {
+            Poll::Ready(Err(fault)) => {
+                forth.over = true;
+                unheard = Some(fault);
+                true
             }
-            if known == fault.is_some() {
-                return Poll::Pending;
-            }
-        }
+            sent => sent.is_ready(),
+        };
+        let until = if unheard.is_some() { Until::Silence } else { Until::TheEnd };
+        let received_all = back.poll(cx, &mut remote, &mut local, until)?.is_ready();
+        if sent_all && received_all { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
     })
-    .await;
-    match fault {
+    .await?;
+    match unheard {
         Some(fault) => Err(fault),
         None => Ok(Counts { sent: forth.moved, received: back.moved }),
     }
+}
+
+/// How long one direction of [`splice`] goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Until its source has ended.
+    TheEnd,
+    /// Until it would wait for its source.
+    Silence,
 }
 
 #[derive(Default)]
@@ -353,31 +361,12 @@ struct Splice {
 }
 
 impl Splice {
-    /// Moves what it can. After a fault, in whichever direction, it is over as soon as it would wait for more.
-    fn poll_or_fail<R: Io, W: Io>(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut R,
-        to: &mut W,
-        fault: &mut Option<io::Error>,
-    ) -> Poll<()> {
-        match self.poll(cx, from, to, fault.is_some()) {
-            Poll::Ready(Err(error)) => {
-                fault.get_or_insert(error);
-                self.over = true;
-                Poll::Ready(())
-            }
-            Poll::Ready(Ok(())) => Poll::Ready(()),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
     fn poll<R: Io, W: Io>(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
-        only_arrived: bool,
+        until: Until,
     ) -> Poll<io::Result<()>> {
         for _ in 0..SPLICE_TURNS {
             if self.over {
@@ -400,7 +389,7 @@ impl Splice {
                     ready!(Pin::new(&mut *to).poll_flush(cx))?;
                     self.unflushed = false;
                 }
-                if only_arrived {
+                if until == Until::Silence {
                     self.over = true;
                     continue;
                 }

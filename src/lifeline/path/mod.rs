@@ -207,9 +207,14 @@ impl Path {
         if under_way >= self.window() {
             return Bulk::Full;
         }
-        match &mut self.pace {
-            Some(pace) => pace.due(now).map_or(Bulk::Piece(pace.bulk()), Bulk::Later),
-            None => Bulk::Piece(if self.has_company() { company::BULK } else { MOST_BULK }),
+        if let Some(pace) = &mut self.pace {
+            return pace.due(now).map_or(Bulk::Piece(pace.bulk()), Bulk::Later);
+        }
+        match self.shortest {
+            Some((shortest, _)) if self.has_company() => {
+                self.company.due(shortest, now).map_or(Bulk::Piece(company::BULK), Bulk::Later)
+            }
+            _ => Bulk::Piece(MOST_BULK),
         }
     }
 
@@ -237,6 +242,7 @@ impl Path {
     /// That many bytes left.
     pub fn sent(&mut self, bytes: u64, now: Instant) {
         self.under_way += bytes;
+        self.company.sent(bytes);
         if let Some(pace) = &mut self.pace {
             pace.sent(bytes, now);
         }

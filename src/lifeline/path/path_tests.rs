@@ -289,6 +289,39 @@ fn bulk_keeps_short_where_something_small_shares_a_short_path() {
 }
 
 #[test]
+fn bulk_leaves_a_near_path_idle_for_most_of_the_time_that_something_small_shares_it() {
+    let begin = Instant::now();
+    let at = |micros| begin + Duration::from_micros(micros);
+    for (round_trip, most) in [(300, 40 * 1024), (3_000, u64::MAX)] {
+        let mut path = Path::new();
+        path.timed(Duration::from_micros(round_trip), begin);
+        let mut sent = 0;
+        let mut turn = |from: u64| {
+            path.sparse(at(from));
+            let before = sent;
+            // Each piece has arrived before the next one is asked for.
+            for micros in from..from + 500 {
+                match path.bulk(0, at(micros)) {
+                    Bulk::Piece(bytes) => {
+                        path.sent(bytes as u64, at(micros));
+                        sent += bytes as u64;
+                    }
+                    Bulk::Later(due) => {
+                        assert_eq!(due, at(from) + Duration::from_millis(1));
+                        break;
+                    }
+                    Bulk::Full => panic!("nothing is under way"),
+                }
+            }
+            sent - before
+        };
+        let turns = [turn(0), turn(1_000), turn(2_500)];
+        assert!(turns.iter().all(|bytes| *bytes > 0 && *bytes <= most), "{round_trip} µs: {turns:?}");
+        assert_eq!(path.bulk(0, at(23_000)), Bulk::Piece(MOST_BULK), "alone again");
+    }
+}
+
+#[test]
 fn a_sender_with_little_to_send_learns_no_false_rate() {
     let begin = Instant::now();
     let mut path = Path::new();
