@@ -4,8 +4,11 @@
 //! Only this user and root are listened to, and believed.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
@@ -13,6 +16,9 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::session::framed::{FramedStream, StreamError};
 use crate::wire::call::{Request, Response};
 use crate::wire::{FrameKind, Refusal, RefusalCode};
+
+/// How often [`hung_up`] looks: the kernel tells nobody who does not read.
+const HUNG_UP_POLL: Duration = Duration::from_secs(1);
 
 /// Whether the process at the other end is the same user's, or root's.
 pub fn is_own(stream: &UnixStream) -> bool {
@@ -31,6 +37,20 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 /// Whether a connection failed because nobody listens: no file, or one that was left behind.
 pub fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// Ready when the program at the other end is gone, within a second: also while what it sent is not read, where no read
+/// would tell.
+pub async fn hung_up(socket: BorrowedFd<'_>) {
+    loop {
+        let mut looks = [PollFd::new(socket, PollFlags::empty())];
+        // A look that fails tells nothing; the stream's own errors will.
+        let _ = poll(&mut looks, PollTimeout::ZERO);
+        if looks[0].any().unwrap_or(false) {
+            return;
+        }
+        tokio::time::sleep(HUNG_UP_POLL).await;
+    }
 }
 
 /// Calls the program at the other end. The stream is good for what the two agreed on.

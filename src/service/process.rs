@@ -35,6 +35,10 @@ const TERM_GRACE: Duration = Duration::from_secs(2);
 /// How often a group that was asked to end is looked at: the kernel does not tell when the last member has gone.
 const GROUP_POLL: Duration = Duration::from_millis(20);
 
+/// How often the stream is looked at while there is no output: input that waits for the program is not read, and what
+/// happens behind it is not seen.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Bytes of standard input that wait for a program that does not read, so that a signal behind them gets through.
 const STDIN_QUEUE: usize = 1024 * 1024;
 
@@ -262,8 +266,8 @@ async fn input<R: AsyncRead + Unpin>(
     }
 }
 
-/// Sends output as it comes. Over when both pipes are, or when the program has exited and whoever still holds its
-/// pipes is silent.
+/// Sends output as it comes. Over when the program has exited and both pipes are, or whoever still holds them is silent;
+/// or when the stream is cut.
 async fn output<W: AsyncWrite + Unpin>(
     writer: &mut FrameWriter<W>,
     stdout: pipe::Receiver,
@@ -272,10 +276,13 @@ async fn output<W: AsyncWrite + Unpin>(
 ) -> Result<(), StreamError> {
     let (mut stdout, mut stderr) = (Some(stdout), Some(stderr));
     let mut buffer: Option<DataBuffer> = None;
-    while stdout.is_some() || stderr.is_some() {
+    loop {
+        let is_open = stdout.is_some() || stderr.is_some();
         let quiet = async {
             exited.cancelled().await;
-            sleep(DRAIN_QUIET).await;
+            if is_open {
+                sleep(DRAIN_QUIET).await;
+            }
         };
         let ready = poll_fn(|cx| {
             for (kind, pipe) in [(FrameKind::Stderr, &stderr), (FrameKind::Data, &stdout)] {
@@ -292,6 +299,10 @@ async fn output<W: AsyncWrite + Unpin>(
             biased;
             kind = ready => kind?,
             () = quiet => return Ok(()),
+            () = sleep(LOOK) => {
+                writer.check().await?;
+                continue;
+            }
         };
         let source = if kind == FrameKind::Stderr { &mut stderr } else { &mut stdout };
         let Some(pipe) = source else { continue };
@@ -304,7 +315,6 @@ async fn output<W: AsyncWrite + Unpin>(
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(())
 }
 
 /// The process group of the child. Killed when dropped before its time.

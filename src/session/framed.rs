@@ -269,6 +269,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         Ok(())
     }
 
+    /// Fails when the stream is cut: for who neither reads nor has anything to say, and would not learn it otherwise.
+    pub async fn check(&mut self) -> io::Result<()> {
+        self.io.flush().await
+    }
+
     /// Says that the content is complete.
     pub async fn end(&mut self) -> io::Result<()> {
         self.send(FrameKind::End, &[]).await

@@ -3,7 +3,12 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
 use crate::support::program::{command, listens};
@@ -118,6 +123,42 @@ fn the_end_of_exec_ends_the_program() {
     exec.signal(Signal::SIGKILL);
     exec.ends();
     until("the end of a program whose exec was killed", || (!kernel::runs(pid)).then_some(()));
+}
+
+#[test]
+fn a_program_that_takes_no_input_ends_with_its_exec() {
+    let laptop = Laptop::new();
+    let _up = laptop.up(&[]);
+    for signal in [Signal::SIGKILL, Signal::SIGINT] {
+        let script = "trap '' INT; echo pid $$; while :; do sleep 1; done";
+        let exec = laptop.command(&["exec", "default", "--", "sh", "-c", script]);
+        let (mut exec, input) = Running::start_with(exec, Stdio::piped());
+        let line = exec.says("pid");
+        let pid: u32 = line.trim_start_matches("pid ").parse().expect(&line);
+        let _open = fill(input.expect("a pipe").into());
+        // Ctrl-C again and again ends exec itself: what it passes on stands behind the input.
+        until("the end of exec", || {
+            exec.signal(signal);
+            exec.has_ended()
+        });
+        until("the end of a program whose exec is gone", || (!kernel::runs(pid)).then_some(()));
+    }
+}
+
+/// Writes until nothing has been taken for a while; the pipe stays open for as long as what it returns.
+fn fill(pipe: OwnedFd) -> fs::File {
+    fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a pipe of ours");
+    let mut pipe = fs::File::from(pipe);
+    let mut written = 0;
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_secs(1) {
+        match pipe.write(&[b'y'; 4096]) {
+            Ok(n) => (written, last) = (written + n, Instant::now()),
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+    assert!(written > 1_000_000, "{written} bytes were taken");
+    pipe
 }
 
 #[test]

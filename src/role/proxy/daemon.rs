@@ -1,5 +1,6 @@
 //! A running `up`: the tunnel, its forwards, the control socket, and the workspace's calls.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::control::{ControlSocket, Door};
 use super::forwards::{ForwardRequest, ForwardStatus, Forwards};
 use super::tunnel::{Tunnel, TunnelError};
+use crate::role::local;
 use crate::service::call::server;
 use crate::service::copy::splice;
 use crate::service::laptop::Laptop;
@@ -403,7 +405,12 @@ impl Daemon {
         };
         match FramedStream::open(remote, open).await {
             Ok(remote) => {
-                let _ = splice(local.into_inner(), remote.into_inner()).await;
+                let local = local.into_inner();
+                let Ok(socket) = local.as_fd().try_clone_to_owned() else { return };
+                tokio::select! {
+                    _ = splice(local, remote.into_inner()) => {}
+                    () = local::hung_up(socket.as_fd()) => {}
+                }
             }
             Err(error) => local.refuse(&error.into_refusal()).await,
         }

@@ -126,11 +126,14 @@ impl State {
 
     // What its handle does.
 
+    /// Fails when the stream was cut short.
+    pub fn uncut(&self) -> io::Result<()> {
+        self.cut.map_or(Ok(()), |cut| Err(cut.error()))
+    }
+
     /// Queues what fits: 0 means that there is no room now.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(cut) = self.cut {
-            return Err(cut.error());
-        }
+        self.uncut()?;
         if self.fin != Fin::Open {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the stream was closed for writing"));
         }
