@@ -1,5 +1,6 @@
 //! How a command fails: a sentence, what to do, and an exit code that a script can use.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use crate::wire::{Refusal, RefusalCode};
@@ -36,20 +37,21 @@ impl Failure {
         Failure { code, message: message.to_string() }
     }
 
-    /// Prints it to standard error and gives the exit code.
+    /// Prints it to standard error and gives the exit code, also where that takes nothing.
     pub fn report(self, json: bool) -> ExitCode {
         let (what, hint) = match self.message.split_once("hint: ") {
             Some((what, hint)) => (what.trim_end().trim_end_matches(['.', ';']), Some(hint)),
             None => (self.message.as_str(), None),
         };
+        let mut err = anstream::stderr();
         if json {
             let error = serde_json::json!({"error": {"exit_code": self.code, "message": what, "hint": hint}});
-            anstream::eprintln!("{error}");
+            let _ = writeln!(err, "{error}");
         } else {
             use owo_colors::OwoColorize;
-            anstream::eprintln!("{} {what}", "error:".red().bold());
+            let _ = writeln!(err, "{} {what}", "error:".red().bold());
             if let Some(hint) = hint {
-                anstream::eprintln!("{} {hint}", "hint:".cyan().bold());
+                let _ = writeln!(err, "{} {hint}", "hint:".cyan().bold());
             }
         }
         ExitCode::from(self.code)

@@ -281,6 +281,16 @@ fn commands_say_that_nothing_is_up() {
 }
 
 #[test]
+fn the_exit_code_stands_where_the_message_cannot_be_written() {
+    let laptop = Laptop::new();
+    for (words, code) in [(&["exec", "nope", "--", "true"][..], 125), (&["--json", "status"], 3), (&["no-such"], 2)] {
+        let full = || fs::File::options().write(true).open("/dev/full").expect("a file that takes nothing");
+        let status = laptop.command(words).stdout(full()).stderr(full()).status().expect("a program of ours");
+        assert_eq!(status.code(), Some(code), "{words:?}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_told() {
     let laptop = Laptop::new();
     let _up = laptop.up(&[]);
