@@ -260,16 +260,19 @@ fn up_takes_forwards_and_status_counts_them() {
 #[test]
 fn commands_say_that_nothing_is_up() {
     let laptop = Laptop::new();
-    for (words, code) in [
-        (&["status"][..], 3),
-        (&["status", "other"], 3),
-        (&["down"], 3),
-        (&["forward", "default", "-L", "0:127.0.0.1:80"], 3),
-        (&["exec", "default", "--", "true"], 125),
+    let start = "hint: run `nexus-proxy up";
+    let remote =
+        "hint: run `nexus-proxy up default` in another terminal, with --coordinator URL for a remote workspace";
+    for (words, code, hint) in [
+        (&["status"][..], 3, start),
+        (&["status", "other"], 3, start),
+        (&["down"], 3, "hint: `nexus-proxy status` shows what is up"),
+        (&["forward", "default", "-L", "0:127.0.0.1:80"], 3, remote),
+        (&["exec", "default", "--", "true"], 125, remote),
     ] {
         let run = laptop.run(words);
         assert_eq!(run.status.code(), Some(code), "{words:?}");
-        assert!(run.stderr.contains("error: ") && run.stderr.contains("hint: run `nexus-proxy up"), "{}", run.stderr);
+        assert!(run.stderr.contains("error: ") && run.stderr.contains(hint), "{}", run.stderr);
         let run = laptop.run(&[&["--json"], words].concat());
         assert_eq!(run.status.code(), Some(code), "--json {words:?}");
         let said = if run.stdout.is_empty() { run.stderr.as_bytes() } else { &run.stdout[..] };

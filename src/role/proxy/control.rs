@@ -165,13 +165,16 @@ pub fn doors(run_dir: &Path, workspace: Option<&WorkspaceName>) -> Vec<PathBuf> 
     found
 }
 
+/// What to do where a workspace is not up.
+pub fn how_up(workspace: &WorkspaceName) -> String {
+    format!("hint: run `nexus-proxy up {workspace}` in another terminal, with --coordinator URL for a remote workspace")
+}
+
 /// Connects to a running `up`.
 pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixStream, Refusal> {
     connect_at(&socket_path(run_dir, workspace)).await.map_err(|refusal| match refusal.code {
         RefusalCode::Unavailable => {
-            let text = format!(
-                "workspace `{workspace}` is not up. hint: run `nexus-proxy up {workspace}` in another terminal"
-            );
+            let text = format!("workspace `{workspace}` is not up. {}", how_up(workspace));
             Refusal::new(RefusalCode::Unavailable, text)
         }
         _ => refusal,
