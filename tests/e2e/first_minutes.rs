@@ -294,6 +294,24 @@ fn the_exit_code_stands_where_the_message_cannot_be_written() {
 }
 
 #[test]
+fn a_disk_that_takes_no_more_is_thought_of_and_named() {
+    for blocks in ["0", "8", "64", "180"] {
+        let laptop = Laptop::new();
+        let up = laptop.command(&["up"]);
+        // As on a full disk, the first file that would grow past this cannot.
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut limited = command("sh", ["-c", &script]);
+        limited.arg(up.get_program()).args(up.get_args());
+        program::take_surroundings(&mut limited, &up);
+        let up = Run::of(limited);
+        assert_eq!(up.status.code(), Some(1), "{blocks}: {}", up.stderr);
+        let (data, last) = (laptop.home().join("data/local/default/coordinator"), up.stderr.lines().next_back());
+        assert!(last.is_some_and(|hint| hint.starts_with("hint: is the disk full?")), "{blocks}: {}", up.stderr);
+        assert!(up.stderr.contains(&data.display().to_string()), "{blocks}: {}", up.stderr);
+    }
+}
+
+#[test]
 fn wrong_usage_is_told() {
     let laptop = Laptop::new();
     let _up = laptop.up(&[]);
