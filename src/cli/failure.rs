@@ -17,6 +17,10 @@ pub const REFUSED: u8 = 4;
 /// A signal ended it before it was done: 128 and the number of SIGINT, as shells say it.
 pub const INTERRUPTED: u8 = 130;
 
+/// Nobody reads its output any more: 128 and the number of SIGPIPE, as shells say it.
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub const UNREAD: u8 = 141;
+
 /// The table of exit codes, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not up or not reachable, \
     4 refused, 130 interrupted. `exec` passes the command's own code on; 125 is a failure of nexus-proxy, 126 a program that cannot be \
@@ -27,7 +31,7 @@ pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or con
 pub struct Failure {
     /// The exit code.
     pub code: u8,
-    /// What happened and why; after `hint:` what to do.
+    /// What happened and why; after `hint:` what to do. Nothing is said when it is empty.
     pub message: String,
 }
 
@@ -37,12 +41,21 @@ impl Failure {
         Failure { code, message: message.to_string() }
     }
 
+    /// One of which nothing is said: who reads has gone, and wants no more.
+    #[cfg(any(feature = "proxy", feature = "stub"))]
+    pub fn unread() -> Failure {
+        Failure::new(UNREAD, "")
+    }
+
     /// Prints it to standard error and gives the exit code, also where that takes nothing.
     pub fn report(self, json: bool) -> ExitCode {
         let (what, hint) = match self.message.split_once("hint: ") {
             Some((what, hint)) => (what.trim_end().trim_end_matches(['.', ';']), Some(hint)),
             None => (self.message.as_str(), None),
         };
+        if what.is_empty() {
+            return ExitCode::from(self.code);
+        }
         let mut err = anstream::stderr();
         if json {
             let error = serde_json::json!({"error": {"exit_code": self.code, "message": what, "hint": hint}});

@@ -125,10 +125,15 @@ fn nobody_left_to_read_ends_the_program() {
     let laptop = Laptop::new();
     let _up = laptop.up(&[]);
     let nexus = laptop.command(&[]);
-    let script = "\"$0\" exec default -- sh -c 'echo $$; exec yes' | head -n1";
-    let mut pipe = command("sh", ["-c", script]);
+    let script = "\"$0\" exec default -- sh -c 'echo $$; exec yes' | head -n1; echo ${PIPESTATUS[0]}";
+    let mut pipe = command("bash", ["-c", script]);
     pipe.arg(nexus.get_program()).env("NEXUS_HOME", laptop.home());
-    let pid: u32 = Run::of(pipe).ok().trim().parse().unwrap();
+    let pipe = Run::of(pipe);
+    assert_eq!(pipe.stderr, "", "whoever has read enough is no fault");
+    let said = pipe.ok();
+    let (pid, code) = said.trim().split_once('\n').expect("the process, and how `exec` ended");
+    assert_eq!(code, "141", "as of a program that SIGPIPE ends");
+    let pid: u32 = pid.parse().unwrap();
     until("the end of a program that nobody reads", || (!kernel::runs(pid)).then_some(()));
 }
 
