@@ -19,13 +19,13 @@ use super::home;
 use super::log::Common;
 use super::output::Output;
 use super::signals;
-use crate::role::coordinator::authority;
+use crate::role::coordinator::authority::{self, AuthorityError};
 use crate::role::coordinator::balancer::{Balancer, Network};
 use crate::role::coordinator::drain::Drain;
 use crate::role::coordinator::public_url;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
-use crate::role::coordinator::store::{Store, moment};
+use crate::role::coordinator::store::{Store, StoreError, moment};
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 
@@ -169,8 +169,16 @@ async fn existing(data: &Path) -> Result<Registry, Failure> {
 
 /// Opens the registry in a data directory, which is made when it is not there.
 pub(super) async fn registry(data: &Path) -> Result<Registry, Failure> {
-    let store = Store::open(data).await.map_err(|e| Failure::new(failure::FAILED, e))?;
-    let authorities = authority::load(&store, SystemTime::now()).await.map_err(|e| Failure::new(failure::FAILED, e))?;
+    let failed = |error: &dyn std::fmt::Display| Failure::new(failure::FAILED, format!("{}: {error}", data.display()));
+    let store = Store::open(data).await.map_err(|error| match error {
+        // What is wrong with a file names it.
+        StoreError::Io(_) => Failure::new(failure::FAILED, error),
+        error => failed(&error),
+    })?;
+    let authorities = authority::load(&store, SystemTime::now()).await.map_err(|error| match error {
+        AuthorityError::Store(error) => failed(&error),
+        error => Failure::new(failure::FAILED, error),
+    })?;
     Ok(Registry::new(store, authorities))
 }
 

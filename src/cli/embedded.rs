@@ -16,11 +16,13 @@ use crate::role::coordinator::drain::Drain;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
 use crate::role::files;
-use crate::role::proxy::profile::Profile;
+use crate::role::proxy::profile::{Profile, ProfileError};
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
 use crate::role::stub::state::StubState;
 use crate::transport::address::CoordinatorUrl;
+use crate::transport::client::ClientError;
 use crate::wire::name::{DeviceName, WorkspaceName};
+use crate::wire::{Refusal, RefusalCode};
 
 /// How long a stub that lost its parent may take to end what runs in the workspace.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,9 +98,10 @@ impl Embedded {
         {
             return Ok(profile);
         }
-        let code = self.registry.invite(Duration::from_secs(60), SystemTime::now()).await?;
+        let failed = |refusal| own_fault(places, refusal);
+        let code = self.registry.invite(Duration::from_secs(60), SystemTime::now()).await.map_err(failed)?;
         // A lost profile leaves its device behind; a fresh name needs no cleaning up first.
-        let known = self.registry.list_devices().await?;
+        let known = self.registry.list_devices().await.map_err(failed)?;
         let mut name = device.clone();
         for n in 2.. {
             if !known.iter().any(|d| d.name == name) {
@@ -107,7 +110,10 @@ impl Embedded {
             name = format!("{:.55}-{n}", device.as_str()).parse().map_err(|e| Failure::new(failure::FAILED, e))?;
         }
         let profile = Profile::pair(&places.profile, &self.url, &code.reveal(), name).await;
-        profile.map_err(|e| Failure::new(failure::FAILED, e))
+        profile.map_err(|error| match error {
+            ProfileError::Coordinator(ClientError::Refused(refusal)) => failed(refusal),
+            error => Failure::new(failure::FAILED, error),
+        })
     }
 
     /// Starts the workspace's stub, enrolling it when it is new.
@@ -137,7 +143,8 @@ impl Embedded {
             let _ = std::fs::remove_file(places.state.join("stub.json"));
             let exists = self.registry.workspace(workspace).await.is_ok();
             let options = AddWorkspace { reissue: exists, ..AddWorkspace::default() };
-            code = Some(self.registry.add_workspace(workspace, &options, SystemTime::now()).await?);
+            let added = self.registry.add_workspace(workspace, &options, SystemTime::now()).await;
+            code = Some(added.map_err(|refusal| own_fault(places, refusal))?);
             profile.forget(workspace).map_err(|e| Failure::new(failure::FAILED, e))?;
         }
         let code = code.map(|code| code.reveal());
@@ -149,6 +156,22 @@ impl Embedded {
     pub async fn stop(mut self) {
         self.stop.cancel();
         let _ = tokio::time::timeout(Duration::from_secs(6), self.task.join_next()).await;
+    }
+}
+
+/// What the coordinator inside refused. Of a fault of its own it says no more than that its log has it: to whoever reads this
+/// that is the log of this program.
+fn own_fault(places: &Places, refusal: Refusal) -> Failure {
+    match refusal.code {
+        RefusalCode::Internal => {
+            let text = format!(
+                "the coordinator inside cannot keep what it must; the log of this command says why. hint: is the disk full? \
+                 the data is in {}",
+                places.coordinator.display()
+            );
+            Failure::new(failure::FAILED, text)
+        }
+        _ => refusal.into(),
     }
 }
 

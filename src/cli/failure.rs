@@ -1,5 +1,6 @@
 //! How a command fails: a sentence, what to do, and an exit code that a script can use.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use crate::wire::{Refusal, RefusalCode};
@@ -16,6 +17,10 @@ pub const REFUSED: u8 = 4;
 /// A signal ended it before it was done: 128 and the number of SIGINT, as shells say it.
 pub const INTERRUPTED: u8 = 130;
 
+/// Nobody reads its output any more: 128 and the number of SIGPIPE, as shells say it.
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub const UNREAD: u8 = 141;
+
 /// The table of exit codes, for `--help`.
 pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not up or not reachable, \
     4 refused, 130 interrupted. `exec` passes the command's own code on; 125 is a failure of nexus-proxy, 126 a program that cannot be \
@@ -26,7 +31,7 @@ pub const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or con
 pub struct Failure {
     /// The exit code.
     pub code: u8,
-    /// What happened and why; after `hint:` what to do.
+    /// What happened and why; after `hint:` what to do. Nothing is said when it is empty.
     pub message: String,
 }
 
@@ -36,20 +41,30 @@ impl Failure {
         Failure { code, message: message.to_string() }
     }
 
-    /// Prints it to standard error and gives the exit code.
+    /// One of which nothing is said: who reads has gone, and wants no more.
+    #[cfg(any(feature = "proxy", feature = "stub"))]
+    pub fn unread() -> Failure {
+        Failure::new(UNREAD, "")
+    }
+
+    /// Prints it to standard error and gives the exit code, also where that takes nothing.
     pub fn report(self, json: bool) -> ExitCode {
         let (what, hint) = match self.message.split_once("hint: ") {
             Some((what, hint)) => (what.trim_end().trim_end_matches(['.', ';']), Some(hint)),
             None => (self.message.as_str(), None),
         };
+        if what.is_empty() {
+            return ExitCode::from(self.code);
+        }
+        let mut err = anstream::stderr();
         if json {
             let error = serde_json::json!({"error": {"exit_code": self.code, "message": what, "hint": hint}});
-            anstream::eprintln!("{error}");
+            let _ = writeln!(err, "{error}");
         } else {
             use owo_colors::OwoColorize;
-            anstream::eprintln!("{} {what}", "error:".red().bold());
+            let _ = writeln!(err, "{} {what}", "error:".red().bold());
             if let Some(hint) = hint {
-                anstream::eprintln!("{} {hint}", "hint:".cyan().bold());
+                let _ = writeln!(err, "{} {hint}", "hint:".cyan().bold());
             }
         }
         ExitCode::from(self.code)

@@ -1,8 +1,11 @@
-//! A process's output as JSON lines: `{"stream":"stdout","text":"…"}`, or `"base64"` for what is not UTF-8.
+//! Where a process's output goes: to this program's own as it is, or as JSON lines there: `{"stream":"stdout","text":"…"}`,
+//! or `"base64"` for what is not UTF-8.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
 use serde_json::json;
 use tokio::io::AsyncWrite;
@@ -44,12 +47,56 @@ impl AsyncWrite for JsonLines {
     }
 }
 
-/// Where a process's output goes: as it is to standard output and standard error, or as JSON lines.
-pub fn sinks(json: bool) -> (Box<dyn AsyncWrite + Unpin>, Box<dyn AsyncWrite + Unpin>) {
-    if json {
-        (Box::new(JsonLines::new("stdout")), Box::new(JsonLines::new("stderr")))
+/// Where a process's output goes.
+pub struct Sinks {
+    /// What it writes to its standard output.
+    pub stdout: Sink,
+    /// What it writes to its standard error.
+    pub stderr: Sink,
+    /// Whether a reader of either has gone, as `head` does when it has enough.
+    pub unread: Rc<Cell<bool>>,
+}
+
+/// As it is to standard output and standard error, or as JSON lines to standard output.
+pub fn sinks(json: bool) -> Sinks {
+    let unread = Rc::default();
+    let sink = |to: Box<dyn AsyncWrite + Unpin>| Sink { to, unread: Rc::clone(&unread) };
+    let (stdout, stderr) = if json {
+        (sink(Box::new(JsonLines::new("stdout"))), sink(Box::new(JsonLines::new("stderr"))))
     } else {
-        (Box::new(tokio::io::stdout()), Box::new(tokio::io::stderr()))
+        (sink(Box::new(tokio::io::stdout())), sink(Box::new(tokio::io::stderr())))
+    };
+    Sinks { stdout, stderr, unread }
+}
+
+/// Notes when its reader has gone.
+pub struct Sink {
+    to: Box<dyn AsyncWrite + Unpin>,
+    unread: Rc<Cell<bool>>,
+}
+
+impl Sink {
+    fn noted<T>(&self, outcome: io::Result<T>) -> Poll<io::Result<T>> {
+        if outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            self.unread.set(true);
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl AsyncWrite for Sink {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = ready!(Pin::new(&mut self.to).poll_write(cx, buf));
+        self.noted(outcome)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = ready!(Pin::new(&mut self.to).poll_flush(cx));
+        self.noted(outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.to).poll_shutdown(cx)
     }
 }
 

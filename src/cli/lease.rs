@@ -53,8 +53,8 @@ impl Lease {
                 Ok(None) | Err(_) => None,
             };
             let Some(Moved { again }) = moved else {
-                let text =
-                    format!("workspace `{}` is not up any more. hint: run `nexus-proxy up {0}` again", self.workspace);
+                let name = &self.workspace;
+                let text = format!("workspace `{name}` is not up any more. {}", control::how_up(name));
                 return Failure::new(failure::UNAVAILABLE, text);
             };
             match self.take_again(&again, output).await {

@@ -46,7 +46,7 @@ impl Audit {
     fn open(&self) -> Option<File> {
         let made = self.path.parent().map_or(Ok(()), files::private_dir);
         made.and_then(|()| files::log(&self.path))
-            .map_err(|error| anstream::eprintln!("the audit log cannot be written: {error}"))
+            .map_err(|error| writeln!(anstream::stderr(), "the audit log cannot be written: {error}"))
             .ok()
     }
 }

@@ -14,7 +14,7 @@ use super::config_check;
 use super::failure::{self, Failure};
 use super::generate::{self, Generate};
 use super::home::Home;
-use super::json_lines;
+use super::json_lines::{self, Sinks};
 use super::lease::Lease;
 use super::log::Common;
 use super::output::Output;
@@ -345,7 +345,7 @@ async fn exec(args: Exec, output: Output) -> Result<u8, Failure> {
             let _ = send.try_send(number);
         }
     };
-    let (stdout, stderr) = json_lines::sinks(output.is_json());
+    let Sinks { stdout, stderr, unread } = json_lines::sinks(output.is_json());
     let run = run_process(stream, tokio::io::stdin(), stdout, stderr, signals);
     let exit = tokio::select! {
         exit = run => exit,
@@ -358,6 +358,7 @@ async fn exec(args: Exec, output: Output) -> Result<u8, Failure> {
             }
             Ok(u8::try_from(exit.shell_code()).unwrap_or(failure::FAILED))
         }
+        Err(_) if unread.get() => Err(Failure::unread()),
         Err(refusal) => {
             let code = match refusal.code {
                 RefusalCode::NotFound => EXEC_MISSING,

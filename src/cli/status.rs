@@ -171,7 +171,13 @@ pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failur
     let doors = control::doors(&home.run, Some(&workspace));
     let standing = control::connect(&home.run, &workspace).await;
     match standing {
-        Err(refusal) if doors.is_empty() || refusal.code != RefusalCode::Unavailable => return Err(refusal.into()),
+        Err(refusal) if refusal.code != RefusalCode::Unavailable => return Err(refusal.into()),
+        Err(_) if doors.is_empty() => {
+            let text = format!(
+                "workspace `{workspace}` is not up: there is nothing to end. hint: `nexus-proxy status` shows what is up"
+            );
+            return Err(Failure::new(failure::UNAVAILABLE, text));
+        }
         Err(_) => {}
         Ok(stream) => end(stream, &socket_path(&home.run, &workspace), &workspace).await?,
     }

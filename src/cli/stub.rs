@@ -16,7 +16,7 @@ use super::failure::{self, Failure};
 use super::fast_copies;
 use super::generate::{self, Generate};
 use super::home;
-use super::json_lines;
+use super::json_lines::{self, Sinks};
 use super::log::Common;
 use super::output::{Output, count};
 use super::signals;
@@ -245,9 +245,10 @@ async fn ask(json: bool, socket: &Path, method: &str, params: Value) -> Result<V
     })?;
     let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
     let stream = stream.map_err(StreamError::into_refusal)?;
-    let (stdout, stderr) = json_lines::sinks(json);
+    let Sinks { stdout, stderr, unread } = json_lines::sinks(json);
     // A signal ends this process; the laptop sees the stream end and ends the tool.
-    Ok(client::call(stream, method, params, stdout, stderr).await?)
+    let answer = client::call(stream, method, params, stdout, stderr).await;
+    answer.map_err(|refusal| if unread.get() { Failure::unread() } else { refusal.into() })
 }
 
 fn tool_table(answer: &Value) -> String {

@@ -69,6 +69,11 @@ impl ConfigValues {
         ConfigValues { entries }
     }
 
+    /// Whether what is under `key` is read from a file.
+    pub fn is_file(&self, key: &str) -> bool {
+        matches!(self.entries.get(key), Some(ConfigEntry::File(_)))
+    }
+
     /// The keys.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)

@@ -30,11 +30,6 @@ use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
 /// The server name in the inner handshake. The certificate is checked by its URI name and pin, not by this.
 const INNER_NAME: &str = "workspace.nexus.invalid";
 
-/// What a laptop reads when the workspace does not know its key.
-const NOT_ADMITTED: &str = "the workspace does not admit this device: it was enrolled before this device was paired, \
-    or was removed from its list. hint: on a laptop that it knows run `nexus-proxy device add WORKSPACE PIN`, with the pin \
-    that `nexus-proxy pair` printed here";
-
 /// How long the last words of a session that did not begin may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -67,6 +62,12 @@ pub enum SessionError {
     /// The inner TLS failed.
     #[error("no end-to-end session: {0}")]
     Tls(String),
+    /// The workspace does not know this device's key.
+    #[error(
+        "no end-to-end session: the workspace does not admit this device: it was enrolled before this device was paired, or \
+         took it off its list"
+    )]
+    NotAdmitted,
     /// It took too long.
     #[error("no end-to-end session: the other side did not answer within {} s", .0.as_secs())]
     Timeout(Duration),
@@ -78,7 +79,7 @@ pub enum SessionError {
 impl SessionError {
     /// Whether trying again without changing anything is pointless: the peer is not who it must be.
     pub fn is_identity(&self) -> bool {
-        matches!(self, SessionError::Tls(_))
+        matches!(self, SessionError::Tls(_) | SessionError::NotAdmitted)
     }
 }
 
@@ -149,9 +150,7 @@ pub async fn connect(
             // The workspace's verdict on our certificate arrives only after our side of the handshake is done.
             let ended = tokio::time::timeout(GOODBYE_TIMEOUT, session.ended()).await;
             match ended {
-                Ok(Err(error)) if IdentityError::is_their_refusal(&error) => {
-                    Err(SessionError::Tls(NOT_ADMITTED.into()))
-                }
+                Ok(Err(error)) if IdentityError::is_their_refusal(&error) => Err(SessionError::NotAdmitted),
                 Ok(Err(error)) => Err(broken(&error)),
                 _ => Err(SessionError::Refused(refusal)),
             }

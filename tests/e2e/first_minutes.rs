@@ -166,10 +166,15 @@ fn nobody_left_to_read_ends_the_program() {
     let laptop = Laptop::new();
     let _up = laptop.up(&[]);
     let nexus = laptop.command(&[]);
-    let script = "\"$0\" exec default -- sh -c 'echo $$; exec yes' | head -n1";
-    let mut pipe = command("sh", ["-c", script]);
+    let script = "\"$0\" exec default -- sh -c 'echo $$; exec yes' | head -n1; echo ${PIPESTATUS[0]}";
+    let mut pipe = command("bash", ["-c", script]);
     pipe.arg(nexus.get_program()).env("NEXUS_HOME", laptop.home());
-    let pid: u32 = Run::of(pipe).ok().trim().parse().unwrap();
+    let pipe = Run::of(pipe);
+    assert_eq!(pipe.stderr, "", "whoever has read enough is no fault");
+    let said = pipe.ok();
+    let (pid, code) = said.trim().split_once('\n').expect("the process, and how `exec` ended");
+    assert_eq!(code, "141", "as of a program that SIGPIPE ends");
+    let pid: u32 = pid.parse().unwrap();
     until("the end of a program that nobody reads", || (!kernel::runs(pid)).then_some(()));
 }
 
@@ -301,16 +306,19 @@ fn up_takes_forwards_and_status_counts_them() {
 #[test]
 fn commands_say_that_nothing_is_up() {
     let laptop = Laptop::new();
-    for (words, code) in [
-        (&["status"][..], 3),
-        (&["status", "other"], 3),
-        (&["down"], 3),
-        (&["forward", "default", "-L", "0:127.0.0.1:80"], 3),
-        (&["exec", "default", "--", "true"], 125),
+    let start = "hint: run `nexus-proxy up";
+    let remote =
+        "hint: run `nexus-proxy up default` in another terminal, with --coordinator URL for a remote workspace";
+    for (words, code, hint) in [
+        (&["status"][..], 3, start),
+        (&["status", "other"], 3, start),
+        (&["down"], 3, "hint: `nexus-proxy status` shows what is up"),
+        (&["forward", "default", "-L", "0:127.0.0.1:80"], 3, remote),
+        (&["exec", "default", "--", "true"], 125, remote),
     ] {
         let run = laptop.run(words);
         assert_eq!(run.status.code(), Some(code), "{words:?}");
-        assert!(run.stderr.contains("error: ") && run.stderr.contains("hint: run `nexus-proxy up"), "{}", run.stderr);
+        assert!(run.stderr.contains("error: ") && run.stderr.contains(hint), "{}", run.stderr);
         let run = laptop.run(&[&["--json"], words].concat());
         assert_eq!(run.status.code(), Some(code), "--json {words:?}");
         let said = if run.stdout.is_empty() { run.stderr.as_bytes() } else { &run.stdout[..] };
@@ -319,6 +327,34 @@ fn commands_say_that_nothing_is_up() {
     let help = laptop.run(&["--help"]).ok();
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(help.contains("2 wrong usage or configuration, 3 not up or not reachable, 4 refused"), "{help}");
+}
+
+#[test]
+fn the_exit_code_stands_where_the_message_cannot_be_written() {
+    let laptop = Laptop::new();
+    for (words, code) in [(&["exec", "nope", "--", "true"][..], 125), (&["--json", "status"], 3), (&["no-such"], 2)] {
+        let full = || fs::File::options().write(true).open("/dev/full").expect("a file that takes nothing");
+        let status = laptop.command(words).stdout(full()).stderr(full()).status().expect("a program of ours");
+        assert_eq!(status.code(), Some(code), "{words:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_takes_no_more_is_thought_of_and_named() {
+    for blocks in ["0", "8", "64", "180"] {
+        let laptop = Laptop::new();
+        let up = laptop.command(&["up"]);
+        // As on a full disk, the first file that would grow past this cannot.
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut limited = command("sh", ["-c", &script]);
+        limited.arg(up.get_program()).args(up.get_args());
+        program::take_surroundings(&mut limited, &up);
+        let up = Run::of(limited);
+        assert_eq!(up.status.code(), Some(1), "{blocks}: {}", up.stderr);
+        let (data, last) = (laptop.home().join("data/local/default/coordinator"), up.stderr.lines().next_back());
+        assert!(last.is_some_and(|hint| hint.starts_with("hint: is the disk full?")), "{blocks}: {}", up.stderr);
+        assert!(up.stderr.contains(&data.display().to_string()), "{blocks}: {}", up.stderr);
+    }
 }
 
 #[test]

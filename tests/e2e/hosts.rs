@@ -229,12 +229,12 @@ fn two_laptops_work_at_once_and_a_later_one_is_told_why_not() {
     let refused = late.run(&["up", "shared", "--coordinator", &url]);
     assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
     assert!(refused.stderr.contains("does not admit this device"), "{}", refused.stderr);
-    assert!(refused.stderr.contains("nexus-proxy device add"), "{}", refused.stderr);
+    let pin = pin.lines().find_map(|line| line.strip_prefix("this device's key: ")).expect("pair says the key");
+    assert!(refused.stderr.contains(&format!("`nexus-proxy device add shared {pin}`")), "{}", refused.stderr);
     assert_eq!((first_up.tunnels(), second_up.tunnels()), (1, 1), "the others did not notice");
     assert_eq!(world.laptop.exec("shared", &["echo", "hi"]).ok(), "hi\n");
 
     // A laptop that the workspace knows admits it, and can take it off again.
-    let pin = pin.lines().find_map(|line| line.strip_prefix("this device's key: ")).expect("pair says the key");
     assert!(world.laptop.run(&["device", "add", "shared", pin]).ok().contains(pin));
     let mut late_up = late.up(&words);
     assert!(second.run(&["device", "list", "shared"]).ok().contains(pin));

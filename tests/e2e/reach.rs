@@ -139,7 +139,23 @@ fn a_configuration_that_is_not_there_is_said_to_be_missing() {
     let text = laptop.run(&["config", "check"]).ok();
     assert!(text.contains("there is no configuration at") && !text.contains("in order"), "{text}");
     laptop.configure("version: 1\n");
-    assert!(laptop.run(&["config", "check"]).ok().contains("is in order"));
+    let text = laptop.run(&["config", "check"]).ok();
+    let nothing = "is in order: 0 tools, 0 tokens, 0 values, 0 configuration files, 0 files or directories, 0 forwards";
+    assert!(text.trim_end().ends_with(nothing), "{text}");
+    laptop.configure(
+        "version: 1\n\
+         tools: {hi: {argv: [echo, hi]}}\n\
+         tokens: {one: {env: ONE}, two: {env: TWO}}\n\
+         config: {values: {tabs: 4, spaces: 2}, files: {mine: {path: /etc/hostname}}}\n\
+         files: [{path: /etc/hostname}]\n\
+         forwards: {local: [\"0:127.0.0.1:9\"], remote: [\"0:127.0.0.1:9\"], dynamic: [\"0\"]}\n",
+    );
+    let text = laptop.run(&["config", "check"]).ok();
+    let all = "is in order: 1 tool, 2 tokens, 2 values, 1 configuration file, 1 file or directory, 3 forwards";
+    assert!(text.trim_end().ends_with(all), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&laptop.run(&["--json", "config", "check"]).ok()).unwrap();
+    assert_eq!((&json["values"][1], &json["config_files"][0]), (&"tabs".into(), &"mine".into()), "{json}");
+    assert_eq!((&json["files"], &json["forwards"]), (&1.into(), &3.into()), "{json}");
     assert_eq!(laptop.run(&["config", "check", "/nonexistent.yaml"]).status.code(), Some(2));
 }
 

@@ -468,7 +468,8 @@ fn of_many_who_take_over_at_once_one_does_and_the_others_are_told() {
 fn who_does_not_ask_is_refused_and_told_how() {
     let mut world = Linked::new();
     let refused = Run::of(world.machine.command(None)).err();
-    assert!(refused.contains("another nexus-stub serves") && refused.contains("--take-over"), "{refused}");
+    let other = format!("another nexus-stub (process {}) serves", world.stub.pid());
+    assert!(refused.contains(&other) && refused.contains("hint: with --take-over"), "{refused}");
     assert!(world.stub.stop(Signal::SIGTERM).success());
     // Nothing to take over is no fault.
     let mut command = world.machine.command(None);

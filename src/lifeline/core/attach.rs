@@ -207,6 +207,9 @@ impl Core {
             self.end(Ended::Position(format!("the other side says it has {has} bytes, and {acked} were acknowledged")));
             return Err(Fault::Over);
         }
+        if attaching.mode == AttachMode::Standby {
+            self.stands_by(from);
+        }
         // The listener has gone on from there when a later one was answered.
         if attaching.mode == AttachMode::Move && attaching.sequence > self.agreed {
             self.agreed = attaching.sequence;
@@ -214,6 +217,16 @@ impl Core {
             self.path.timed(round_trip, now);
         }
         Ok(())
+    }
+
+    /// This carrier stands by; others of its route have stood by for long enough. A coordinator that stops waits for them.
+    fn stands_by(&mut self, id: CarrierId) {
+        let Some(route) = self.member(id).map(|member| member.route) else { return };
+        let active = self.active;
+        let stood_by = self
+            .members
+            .extract_if(.., |m| m.id != id && Some(m.id) != active && m.route == route && m.attaching.is_none());
+        self.retired.extend(stood_by.map(|m| m.id));
     }
 
     /// This carrier is the one in use; others of its route have served.

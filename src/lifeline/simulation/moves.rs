@@ -43,8 +43,8 @@ fn a_move_that_never_left_is_not_repeated() {
 #[test]
 fn where_nothing_is_in_use_the_next_one_that_stands_by_is_asked() {
     let mut world = steady();
-    for link in [1, 2] {
-        world.dial(Route::Direct, AttachMode::Standby);
+    for (link, route) in [(1, Route::Direct), (2, Route::Relay)] {
+        world.dial(route, AttachMode::Standby);
         exchange(&mut world, link, DIALER);
     }
     world.cut(0, DIALER, "cut");
@@ -54,7 +54,22 @@ fn where_nothing_is_in_use_the_next_one_that_stands_by_is_asked() {
     world.deliver(2, LISTENER);
     let last = world.links.len() - 1;
     exchange(&mut world, last, LISTENER);
-    assert_eq!(routes(&world), [Some(Route::Direct); 2]);
+    assert_eq!(routes(&world), [Some(Route::Relay); 2]);
+}
+
+#[test]
+fn of_those_that_stand_by_the_last_of_its_route_is_kept() {
+    let mut world = steady();
+    let [first, second] = [1, 2].map(|link| {
+        world.dial(Route::Direct, AttachMode::Standby);
+        let id = world.links[link].ids[DIALER].unwrap();
+        exchange(&mut world, link, DIALER);
+        assert!(world.cores[DIALER].is_attached(id));
+        id
+    });
+    let dialer = &world.cores[DIALER];
+    assert!(!dialer.has(first) && dialer.is_attached(second));
+    assert_eq!(routes(&world), [Some(Route::Relay); 2], "the one in use stays");
 }
 
 #[test]

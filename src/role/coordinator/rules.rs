@@ -55,7 +55,10 @@ pub(super) async fn check_device(change: &mut Change, name: &DeviceName, pin: Ke
     match taken {
         Some(device) if device.pin != pin => refuse(
             RefusalCode::InvalidArguments,
-            format!("another device is called `{name}`. hint: choose another name; or, if it is gone, revoke it first"),
+            format!(
+                "another device is called `{name}`. hint: choose another name with --name; or, if that device is gone, on the \
+                 coordinator: `nexus-coordinator device revoke {name}`"
+            ),
         ),
         None if change.device_pins().await.map_err(internal)?.len() >= MAX_DEVICES => refuse(
             RefusalCode::Busy,
@@ -137,7 +140,10 @@ pub(super) fn no_device(name: &WorkspaceName) -> Refusal {
 }
 
 pub(super) fn no_workspace(name: &WorkspaceName) -> String {
-    format!("there is no workspace `{name}`. hint: list the workspaces, or add it")
+    format!(
+        "there is no workspace `{name}`. hint: on the coordinator: `nexus-coordinator workspace list` shows those that are \
+         there, `nexus-coordinator workspace add {name}` adds it"
+    )
 }
 
 pub(super) fn unknown(what: &str, name: &dyn Display) -> String {

@@ -75,7 +75,7 @@ pub enum StoreError {
     #[error("the data directory: {0}")]
     Io(#[from] std::io::Error),
     /// The database.
-    #[error("the database: {0}")]
+    #[error("the database: {0}{hint}", hint = disk_hint(.0))]
     Database(#[from] sqlx::Error),
     /// A newer program wrote the file.
     #[error("the database has version {found}; this program knows {known}. hint: update it")]
@@ -477,10 +477,19 @@ fn pins_text(pins: &[KeyPin]) -> String {
     pins.iter().map(KeyPin::to_string).collect::<Vec<_>>().join(" ")
 }
 
+/// SQLITE_BUSY and SQLITE_LOCKED.
 fn is_busy(error: &sqlx::Error) -> bool {
-    // SQLITE_BUSY and SQLITE_LOCKED with their extensions: the low byte of the code.
-    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
-    matches!(code.map(|code| code & 0xff), Some(5 | 6))
+    matches!(sqlite_code(error), Some(5 | 6))
+}
+
+/// For SQLITE_IOERR and SQLITE_FULL.
+fn disk_hint(error: &sqlx::Error) -> &'static str {
+    if matches!(sqlite_code(error), Some(10 | 13)) { ". hint: is the disk full?" } else { "" }
+}
+
+/// What SQLite says, without what it adds to that: the low byte.
+fn sqlite_code(error: &sqlx::Error) -> Option<u32> {
+    error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok()).map(|code| code & 0xff)
 }
 
 #[cfg(test)]

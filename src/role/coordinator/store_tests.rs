@@ -93,3 +93,16 @@ async fn what_no_program_wrote_is_an_error() {
         .unwrap();
     assert!(matches!(store.devices().await, Err(StoreError::Corrupt("device pin"))));
 }
+
+#[tokio::test]
+async fn a_disk_that_is_full_is_thought_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    let mut change = store.begin().await.unwrap();
+    sqlx::raw_sql("PRAGMA max_page_count = 1").execute(change.connection()).await.unwrap();
+    let full = sqlx::raw_sql("CREATE TABLE more (blob BLOB)").execute(change.connection()).await.unwrap_err();
+    let said = StoreError::from(full).to_string();
+    assert!(said.starts_with("the database: ") && said.ends_with("hint: is the disk full?"), "{said}");
+    let other = sqlx::raw_sql("no SQL").execute(change.connection()).await.unwrap_err();
+    assert!(!StoreError::from(other).to_string().contains("hint:"));
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::profile::ProfileError;
 use super::tunnel::Tunnel;
 use super::tunnel_state::Doing;
+use crate::identity::KeyPin;
 use crate::identity::verify::{Expect, client_config};
 use crate::lifeline::Route;
 use crate::role::renewal;
@@ -15,6 +16,7 @@ use crate::session::establish::{self, Greeting, Session, SessionError};
 use crate::transport::carrier::Arrival;
 use crate::transport::client::{ClientError, CoordinatorCarrier};
 use crate::wire::control::Control;
+use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
 
 /// How long the coordinator may take to join us: more than it waits for a stub.
@@ -29,6 +31,17 @@ pub enum TunnelError {
     /// The session with the workspace.
     #[error("{0}")]
     Session(#[from] SessionError),
+    /// The workspace serves others: those can let this device in.
+    #[error(
+        "{}. hint: on a laptop that the workspace knows run `nexus-proxy device add {workspace} {pin}`",
+        SessionError::NotAdmitted
+    )]
+    NotAdmitted {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// This device's key.
+        pin: KeyPin,
+    },
     /// What is kept on disk.
     #[error("{0}")]
     Profile(#[from] ProfileError),
@@ -49,7 +62,7 @@ impl TunnelError {
         match self {
             TunnelError::Coordinator(error) => error.is_passing(),
             TunnelError::Session(error) => !error.is_identity(),
-            TunnelError::Profile(_) => false,
+            TunnelError::Profile(_) | TunnelError::NotAdmitted { .. } => false,
             TunnelError::Drain(_) | TunnelError::Resume(_) => true,
             TunnelError::TakenOver(_) => false,
         }
@@ -88,7 +101,13 @@ impl Tunnel {
         let expect = Expect::Workspace { name: self.workspace().clone(), pin };
         let credential = self.client().credential();
         let tls = client_config(&self.client().trust(), expect, Some(&credential), &[]).map_err(ClientError::from)?;
-        let (session, greeting) = establish::connect(Box::new(carrier), Route::Relay, tls, self.instance()).await?;
+        let begun = establish::connect(Box::new(carrier), Route::Relay, tls, self.instance()).await;
+        let (session, greeting) = begun.map_err(|error| match error {
+            SessionError::NotAdmitted => {
+                TunnelError::NotAdmitted { workspace: self.workspace().clone(), pin: credential.key.pin() }
+            }
+            error => error.into(),
+        })?;
         if pin.is_none() {
             tracing::info!(workspace = %self.workspace(), pin = %session.peer.pin, "first contact: key pinned");
             self.profile().set_pin(self.workspace(), session.peer.pin)?;

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,8 @@ pub fn socket_path(run_dir: &Path, workspace: &WorkspaceName) -> PathBuf {
     run_dir.join(format!("{workspace}.sock"))
 }
 
-/// The right to keep a workspace up, which one process has. The socket's file is removed with it: where there is
-/// none, everything that belonged to it is down. The right ends with its process, however that ends.
+/// The right to keep a workspace up, which one process has: a lock on a file beside the socket. Both files are removed with
+/// it: where there is no socket, everything that belonged to it is down. The right ends with its process, however that ends.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
@@ -46,19 +46,23 @@ impl Claim {
         if let Some(dir) = path.parent() {
             files::private_dir(dir)?;
         }
-        let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.with_extension("lock"))?;
         let deadline = Instant::now() + END_TIMEOUT;
-        while let Err(error) = lock.try_lock() {
-            if let TryLockError::Error(error) = error {
-                return Err(error);
+        loop {
+            let lock = lock_file(path)?;
+            match lock.try_lock() {
+                Ok(()) if is_at(&lock, &path.with_extension("lock")) => {
+                    return Ok(Claim { path: path.to_owned(), _lock: lock });
+                }
+                // Whoever had it has removed it meanwhile; the next one locks another file.
+                Ok(()) => continue,
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) => {}
             }
             if std::os::unix::net::UnixStream::connect(path).is_ok() || Instant::now() >= deadline {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, "it is up already"));
             }
             tokio::time::sleep(END_POLL).await;
         }
-        Ok(Claim { path: path.to_owned(), _lock: lock })
     }
 
     /// Binds the socket. A file that was left by a process that is gone is replaced.
@@ -70,7 +74,20 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        // Last, and while it is locked: whoever has the next one may bind.
+        let _ = std::fs::remove_file(self.path.with_extension("lock"));
     }
+}
+
+/// The file whose lock is the right to have the socket at `path`.
+fn lock_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.with_extension("lock"))
+}
+
+/// Whether `file` is the one at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let of = |metadata: io::Result<std::fs::Metadata>| metadata.ok().map(|file| (file.dev(), file.ino()));
+    of(file.metadata()).is_some_and(|this| of(std::fs::metadata(path)) == Some(this))
 }
 
 /// Waits until the process that has the socket at `path` is done; whether it was in time.
@@ -165,13 +182,16 @@ pub fn doors(run_dir: &Path, workspace: Option<&WorkspaceName>) -> Vec<PathBuf> 
     found
 }
 
+/// What to do where a workspace is not up.
+pub fn how_up(workspace: &WorkspaceName) -> String {
+    format!("hint: run `nexus-proxy up {workspace}` in another terminal, with --coordinator URL for a remote workspace")
+}
+
 /// Connects to a running `up`.
 pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixStream, Refusal> {
     connect_at(&socket_path(run_dir, workspace)).await.map_err(|refusal| match refusal.code {
         RefusalCode::Unavailable => {
-            let text = format!(
-                "workspace `{workspace}` is not up. hint: run `nexus-proxy up {workspace}` in another terminal"
-            );
+            let text = format!("workspace `{workspace}` is not up. {}", how_up(workspace));
             Refusal::new(RefusalCode::Unavailable, text)
         }
         _ => refusal,
@@ -221,4 +241,45 @@ pub async fn ask<A: DeserializeOwned>(
 pub async fn ends(mut stream: FramedStream<UnixStream>, path: &Path) -> bool {
     let _ = tokio::time::timeout(END_TIMEOUT, stream.reader.next()).await;
     ended(path).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_claim_leaves_no_file_and_whoever_waits_for_it_has_it_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("box.sock");
+        let first = Claim::new(&path).await.unwrap();
+        // It waits with the file open that the first removes.
+        let waiting = lock_file(&path).unwrap();
+        assert!(waiting.try_lock().is_err());
+        drop(first);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        waiting.try_lock().unwrap();
+        assert!(!is_at(&waiting, &path.with_extension("lock")), "that one is no right to anything");
+        let second = Claim::new(&path).await.unwrap();
+        let _socket = second.bind().unwrap();
+        let refused = Claim::new(&path).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn of_many_that_come_and_go_one_at_a_time_has_the_claim() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("box.sock");
+        let held = std::sync::atomic::AtomicU32::new(0);
+        let one = || async {
+            for _ in 0..5 {
+                let claim = Claim::new(&path).await.unwrap();
+                assert_eq!(held.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                tokio::task::yield_now().await;
+                held.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                drop(claim);
+            }
+        };
+        futures::future::join_all((0..8).map(|_| one())).await;
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

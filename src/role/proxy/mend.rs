@@ -47,10 +47,18 @@ impl Life<'_> {
         let mut come_back = None;
         let attaching = watch::Sender::new(false);
         let mut leaving = Box::pin(Fuse::terminated());
+        let mut before = Standing::Beginning;
         loop {
             let now = standing.borrow_and_update().clone();
+            let finds_another = finds_another(&before, &now);
+            before = now.clone();
             let (since, why) = match now {
                 Standing::Attached { route, round_trip, standby, moves } => {
+                    // By whoever keeps a way behind the direct one. What is being attached here ends by itself.
+                    if finds_another && !*attaching.borrow() && self.notice().is_some() {
+                        leaving.set(Fuse::terminated());
+                        self.gone_over();
+                    }
                     self.publish(session.up(route, round_trip, standby, moves, self.notice()));
                     // Its figures change all the time: only another connection is a new one.
                     if moves != carriers {
@@ -132,10 +140,7 @@ impl Life<'_> {
             let outcome = tokio::time::timeout(ATTEMPT, self.bring_beside(attaching)).await;
             attaching.send_replace(false);
             let error = match outcome {
-                Ok(Ok(())) => {
-                    self.set_notice(None);
-                    return tracing::info!(target: WAY, "the session has gone over to the next coordinator");
-                }
+                Ok(Ok(())) => return self.gone_over(),
                 Ok(Err(TunnelError::Drain(told))) => {
                     // It may say so each time: no reason to ask without a pause.
                     wait = told.max(next());
@@ -149,6 +154,12 @@ impl Life<'_> {
             tracing::debug!(error, ?wait, "the session could not go over yet");
             self.set_notice(Some(format!("the coordinator is stopping, and the next one is not there yet: {error}")));
         }
+    }
+
+    /// Nothing goes through a coordinator that stops any more.
+    fn gone_over(&self) {
+        self.set_notice(None);
+        tracing::info!(target: WAY, "the session has gone over to the next coordinator");
     }
 
     /// Tries until the session has a new connection, for the first time after `wait`.
@@ -216,6 +227,16 @@ fn longest_after(looked: Duration) -> Duration {
     if looked < BRIEFLY { BRIEF } else { LONGEST }
 }
 
+/// Whether a way stands by behind the direct one where none did. A coordinator that stops takes nothing more: so that is
+/// through another one.
+fn finds_another(before: &Standing, now: &Standing) -> bool {
+    let stands_by = |standing: &Standing| match standing {
+        Standing::Attached { route: Route::Direct, standby, .. } => Some(*standby),
+        _ => None,
+    };
+    (stands_by(before), stands_by(now)) == (Some(false), Some(true))
+}
+
 /// Whether nothing has to be mended.
 fn is_well(standing: &Standing) -> bool {
     !matches!(standing, Standing::Suspect { .. } | Standing::Lost { .. })
@@ -254,6 +275,18 @@ impl Interrupted {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_by_where_nothing_did_is_through_a_coordinator_that_takes() {
+        let by = |route, standby| Standing::Attached { route, round_trip: None, standby, moves: 1 };
+        let (alone, ready) = (by(Route::Direct, false), by(Route::Direct, true));
+        assert!(finds_another(&alone, &ready));
+        // What was in use stands by, as when the session moves to the direct way, or it stood by before.
+        for before in [by(Route::Relay, true), by(Route::Relay, false), Standing::Beginning, ready.clone()] {
+            assert!(!finds_another(&before, &ready), "{before:?}");
+        }
+        assert!(!finds_another(&alone, &by(Route::Relay, false)));
+    }
 
     #[test]
     fn a_coordinator_that_nobody_follows_is_looked_for_often_and_then_seldom() {

@@ -48,6 +48,9 @@ pub enum ProfileError {
 /// The file with the address, the name and the pins.
 const PROFILE: &str = "profile.json";
 
+/// The file whose lock whoever writes has alone, and those who read together: what belongs together is several files.
+const LOCK: &str = "profile.lock";
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Kept {
     url: CoordinatorUrl,
@@ -72,8 +75,18 @@ pub fn directory(root: &Path, url: &CoordinatorUrl) -> PathBuf {
 }
 
 impl Profile {
-    /// Reads what pairing left in `dir`.
+    /// Reads what pairing left in `dir`. Waits for whoever is writing it.
     pub fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
+        // Where there is none, nothing was ever written.
+        let lock = File::open(dir.join(LOCK)).ok();
+        if let Some(lock) = &lock {
+            lock.lock_shared()?;
+        }
+        Profile::read(dir, url)
+    }
+
+    /// As [`load`](Self::load), for who has the lock.
+    fn read(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
         let (Some(kept), Some(ca), Some(chain), Some(key)) = (
             files::read(&dir.join(PROFILE))?,
             files::read(&dir.join("ca.pem"))?,
@@ -119,7 +132,7 @@ impl Profile {
     fn begin(&mut self) -> Result<(), ProfileError> {
         let _lock = self.lock()?;
         // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
-        let before = Profile::load(&self.dir, &self.kept.url).ok().filter(|before| before.trust.shares(&self.trust));
+        let before = Profile::read(&self.dir, &self.kept.url).ok().filter(|before| before.trust.shares(&self.trust));
         self.kept.workspaces = before.map(|before| before.kept.workspaces).unwrap_or_default();
         files::write(&self.dir.join("key.pem"), self.credential.key.to_pem().as_bytes())?;
         files::write(&self.dir.join("ca.pem"), self.trust.to_pem().as_bytes())?;
@@ -131,7 +144,7 @@ impl Profile {
     /// For as long as the file is held, nobody else changes the profile.
     fn lock(&self) -> Result<File, ProfileError> {
         let mut options = File::options();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.dir.join("profile.lock"))?;
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.dir.join(LOCK))?;
         lock.lock()?;
         Ok(lock)
     }
@@ -215,6 +228,9 @@ mod tests {
     use super::*;
     use crate::identity::{Authority, Identity, Role};
 
+    /// How long somebody who must wait is looked at.
+    const A_WHILE: Duration = Duration::from_millis(200);
+
     fn authority() -> Authority {
         Authority::create("d".parse().unwrap(), SystemTime::now()).unwrap()
     }
@@ -280,6 +296,25 @@ mod tests {
         let there = Profile::load(dir.path(), &url()).expect("it is whole");
         assert_eq!(there.credential.chain, anew.credential.chain);
         assert_eq!((there.device(), there.pin(&b)), (anew.device(), Some(pin(2))));
+    }
+
+    #[test]
+    fn a_profile_that_is_being_written_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        profile(dir.path()).begin().unwrap();
+        // As it is while another laptop's key is put in its place.
+        let next = profile(dir.path());
+        let lock = next.lock().unwrap();
+        files::write(&dir.path().join("key.pem"), next.credential.key.to_pem().as_bytes()).unwrap();
+        let (loaded, loads) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| loaded.send(Profile::load(dir.path(), &url()).map(drop)).unwrap());
+            assert!(loads.recv_timeout(A_WHILE).is_err(), "half of it was read");
+            files::write(&dir.path().join("ca.pem"), next.trust.to_pem().as_bytes()).unwrap();
+            files::write(&dir.path().join("chain.pem"), next.credential.to_pem().as_bytes()).unwrap();
+            drop(lock);
+            loads.recv().unwrap().expect("it is whole");
+        });
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Binds the socket at `path`. A file left by a stub that is gone is replaced; a live one is refused.
-    pub fn bind(path: &Path) -> io::Result<Gateway> {
+    pub async fn bind(path: &Path) -> io::Result<Gateway> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.with_extension("lock"));
@@ -73,11 +73,11 @@ impl Gateway {
         // Until it is bound, nobody else may take what is there for a file that was left behind.
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(another(path)),
+            Err(TryLockError::WouldBlock) => return Err(another(path).await),
             Err(TryLockError::Error(error)) => return Err(named(error)),
         }
         match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(another(path)),
+            Ok(_) => return Err(another(path).await),
             Err(error) if local::is_nobody(&error) => {}
             Err(error) => {
                 let text = format!(
@@ -149,9 +149,10 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-fn another(path: &Path) -> io::Error {
+async fn another(path: &Path) -> io::Error {
+    let process = local::pid_at(path).await.ok().flatten().map(|pid| format!(" (process {pid})")).unwrap_or_default();
     let text = format!(
-        "another nexus-stub serves {}. hint: --take-over lets this one take its place, and breaks nothing",
+        "another nexus-stub{process} serves {}. hint: with --take-over this one takes its place, and breaks nothing",
         path.display()
     );
     io::Error::new(io::ErrorKind::AddrInUse, text)
@@ -271,21 +272,21 @@ mod tests {
     async fn one_at_a_time_has_the_socket_and_removes_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET);
-        let gateway = Gateway::bind(&path).unwrap();
+        let gateway = Gateway::bind(&path).await.unwrap();
         // As it is for a moment while another one binds it.
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(Gateway::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(Gateway::bind(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let other = local::bind(&path).unwrap();
         drop(gateway);
         assert!(!local::is_deserted(&path).await, "it was not its own");
-        let refused = Gateway::bind(&path).unwrap_err();
+        let refused = Gateway::bind(&path).await.unwrap_err();
         assert_eq!(
             refused.kind(),
             io::ErrorKind::AddrInUse,
             "who has no lock, as an older release, serves all the same"
         );
         drop(other);
-        drop(Gateway::bind(&path).expect("a file that was left behind, and a lock that is free"));
+        drop(Gateway::bind(&path).await.expect("a file that was left behind, and a lock that is free"));
         assert!(!path.exists());
     }
 
@@ -297,7 +298,7 @@ mod tests {
         let told = Arc::new(Told::new("box".into(), "https://localhost".into(), earlier));
         let bell = Doorbell { successors: None, took_over: None, told };
         let (calls, taking) = (TaskTracker::new(), CancellationToken::new());
-        let gateway = Gateway::bind(&path).unwrap();
+        let gateway = Gateway::bind(&path).await.unwrap();
         let running =
             tokio::spawn(gateway.run(Arc::default(), bell, calls.clone(), taking.clone(), taking.child_token()));
         let mut silent = Vec::new();
