@@ -11,7 +11,7 @@ use nexus_proxy::wire::{Open, StreamRequest};
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::report::{Report, figure, percentile};
+use super::report::{Report, figure, median, percentile};
 use super::rig::{Programs, Tunnel, Way};
 use super::target::{self, Direction, saturate};
 
@@ -88,10 +88,6 @@ impl Rounds {
         }
         report.row("latency", what, &figures);
     }
-}
-
-fn median(of: &[f64]) -> f64 {
-    percentile(of, 50.0)
 }
 
 /// The same of a second tunnel that has nothing else to do, while the first one is saturated: what of the time is for
