@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use futures::future::join_all;
-use nexus_proxy::role::stub::hand_over;
+use nexus_proxy::role::stub::{gateway, hand_over};
 use nexus_proxy::wire::RefusalCode;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -442,6 +442,26 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     talk.ends_well();
     is_done(old);
     assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
+}
+
+/// Whoever cleans up a state directory takes the door away from the one that serves, and nothing from what goes on.
+#[test]
+fn a_stub_whose_successor_lost_its_sockets_file_goes_on_until_it_is_done() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    let old = replace(&world.machine, &mut world.stub);
+    fs::remove_file(world.machine.state().join(gateway::SOCKET)).expect("the successor's socket");
+    let mut third = world.machine.command(None);
+    third.arg("--take-over");
+    let mut third = Running::start(third);
+    third.says("that file is gone");
+    assert!(!third.ends().success());
+    talk.echo_within(RECOVERY);
+    talk.ends_well();
+    is_done(old);
+    reaches_the_new_one(&world);
 }
 
 /// Whoever asks while it hands over is told so: nobody waits for an answer that never comes, nor the old stub for them.

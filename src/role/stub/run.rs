@@ -112,6 +112,7 @@ async fn live(
     is_first: bool,
 ) -> Result<(), ClientError> {
     let gateway = Gateway::bind(&config.socket)
+        .await
         .map_err(|e| ClientError::Dial(format!("the workspace's socket cannot be opened: {e}")))?;
     let known = config.took_over.as_ref().and_then(|(earlier, _)| earlier.direct);
     let direct = DirectPort::open(config.direct.clone(), known).await;
