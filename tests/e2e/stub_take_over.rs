@@ -428,6 +428,8 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     world.stub.says_after(0, RECOVERY, "taken back");
     world.stub.says("ready for laptops");
     reaches_the_new_one(&world);
+    let background = world.laptop.exec("box", &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & echo $!"]).ok();
+    let background = Pid::from_raw(background.trim().parse().expect("a process id"));
     let mut second = Dialogue::redis(port);
     second.echo();
     // What it had goes on beside that, also over a wire that breaks, and can be handed over with the rest.
@@ -440,6 +442,9 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     reaches_the_new_one(&world);
     second.ends_well();
     talk.ends_well();
+    // What runs in the background keeps the process, and not each of its lives.
+    until("one of two sockets to be gone", || (sockets_left(&world).len() == 1).then_some(()));
+    kill(background, Signal::SIGKILL).expect("it runs");
     is_done(old);
     assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
 }

@@ -66,6 +66,7 @@ impl Stub {
         link: Link,
         asked: Asked,
         taken: &TaskTracker,
+        is_first: bool,
         stop: &CancellationToken,
         again: impl Fn(HandedOver) -> LocalBoxFuture<'static, Result<(), ClientError>>,
     ) -> Result<(), ClientError> {
@@ -96,7 +97,10 @@ impl Stub {
             }
             // The successor may never come, and nobody else would follow.
             self.served().await;
-            orphans::gone(async || self.others().await).await;
+            // What runs in the background is of all lives of this process, and one of them waits for it.
+            if is_first {
+                orphans::gone(async || self.others().await).await;
+            }
             done.cancel();
         };
         let ended = async {
