@@ -305,17 +305,16 @@ async fn live(
         Over::Handed(None) => {}
     }
     *held = None;
-    let take_back = async {
-        let (claim, socket) = match claim_again(up, home).await {
-            Ok(claimed) => claimed,
-            // Somebody has it, and needs no one to take it back.
-            Err(failure) => {
-                tracing::info!(why = failure.message, "the workspace is not taken back");
-                return Ok(());
-            }
-        };
+    let nobody = &mut None;
+    let take_back = async move {
+        let (claim, socket) = claim_again(up, home).await?;
         *held = Some(claim);
-        session(plan, Instant::now(), socket, held, local, &mut None).await
+        let life = async move {
+            session(plan, Instant::now(), socket, held, local, nobody).await?;
+            Ok(held.is_some())
+        };
+        let life: LocalBoxFuture<'_, Result<bool, Failure>> = Box::pin(life);
+        Ok(life)
     };
     live_on(&daemon, running, take_back, home, output, plan.stop).await
 }
