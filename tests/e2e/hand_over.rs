@@ -481,6 +481,45 @@ fn a_successor_that_is_refused_a_port_in_the_workspace_gives_it_back() {
     is_taken_back(&["-R", &spec], |second| drop(second.says("in use")));
 }
 
+/// What comes up in its place, and what takes its place again, has the inherited port when that is free, and goes on until then.
+#[test]
+fn a_forward_that_cannot_be_had_for_the_moment_ends_neither_program() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let taken = [(); 2].map(|()| free_port());
+    let specs = taken.map(|port| format!("{port}:127.0.0.1:{}", redis.port));
+    let near = world.near.url();
+    let words = ["box", "--no-direct", "--coordinator", &near];
+    let mut first = world.laptop.up(&[&words[..], &["-R", &specs[0]]].concat());
+    world.stub.stop(Signal::SIGTERM);
+    let mut others: Vec<_> = taken.iter().map(|port| TcpListener::bind(("127.0.0.1", *port)).expect("free")).collect();
+    world.stub = world.machine.stub(None);
+    let error = || world.laptop.workspace_status()["forwards"][0]["error"].as_str().map(str::to_owned);
+    until("the port to be in use", || error().filter(|error| error.contains("in use")));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = talk_to(port);
+
+    // Its own is refused, and it ends.
+    let heard = first.program.heard();
+    let own = ["--take-over", "-R", &specs[1]];
+    let mut second = Running::start(world.laptop.command(&[&["up"], &words[..], &own].concat()));
+    second.says("took over");
+    assert!(!second.ends().success(), "{}", second.output());
+    first.program.says_after(heard, RECOVERY, "takes its place again");
+    first.program.says_after(heard, RECOVERY, "end-to-end verified");
+    assert_eq!(pid(&world.laptop), u64::from(first.program.pid()));
+    assert_eq!(ping(&mut talk), Ok(()));
+
+    let mut third = up(&world, &["--take-over"]);
+    third.program.says("in use");
+    assert_eq!(ping(&mut talk), Ok(()));
+    drop(others.remove(0));
+    until("the port", || error().is_none().then_some(()));
+    assert_eq!(ping(&mut talk_to(taken[0])), Ok(()));
+    drop(talk);
+    assert!(first.program.ends().success(), "{}", first.program.output());
+}
+
 /// The one that was to follow is gone, and a third has come up meanwhile.
 #[test]
 fn a_workspace_that_another_one_has_is_not_taken_back_and_what_is_open_goes_on() {
