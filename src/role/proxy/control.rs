@@ -230,7 +230,8 @@ pub async fn ends(mut stream: FramedStream<UnixStream>, path: &Path) -> bool {
     ended(path).await
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use super::*;
 
