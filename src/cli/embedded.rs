@@ -16,6 +16,7 @@ use crate::role::coordinator::drain::Drain;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
 use crate::role::files;
+use crate::role::local;
 use crate::role::proxy::profile::{Profile, ProfileError};
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
 use crate::role::stub::state::StubState;
@@ -179,7 +180,7 @@ fn own_fault(places: &Places, refusal: Refusal) -> Failure {
 /// the socket. Nobody else's can be there, since this process has the workspace.
 async fn orphan_ended(socket: &Path) {
     let deadline = Instant::now() + ORPHAN_TIMEOUT;
-    while std::os::unix::net::UnixStream::connect(socket).is_ok() && Instant::now() < deadline {
+    while !local::is_deserted(socket).await && Instant::now() < deadline {
         tokio::time::sleep(ORPHAN_POLL).await;
     }
 }

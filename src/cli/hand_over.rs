@@ -134,11 +134,12 @@ async fn could_come_up(up: &Up, url: &CoordinatorUrl, requests: &[ForwardRequest
 }
 
 /// After the hand-over: says so, and goes on until everything that is open is done, as long as a session is kept without a
-/// way to the workspace. When nobody follows, `take_back` begins another life of this program beside that.
+/// way to the workspace. When nobody follows, `take_back` gives another life of this program, which runs beside that, and
+/// tells whether it has the workspace at its end.
 pub async fn live_on(
     daemon: &Daemon,
     running: LocalBoxFuture<'_, Result<(), TunnelError>>,
-    take_back: impl Future<Output = Result<(), Failure>>,
+    take_back: impl Future<Output = Result<LocalBoxFuture<'_, Result<bool, Failure>>, Failure>>,
     home: &Home,
     output: Output,
     stop: &CancellationToken,
@@ -172,13 +173,27 @@ pub async fn live_on(
         if stop.run_until_cancelled(daemon.is_followed()).await != Some(false) {
             return Ok(());
         }
+        let life = match take_back.await {
+            Ok(life) => life,
+            // Mostly somebody has it, and needs no one to take it back. What is open here goes on as it would have.
+            Err(failure) => {
+                let why = failure.message;
+                tracing::info!(why, "nobody followed, and the workspace is not taken back");
+                let text =
+                    format!("the other one is gone and was not up; this one does not take its place again: {why}");
+                output.line("take-over", &text, &json!({"event": "not_taken_back", "why": why}));
+                return Ok(());
+            }
+        };
         let text = "the other one is gone and was not up; this one takes its place again";
         tracing::info!("nobody followed; this program takes its place again");
         output.line("take-over", text, &json!({"event": "taken_back"}));
-        let outcome = take_back.await;
-        // What was handed over goes with it.
-        stop.cancel();
-        outcome
+        let outcome = life.await;
+        // Where that life has handed over as well, and is done, the rest goes on; otherwise all of it goes with that life.
+        if !matches!(outcome, Ok(false)) {
+            stop.cancel();
+        }
+        outcome.map(drop)
     };
     let (lived, followed) = tokio::join!(live, follow);
     followed.and(lived)

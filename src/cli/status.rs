@@ -12,6 +12,7 @@ use super::home::Home;
 use super::output::{Output, count};
 use super::way::{next_attempt, path_text, second, within_line};
 use crate::lifeline::Route;
+use crate::role::local;
 use crate::role::proxy::control::{self, socket_path};
 use crate::role::proxy::daemon::Status;
 use crate::role::proxy::forwards::ForwardKind;
@@ -23,7 +24,7 @@ pub async fn status(workspace: Option<WorkspaceName>, output: Output) -> Result<
     let home = Home::find()?;
     let names = match &workspace {
         Some(name) => vec![name.clone()],
-        None => running(&home),
+        None => running(&home).await,
     };
     let ask = async |name| {
         let stream = control::connect(&home.run, name).await?;
@@ -73,16 +74,18 @@ async fn handed_over(home: &Home, workspace: Option<&WorkspaceName>) -> Vec<Stat
         let stream = control::connect_at(&door).await?;
         control::ask::<Status>(stream, "status").await.map(|(status, _)| status)
     };
-    let asked = control::doors(&home.run, workspace).into_iter().map(ask);
+    let asked = control::doors(&home.run, workspace).await.into_iter().map(ask);
     futures::future::join_all(asked).await.into_iter().flatten().collect()
 }
 
-fn running(home: &Home) -> Vec<WorkspaceName> {
+async fn running(home: &Home) -> Vec<WorkspaceName> {
     let entries = std::fs::read_dir(&home.run).into_iter().flatten().flatten();
-    let mut names: Vec<WorkspaceName> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".sock")?.parse().ok())
-        .filter(|name| std::os::unix::net::UnixStream::connect(socket_path(&home.run, name)).is_ok())
-        .collect();
+    let mut names: Vec<WorkspaceName> = Vec::new();
+    for name in entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".sock")?.parse().ok()) {
+        if !local::is_deserted(&socket_path(&home.run, &name)).await {
+            names.push(name);
+        }
+    }
     names.sort();
     names
 }
@@ -168,7 +171,7 @@ fn show_status(output: Output, status: &Status) {
 pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failure> {
     let home = Home::find()?;
     let handed_over = handed_over(&home, Some(&workspace)).await;
-    let doors = control::doors(&home.run, Some(&workspace));
+    let doors = control::doors(&home.run, Some(&workspace)).await;
     let standing = control::connect(&home.run, &workspace).await;
     match standing {
         Err(refusal) if refusal.code != RefusalCode::Unavailable => return Err(refusal.into()),
@@ -182,9 +185,11 @@ pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failur
         Ok(stream) => end(stream, &socket_path(&home.run, &workspace), &workspace).await?,
     }
     for door in doors {
-        // It may be done meanwhile.
-        if let Ok(stream) = control::connect_at(&door).await {
-            end(stream, &door, &workspace).await?;
+        match control::connect_at(&door).await {
+            Ok(stream) => end(stream, &door, &workspace).await?,
+            Err(refusal) if refusal.code == RefusalCode::Timeout => return Err(refusal.into()),
+            // It is done meanwhile.
+            Err(_) => {}
         }
     }
     let earlier: String = handed_over

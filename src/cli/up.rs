@@ -24,7 +24,7 @@ use crate::role::files;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
 use crate::role::proxy::daemon::Daemon;
-use crate::role::proxy::forwards::ForwardRequest;
+use crate::role::proxy::forwards::{ForwardRequest, Refused};
 use crate::role::proxy::profile::{self, Profile};
 use crate::role::proxy::tunnel::{Tunnel, TunnelError, TunnelState};
 use crate::role::proxy::tunnel_state::Doing;
@@ -106,7 +106,7 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let plan = Plan { up: &up, home, output, config: &config, forwards, stop: &stop };
     let work = async {
         let mut local = Local::default();
-        let outcome = session(&plan, began, socket, &mut held, &mut local, &mut predecessor).await;
+        let outcome = session(&plan, true, began, socket, &mut held, &mut local, &mut predecessor).await;
         local.stop().await;
         outcome
     };
@@ -186,13 +186,29 @@ impl Requests {
         [&self.own[..], &self.configured].concat()
     }
 
-    /// Adds them; a refusal ends what has begun.
-    async fn add(&self, daemon: &Daemon, output: Output) -> Result<(), Refusal> {
-        for request in &self.own {
-            super::proxy::show_forward(output, &daemon.forwards().add_own(request).await?);
-        }
-        for request in &self.configured {
-            super::proxy::show_forward(output, &daemon.forwards().add(request).await?);
+    /// Adds them. In the first life of this program a refusal of what it was asked for ends what has begun. What went on before,
+    /// in the program that handed over or in an earlier life of this one, may be refused for a moment: that ends nothing.
+    async fn add(&self, daemon: &Daemon, is_first: bool, output: Output) -> Result<(), Refusal> {
+        let own = self.own.iter().map(|request| (request, true));
+        for (request, is_own) in own.chain(self.configured.iter().map(|request| (request, false))) {
+            let refused = if is_first && request.at.is_none() { Refused::Ends } else { Refused::Waits };
+            let added = match is_own {
+                true => daemon.forwards().add_own(request, refused).await,
+                false => daemon.forwards().add(request, refused).await,
+            };
+            let error = match added {
+                Ok(status) => {
+                    super::proxy::show_forward(output, &status);
+                    status.error
+                }
+                Err(refusal) if refused == Refused::Ends => return Err(refusal),
+                Err(refusal) => Some(refusal.message),
+            };
+            if let Some(error) = error.filter(|_| refused == Refused::Waits) {
+                let text = format!("{} {}: {}", request.kind.flag(), request.spec, within_line(&error));
+                let json = json!({"event": "forward_refused", "forward": request, "error": error});
+                output.line("forward", &text, &json);
+            }
         }
         Ok(())
     }
@@ -233,17 +249,19 @@ impl Local {
 /// One life of this program: from its session's beginning until it is told to end, fails, or has handed over and is done.
 fn session<'a>(
     plan: &'a Plan<'_>,
+    is_first: bool,
     began: Instant,
     socket: ControlSocket,
     held: &'a mut Option<Claim>,
     local: &'a mut Local,
     predecessor: &'a mut Option<Predecessor>,
 ) -> LocalBoxFuture<'a, Result<(), Failure>> {
-    Box::pin(live(plan, began, socket, held, local, predecessor))
+    Box::pin(live(plan, is_first, began, socket, held, local, predecessor))
 }
 
 async fn live(
     plan: &Plan<'_>,
+    is_first: bool,
     began: Instant,
     socket: ControlSocket,
     held: &mut Option<Claim>,
@@ -284,7 +302,7 @@ async fn live(
     let over = tokio::select! {
         _ = daemon.handed_over() => Over::Handed(None),
         outcome = &mut running => Over::Handed(Some(outcome)),
-        failed = show(daemon.clone(), &plan.forwards, predecessor, output, began) => Over::Failed(failed),
+        failed = show(daemon.clone(), &plan.forwards, is_first, predecessor, output, began) => Over::Failed(failed),
         how = local.broke() => {
             let places = home.data.join("local").join(up.workspace.as_str()).join("stub.log");
             let text = format!("the workspace's stub ended ({how}). hint: its log is {}", places.display());
@@ -305,17 +323,16 @@ async fn live(
         Over::Handed(None) => {}
     }
     *held = None;
-    let take_back = async {
-        let (claim, socket) = match claim_again(up, home).await {
-            Ok(claimed) => claimed,
-            // Somebody has it, and needs no one to take it back.
-            Err(failure) => {
-                tracing::info!(why = failure.message, "the workspace is not taken back");
-                return Ok(());
-            }
-        };
+    let nobody = &mut None;
+    let take_back = async move {
+        let (claim, socket) = claim_again(up, home).await?;
         *held = Some(claim);
-        session(plan, Instant::now(), socket, held, local, &mut None).await
+        let life = async move {
+            session(plan, false, Instant::now(), socket, held, local, nobody).await?;
+            Ok(held.is_some())
+        };
+        let life: LocalBoxFuture<'_, Result<bool, Failure>> = Box::pin(life);
+        Ok(life)
     };
     live_on(&daemon, running, take_back, home, output, plan.stop).await
 }
@@ -363,6 +380,7 @@ pub fn device_name() -> DeviceName {
 async fn show(
     daemon: Arc<Daemon>,
     forwards: &Requests,
+    is_first: bool,
     predecessor: &mut Option<Predecessor>,
     output: Output,
     began: Instant,
@@ -403,7 +421,7 @@ async fn show(
                 let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };
                 if first {
                     // Before the line that says it is up, so that whoever waits for that line finds them there.
-                    if let Err(refusal) = forwards.add(&daemon, output).await {
+                    if let Err(refusal) = forwards.add(&daemon, is_first, output).await {
                         return refusal.into();
                     }
                     first = false;

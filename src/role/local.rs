@@ -53,6 +53,12 @@ pub async fn hung_up(socket: BorrowedFd<'_>) {
     }
 }
 
+/// Whether it is certain that nobody listens at `path`. Waits for nobody: a queue that is full is somebody's, who may have been
+/// stopped.
+pub async fn is_deserted(path: &Path) -> bool {
+    UnixStream::connect(path).await.is_err_and(|error| is_nobody(&error))
+}
+
 /// Calls the program at the other end. The stream is good for what the two agreed on.
 pub async fn call<A: DeserializeOwned>(
     stream: UnixStream,

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::support::laptop::{Up, port_in};
+use crate::support::linked::Frozen;
 use crate::support::program::free_port;
 use crate::support::transfers::{RECOVERY, digest};
 use crate::support::*;
@@ -387,7 +388,7 @@ fn a_port_that_somebody_else_has_is_found_before_anything_is_handed_over() {
     let port = free_port();
     let mut first = up(&world, &["-L", &format!("{port}:127.0.0.1:{}", redis.port)]);
     let mut talk = talk_to(port);
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let spec = format!("{}:127.0.0.1:9", taken.local_addr().expect("bound").port());
     let near = world.near.url();
     let own = format!("{port}:127.0.0.1:{}", redis.port);
@@ -475,9 +476,75 @@ fn a_successor_that_is_killed_before_it_is_up_gives_the_workspace_back() {
 
 #[test]
 fn a_successor_that_is_refused_a_port_in_the_workspace_gives_it_back() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let spec = format!("{}:127.0.0.1:9", taken.local_addr().expect("bound").port());
     is_taken_back(&["-R", &spec], |second| drop(second.says("in use")));
+}
+
+/// What comes up in its place, and what takes its place again, has the inherited port when that is free, and goes on until then.
+#[test]
+fn a_forward_that_cannot_be_had_for_the_moment_ends_neither_program() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let taken = [(); 2].map(|()| free_port());
+    let specs = taken.map(|port| format!("{port}:127.0.0.1:{}", redis.port));
+    let near = world.near.url();
+    let words = ["box", "--no-direct", "--coordinator", &near];
+    let mut first = world.laptop.up(&[&words[..], &["-R", &specs[0]]].concat());
+    world.stub.stop(Signal::SIGTERM);
+    let mut others: Vec<_> = taken.iter().map(|port| TcpListener::bind(("127.0.0.1", *port)).expect("free")).collect();
+    world.stub = world.machine.stub(None);
+    let error = || world.laptop.workspace_status()["forwards"][0]["error"].as_str().map(str::to_owned);
+    until("the port to be in use", || error().filter(|error| error.contains("in use")));
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = talk_to(port);
+
+    // Its own is refused, and it ends.
+    let heard = first.program.heard();
+    let own = ["--take-over", "-R", &specs[1]];
+    let mut second = Running::start(world.laptop.command(&[&["up"], &words[..], &own].concat()));
+    second.says("took over");
+    assert!(!second.ends().success(), "{}", second.output());
+    first.program.says_after(heard, RECOVERY, "takes its place again");
+    first.program.says_after(heard, RECOVERY, "end-to-end verified");
+    assert_eq!(pid(&world.laptop), u64::from(first.program.pid()));
+    assert_eq!(ping(&mut talk), Ok(()));
+
+    let mut third = up(&world, &["--take-over"]);
+    third.program.says("in use");
+    assert_eq!(ping(&mut talk), Ok(()));
+    drop(others.remove(0));
+    until("the port", || error().is_none().then_some(()));
+    assert_eq!(ping(&mut talk_to(taken[0])), Ok(()));
+    drop(talk);
+    assert!(first.program.ends().success(), "{}", first.program.output());
+}
+
+/// The one that was to follow is gone, and a third has come up meanwhile.
+#[test]
+fn a_workspace_that_another_one_has_is_not_taken_back_and_what_is_open_goes_on() {
+    let redis = Redis::start();
+    let world = Linked::new();
+    let mut first = up(&world, &[]);
+    let (port, _forward) = leased(&world, &redis);
+    let mut talk = talk_to(port);
+    let near = world.near.url();
+    world.near.set_wire(long());
+    let words = ["up", "box", "--no-direct", "--coordinator", &near, "--take-over"];
+    let mut second = Running::start(world.laptop.command(&words));
+    first.program.says("handed over");
+    let stopped = Frozen::new(first.program.pid());
+    second.signal(Signal::SIGKILL);
+    second.ends();
+    assert!(!second.output().contains("end-to-end verified"), "it was up:\n{}", second.output());
+    world.near.set_wire(narrow());
+    let mut third = up(&world, &[]);
+    drop(stopped);
+    first.program.says("it is up already");
+    assert_eq!(ping(&mut talk), Ok(()));
+    drop(talk);
+    assert!(first.program.ends().success(), "{}", first.program.output());
+    assert!(third.program.has_ended().is_none(), "{}", third.program.output());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use futures::future::join_all;
-use nexus_proxy::role::stub::hand_over;
+use nexus_proxy::role::stub::{gateway, hand_over};
 use nexus_proxy::wire::RefusalCode;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -428,6 +428,8 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     world.stub.says_after(0, RECOVERY, "taken back");
     world.stub.says("ready for laptops");
     reaches_the_new_one(&world);
+    let background = world.laptop.exec("box", &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & echo $!"]).ok();
+    let background = Pid::from_raw(background.trim().parse().expect("a process id"));
     let mut second = Dialogue::redis(port);
     second.echo();
     // What it had goes on beside that, also over a wire that breaks, and can be handed over with the rest.
@@ -440,8 +442,31 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     reaches_the_new_one(&world);
     second.ends_well();
     talk.ends_well();
+    // What runs in the background keeps the process, and not each of its lives.
+    until("one of two sockets to be gone", || (sockets_left(&world).len() == 1).then_some(()));
+    kill(background, Signal::SIGKILL).expect("it runs");
     is_done(old);
     assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
+}
+
+/// Whoever cleans up a state directory takes the door away from the one that serves, and nothing from what goes on.
+#[test]
+fn a_stub_whose_successor_lost_its_sockets_file_goes_on_until_it_is_done() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    let old = replace(&world.machine, &mut world.stub);
+    fs::remove_file(world.machine.state().join(gateway::SOCKET)).expect("the successor's socket");
+    let mut third = world.machine.command(None);
+    third.arg("--take-over");
+    let mut third = Running::start(third);
+    third.says("that file is gone");
+    assert!(!third.ends().success());
+    talk.echo_within(RECOVERY);
+    talk.ends_well();
+    is_done(old);
+    reaches_the_new_one(&world);
 }
 
 /// Whoever asks while it hands over is told so: nobody waits for an answer that never comes, nor the old stub for them.

@@ -192,12 +192,17 @@ impl Core {
     pub(super) fn attached(&mut self, from: CarrierId, attached: &Attached, now: Instant) -> Result<(), Fault> {
         let proven = self.key.as_ref().is_some_and(|key| key.is_attached(attached));
         let member = self.member(from).ok_or(Fault::OutOfPlace)?;
-        let Some(attaching) = member.attaching.take_if(|attaching| attaching.sequence == attached.sequence) else {
-            return Err(Fault::OutOfPlace);
-        };
+        // What proves nothing answers nothing: the carrier goes with its move unanswered.
         if !proven {
             return Err(Fault::NotProven);
         }
+        // It was asked again before this was here: the answer to that follows.
+        if member.proven && member.attaching.as_ref().is_some_and(|a| attached.sequence < a.sequence) {
+            return Ok(());
+        }
+        let Some(attaching) = member.attaching.take_if(|attaching| attaching.sequence == attached.sequence) else {
+            return Err(Fault::OutOfPlace);
+        };
         member.proven = true;
         let round_trip = now.saturating_duration_since(attaching.since);
         member.round_trip = Some(round_trip);

@@ -2,7 +2,7 @@
 
 use super::super::standing::{Route, Standing};
 use super::{DIALER, LISTENER, World, exchange, steady};
-use crate::wire::lifeline::AttachMode;
+use crate::wire::lifeline::{AttachMode, Attached, LifelineMessage, TAG};
 
 fn routes(world: &World) -> [Option<Route>; 2] {
     [DIALER, LISTENER].map(|side| match world.cores[side].standing() {
@@ -30,6 +30,54 @@ fn a_move_whose_answer_is_lost_is_settled_on_the_carrier_in_use() {
     world.write(LISTENER, 100);
     exchange(&mut world, 0, LISTENER);
     assert_eq!(world.read[DIALER], world.written[LISTENER]);
+}
+
+/// Both moves are lost before the carrier in use has answered that it goes on there.
+#[test]
+fn the_carrier_in_use_may_be_asked_twice() {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Standby);
+    exchange(&mut world, 1, DIALER);
+    let [relay, direct] = [0, 1].map(|link| world.links[link].ids[DIALER].unwrap());
+    assert!(world.cores[DIALER].go_over(direct, world.now));
+    world.dial(Route::Relay, AttachMode::Move);
+    world.pump(1, DIALER);
+    world.pump(2, DIALER);
+    world.cut(2, DIALER, "cut");
+    world.pump(0, DIALER);
+    world.deliver(0, LISTENER);
+    world.pump(0, LISTENER);
+    world.cut(1, DIALER, "cut");
+    exchange(&mut world, 0, DIALER);
+    assert!(world.cores[DIALER].has(relay), "an honest answer came first, to what was asked first");
+    assert_eq!(routes(&world), [Some(Route::Relay); 2]);
+    for side in [DIALER, LISTENER] {
+        world.write(side, 100);
+        exchange(&mut world, 0, side);
+        assert_eq!(world.read[1 - side], world.written[side]);
+    }
+}
+
+#[test]
+fn a_move_that_a_stranger_answers_is_settled_on_the_carrier_in_use() {
+    let mut world = steady();
+    world.dial(Route::Direct, AttachMode::Standby);
+    exchange(&mut world, 1, DIALER);
+    let direct = world.links[1].ids[DIALER].unwrap();
+    assert!(world.cores[DIALER].go_over(direct, world.now));
+    world.pump(1, DIALER);
+    world.deliver(1, LISTENER);
+    world.pump(1, LISTENER);
+    let (due, answer) = world.links[1].queues[DIALER].pop_back().unwrap();
+    let Ok(LifelineMessage::Attached(answer)) = LifelineMessage::parse(answer) else { panic!() };
+    let forged = LifelineMessage::Attached(Attached { tag: [0; TAG], ..answer });
+    world.links[1].queues[DIALER].push_front((due, forged.encode()));
+    world.deliver(1, DIALER);
+    assert!(!world.cores[DIALER].has(direct));
+    world.cut(1, LISTENER, "cut");
+    world.bury();
+    exchange(&mut world, 0, DIALER);
+    assert_eq!(routes(&world), [Some(Route::Relay); 2]);
 }
 
 #[test]

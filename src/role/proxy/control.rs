@@ -58,7 +58,7 @@ impl Claim {
                 Err(TryLockError::Error(error)) => return Err(error),
                 Err(TryLockError::WouldBlock) => {}
             }
-            if std::os::unix::net::UnixStream::connect(path).is_ok() || Instant::now() >= deadline {
+            if !local::is_deserted(path).await || Instant::now() >= deadline {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, "it is up already"));
             }
             tokio::time::sleep(END_POLL).await;
@@ -161,23 +161,21 @@ impl Drop for Door {
 }
 
 /// The sockets of those that handed this workspace over, or any. What killed processes left is removed.
-pub fn doors(run_dir: &Path, workspace: Option<&WorkspaceName>) -> Vec<PathBuf> {
+pub async fn doors(run_dir: &Path, workspace: Option<&WorkspaceName>) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(run_dir).into_iter().flatten().flatten();
     let is_one = |name: &str| {
         let parts = name.strip_suffix(".sock").and_then(|name| name.split_once('.'));
         parts.is_some_and(|(of, _)| workspace.map_or_else(|| of.parse::<WorkspaceName>().is_ok(), |w| of == w.as_str()))
     };
-    let mut found: Vec<PathBuf> = entries
-        .filter(|entry| entry.file_name().to_str().is_some_and(is_one))
-        .map(|entry| entry.path())
-        .filter(|path| match std::os::unix::net::UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                let _ = std::fs::remove_file(path);
-                false
-            }
-            connected => connected.is_ok(),
-        })
-        .collect();
+    let mut found = Vec::new();
+    for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one)) {
+        let path = entry.path();
+        if local::is_deserted(&path).await {
+            let _ = std::fs::remove_file(&path);
+        } else {
+            found.push(path);
+        }
+    }
     found.sort();
     found
 }
@@ -198,10 +196,19 @@ pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixSt
     })
 }
 
-/// Connects to the `up` whose socket is at `path`. Unavailable when none is there.
+/// Connects to the `up` whose socket is at `path`. Unavailable when none is there; Timeout when it lets nobody in.
 pub async fn connect_at(path: &Path) -> Result<UnixStream, Refusal> {
-    let stream = UnixStream::connect(path).await.map_err(|_| {
-        Refusal::new(RefusalCode::Unavailable, format!("nobody listens at {}. hint: it has ended", path.display()))
+    let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
+        // Its queue is full of those who asked before.
+        io::ErrorKind::WouldBlock => {
+            let text = format!(
+                "the process that listens at {} does not answer. hint: it is stopped or stuck; `pgrep -a nexus-proxy` shows it, \
+                 `kill -CONT PID` lets one that was stopped go on, and `kill -KILL PID` ends it",
+                path.display()
+            );
+            Refusal::new(RefusalCode::Timeout, text)
+        }
+        _ => Refusal::new(RefusalCode::Unavailable, format!("nobody listens at {}. hint: it has ended", path.display())),
     })?;
     if !local::is_own(&stream) {
         let text = format!("another user listens at {}. hint: remove it, or set NEXUS_HOME", path.display());
@@ -243,6 +250,7 @@ pub async fn ends(mut stream: FramedStream<UnixStream>, path: &Path) -> bool {
     ended(path).await
 }
 
+#[cfg(target_os = "linux")]
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,5 +289,45 @@ mod tests {
         };
         futures::future::join_all((0..8).map(|_| one())).await;
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// A listener at `path` that lets nobody in, and those who fill its queue.
+    async fn stopped(path: &Path) -> (socket2::Socket, Vec<UnixStream>) {
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&socket2::SockAddr::unix(path).unwrap()).unwrap();
+        listener.listen(1).unwrap();
+        let mut queue = Vec::new();
+        while let Ok(stream) = UnixStream::connect(path).await {
+            queue.push(stream);
+        }
+        (listener, queue)
+    }
+
+    #[tokio::test]
+    async fn who_was_stopped_is_up_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace: WorkspaceName = "box".parse().unwrap();
+        assert_eq!(
+            connect(dir.path(), &workspace).await.unwrap_err().code,
+            RefusalCode::Unavailable,
+            "there is no file"
+        );
+        let path = socket_path(dir.path(), &workspace);
+        let claim = Claim::new(&path).await.unwrap();
+        let _stopped = stopped(&path).await;
+        let refusal = connect(dir.path(), &workspace).await.unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Timeout, "{refusal}");
+        assert_eq!(Claim::new(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(claim);
+    }
+
+    #[tokio::test]
+    async fn a_door_of_one_that_was_stopped_is_found_and_one_that_was_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [stands, left] = ["box.1-0001.sock", "box.1-0002.sock"].map(|name| dir.path().join(name));
+        let _stopped = stopped(&stands).await;
+        drop(stopped(&left).await);
+        assert_eq!(doors(dir.path(), None).await, [stands]);
+        assert!(!left.exists());
     }
 }

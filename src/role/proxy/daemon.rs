@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control::{ControlSocket, Door};
-use super::forwards::{ForwardRequest, ForwardStatus, Forwards};
+use super::forwards::{ForwardRequest, ForwardStatus, Forwards, Refused};
 use super::tunnel::{Tunnel, TunnelError};
 use crate::role::local;
 use crate::service::call::server;
@@ -327,7 +327,7 @@ impl Daemon {
                 Err(Refusal::new(RefusalCode::Unavailable, text))
             }
             "forward" => match serde_json::from_value::<ForwardRequest>(request.params) {
-                Ok(asked) => self.forwards.add(&asked).await.map(|status| {
+                Ok(asked) => self.forwards.add(&asked, Refused::Ends).await.map(|status| {
                     lease = Some(status.id);
                     serde_json::to_value(status).unwrap_or_default()
                 }),

@@ -81,6 +81,16 @@ impl ForwardRequest {
     }
 }
 
+/// What becomes of a forward whose port in the workspace is refused at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// There is none.
+    Ends,
+    /// It is asked for again until it can be had; its status says why not. A forward that went on so far, before its program
+    /// was replaced, is worth no less after that.
+    Waits,
+}
+
 /// How a forward is doing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ForwardStatus {
@@ -160,7 +170,7 @@ impl Forwards {
     }
 
     /// Adds a forward; gives its number and where it listens.
-    pub async fn add(&self, request: &ForwardRequest) -> Result<ForwardStatus, Refusal> {
+    pub async fn add(&self, request: &ForwardRequest, refused: Refused) -> Result<ForwardStatus, Refusal> {
         let bad = |e: &dyn std::fmt::Display| Refusal::new(RefusalCode::InvalidArguments, e.to_string());
         let term = Term::until(self.stop.child_token());
         let opener = self.opener.clone();
@@ -209,7 +219,7 @@ impl Forwards {
                     term.end.run_until_cancelled(keep).await;
                     term.closed.cancel();
                 });
-                return self.first_verdict(id, listening).await;
+                return self.first_verdict(id, listening, refused).await;
             }
         };
         let id = self.insert(request, target, stats, listening, term)?;
@@ -250,8 +260,8 @@ impl Forwards {
     }
 
     /// Adds one of those that were announced.
-    pub async fn add_own(&self, request: &ForwardRequest) -> Result<ForwardStatus, Refusal> {
-        let status = self.add(request).await?;
+    pub async fn add_own(&self, request: &ForwardRequest, refused: Refused) -> Result<ForwardStatus, Refusal> {
+        let status = self.add(request, refused).await?;
         let mut entries = self.entries();
         if let Some(entry) = entries.of.get_mut(&status.id) {
             entry.handed_on = true;
@@ -315,16 +325,17 @@ impl Forwards {
         &self,
         id: u32,
         mut listening: watch::Receiver<Listening>,
+        refused: Refused,
     ) -> Result<ForwardStatus, Refusal> {
         let verdict = listening.wait_for(|state| !matches!(state, Listening::Waiting(_)));
-        let refused = match tokio::time::timeout(FIRST_VERDICT, verdict).await {
+        let refusal = match tokio::time::timeout(FIRST_VERDICT, verdict).await {
             Ok(Ok(state)) => match &*state {
                 Listening::Refused(_, refusal) => Some(refusal.clone()),
                 _ => None,
             },
             _ => None,
         };
-        if let Some(refusal) = refused {
+        if let Some(refusal) = refusal.filter(|_| refused == Refused::Ends) {
             self.remove(id);
             return Err(refusal);
         }

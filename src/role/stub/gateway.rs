@@ -34,6 +34,10 @@ pub const SOCKET: &str = "stub.sock";
 /// The environment variable that tells programs in the workspace where the socket is.
 pub const SOCKET_ENV: &str = "NEXUS_STUB_SOCKET";
 
+/// For how long the lock may be held by somebody who only looks whether it is, and how often it is tried again meanwhile.
+const LOOKED_AT: Duration = Duration::from_millis(500);
+const LOOKED_AT_POLL: Duration = Duration::from_millis(10);
+
 /// Connections at a time that have not begun a call: they have asked nothing yet, or ask the stub itself. More wait in the
 /// kernel's queue, so that whoever says nothing takes no descriptor from the calls that run.
 const MAX_ASKING: usize = MAX_CALLS;
@@ -68,15 +72,22 @@ impl Gateway {
     pub async fn bind(path: &Path) -> io::Result<Gateway> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
         let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.with_extension("lock"));
-        let lock = lock.map_err(named)?;
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(lock_of(path)).map_err(named)?;
+        let deadline = Instant::now() + LOOKED_AT;
         // Until it is bound, nobody else may take what is there for a file that was left behind.
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(another(path).await),
-            Err(TryLockError::Error(error)) => return Err(named(error)),
+        loop {
+            let deserted = match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => local::is_deserted(path).await,
+                Err(TryLockError::Error(error)) => return Err(named(error)),
+            };
+            match deserted {
+                false => return Err(another(path).await),
+                true if Instant::now() >= deadline => return Err(without_file(path)),
+                true => tokio::time::sleep(LOOKED_AT_POLL).await,
+            }
         }
-        match std::os::unix::net::UnixStream::connect(path) {
+        match UnixStream::connect(path).await {
             Ok(_) => return Err(another(path).await),
             Err(error) if local::is_nobody(&error) => {}
             Err(error) => {
@@ -92,6 +103,11 @@ impl Gateway {
         let listener = local::bind(path)?;
         let file = identity(path).map_err(named)?;
         Ok(Gateway { listener, path: path.to_owned(), file, lock })
+    }
+
+    /// Whether somebody may have the socket at `path`: also one whose file there is gone, which has the right all the same.
+    pub async fn is_served(path: &Path) -> bool {
+        !local::is_deserted(path).await || is_locked(path)
     }
 
     /// Lets connections in until `taking` is cancelled; then the file is gone. Calls are tasks of `calls`, which go on
@@ -144,6 +160,21 @@ impl Drop for Gateway {
     }
 }
 
+/// The file whose lock is the right to have the socket at `path`.
+fn lock_of(path: &Path) -> PathBuf {
+    path.with_extension("lock")
+}
+
+/// Whether a process has that right. It has it for a moment here: whoever binds tries again.
+fn is_locked(path: &Path) -> bool {
+    let Ok(lock) = OpenOptions::new().write(true).open(lock_of(path)) else { return false };
+    let free = lock.try_lock().is_ok();
+    if free {
+        let _ = lock.unlock();
+    }
+    !free
+}
+
 /// Which file is at `path`: its device and number.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
@@ -153,6 +184,14 @@ async fn another(path: &Path) -> io::Error {
     let process = local::pid_at(path).await.ok().flatten().map(|pid| format!(" (process {pid})")).unwrap_or_default();
     let text = format!(
         "another nexus-stub{process} serves {}. hint: with --take-over this one takes its place, and breaks nothing",
+        path.display()
+    );
+    io::Error::new(io::ErrorKind::AddrInUse, text)
+}
+
+fn without_file(path: &Path) -> io::Error {
+    let text = format!(
+        "another nexus-stub serves {}, and that file is gone. hint: end it (`pgrep nexus-stub`), with what runs through it",
         path.display()
     );
     io::Error::new(io::ErrorKind::AddrInUse, text)
@@ -272,10 +311,17 @@ mod tests {
     async fn one_at_a_time_has_the_socket_and_removes_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET);
+        assert!(!Gateway::is_served(&path).await, "there is nothing");
         let gateway = Gateway::bind(&path).await.unwrap();
-        // As it is for a moment while another one binds it.
+        assert!(Gateway::is_served(&path).await);
+        let refused = Gateway::bind(&path).await.unwrap_err();
+        assert!(refused.to_string().contains("--take-over"), "{refused}");
+        // Somebody cleaned up; or as it is for a moment while another one binds it.
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(Gateway::bind(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(Gateway::is_served(&path).await, "whoever has it goes on");
+        let refused = Gateway::bind(&path).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        assert!(!refused.to_string().contains("--take-over"), "nobody can be asked: {refused}");
         let other = local::bind(&path).unwrap();
         drop(gateway);
         assert!(!local::is_deserted(&path).await, "it was not its own");
@@ -286,8 +332,22 @@ mod tests {
             "who has no lock, as an older release, serves all the same"
         );
         drop(other);
+        assert!(!Gateway::is_served(&path).await);
         drop(Gateway::bind(&path).await.expect("a file that was left behind, and a lock that is free"));
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn who_only_looks_keeps_nobody_from_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET);
+        drop(Gateway::bind(&path).await.unwrap());
+        let looks = OpenOptions::new().write(true).open(lock_of(&path)).unwrap();
+        looks.try_lock().unwrap();
+        let mut binds = std::pin::pin!(Gateway::bind(&path));
+        assert!(futures::poll!(&mut binds).is_pending());
+        looks.unlock().unwrap();
+        binds.await.unwrap();
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::role::local;
-pub use crate::role::local::{answer, bind, is_nobody, is_own};
+pub use crate::role::local::{answer, bind, is_deserted, is_nobody, is_own};
 use crate::session::framed::StreamError;
 use crate::wire::{Refusal, RefusalCode};
 
@@ -33,11 +33,6 @@ pub async fn connect(path: &Path) -> Result<Option<UnixStream>, Refusal> {
             Err(Refusal::new(RefusalCode::Unavailable, text))
         }
     }
-}
-
-/// Whether it is certain that nobody listens at `path`.
-pub async fn is_deserted(path: &Path) -> bool {
-    matches!(connect(path).await, Ok(None))
 }
 
 /// The process that listens at `path`, if one of this user's does. An error where that cannot be told.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::earlier::MAX_EARLIER;
+use super::gateway::Gateway;
 use super::hand_over::{Asked, HandedOver};
 use super::link::Link;
 use super::local;
@@ -65,6 +66,7 @@ impl Stub {
         link: Link,
         asked: Asked,
         taken: &TaskTracker,
+        is_first: bool,
         stop: &CancellationToken,
         again: impl Fn(HandedOver) -> LocalBoxFuture<'static, Result<(), ClientError>>,
     ) -> Result<(), ClientError> {
@@ -95,7 +97,10 @@ impl Stub {
             }
             // The successor may never come, and nobody else would follow.
             self.served().await;
-            orphans::gone(async || self.others().await).await;
+            // What runs in the background is of all lives of this process, and one of them waits for it.
+            if is_first {
+                orphans::gone(async || self.others().await).await;
+            }
             done.cancel();
         };
         let ended = async {
@@ -106,13 +111,18 @@ impl Stub {
         };
         let follow = async {
             while done.run_until_cancelled(self.unserved()).await.is_some() {
-                if let Err(error) = again(handed.clone()).await
-                    // Another one was faster.
-                    && tokio::time::timeout(FULL, self.served()).await.is_err()
-                {
-                    stop.cancel();
-                    return Err(error);
+                let Err(error) = again(handed.clone()).await else { continue };
+                // Another one was faster.
+                if tokio::time::timeout(FULL, self.served()).await.is_ok() {
+                    continue;
                 }
+                // What goes on here is not worse off for a failure that may pass.
+                if error.is_passing() && !taken.is_empty() {
+                    tracing::warn!(%error, "the workspace is not served, and is tried again");
+                    continue;
+                }
+                stop.cancel();
+                return Err(error);
             }
             Ok(())
         };
@@ -122,7 +132,7 @@ impl Stub {
 
     /// Returns when somebody may serve the workspace.
     async fn served(&self) {
-        while local::is_deserted(&self.socket).await {
+        while !Gateway::is_served(&self.socket).await {
             tokio::time::sleep(FULL_LOOK).await;
         }
     }
@@ -132,7 +142,7 @@ impl Stub {
         let mut looks = 0;
         while looks < UNSERVED_LOOKS {
             tokio::time::sleep(UNSERVED_LOOK).await;
-            looks = if local::is_deserted(&self.socket).await { looks + 1 } else { 0 };
+            looks = if Gateway::is_served(&self.socket).await { 0 } else { looks + 1 };
         }
     }
 

@@ -201,7 +201,7 @@ async fn live(
         drop(asked);
         if let Some((link, first)) = successor {
             doors.wait().await;
-            let outlived = stub.outlive(link, first, &taken, &stop, again).await;
+            let outlived = stub.outlive(link, first, &taken, is_first, &stop, again).await;
             if is_first && !stop.is_cancelled() {
                 events(StubEvent::Done);
             }
