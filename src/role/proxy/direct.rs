@@ -19,9 +19,6 @@ use crate::wire::limits::MAX_DIRECT;
 /// Longest wait between two tries for a direct way. A network change ends the wait.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A way that lasts this long was a good one.
-const STEADY: Duration = Duration::from_secs(30);
-
 impl Life<'_> {
     /// Works for a direct way, and for the other one behind it, for as long as the session lives. Ends only with a
     /// reason why the session must end: the coordinator does not let this device in any more.
@@ -39,13 +36,11 @@ impl Life<'_> {
                         tried = self.try_direct() => tried,
                         _ = standing.wait_for(|s| !matches!(s, Standing::Attached { .. })) => continue,
                     };
-                    match tried {
-                        Ok(()) => STEADY,
-                        Err(why) => {
-                            tracing::debug!(why, "no direct way yet");
-                            backoff.next(rand::random())
-                        }
+                    if let Err(why) = tried {
+                        tracing::debug!(why, "no direct way yet");
                     }
+                    // Also of one that was lost before it was seen.
+                    backoff.next(rand::random())
                 }
                 Standing::Attached { route: Route::Direct, standby: false, .. } => {
                     // A coordinator that stops says when to come back, so that not all of its clients do at once.
@@ -57,13 +52,11 @@ impl Life<'_> {
                         attached.await.map(drop).map_err(TunnelError::resume)
                     };
                     match standby.await {
-                        Ok(()) => STEADY,
+                        Ok(()) => {}
                         Err(error) if !error.is_passing() && !error.is_impostor() => return error,
-                        Err(error) => {
-                            tracing::debug!(%error, "no way through the coordinator to fall back on yet");
-                            backoff.next(rand::random())
-                        }
+                        Err(error) => tracing::debug!(%error, "no way through the coordinator to fall back on yet"),
                     }
+                    backoff.next(rand::random())
                 }
                 Standing::Attached { .. } => {
                     backoff.reset();
