@@ -436,6 +436,8 @@ impl Ledger {
     /// `drains`: this end wants no more streams.
     fn note(&mut self, bytes: &[u8], end: End, drains: bool) {
         if self.goodbye || self.guilty {
+            // Who has said goodbye and goes on may be accused of anything.
+            self.suspect |= !bytes.is_empty();
             return;
         }
         self.unparsed.extend_from_slice(bytes);
@@ -458,6 +460,7 @@ impl Ledger {
             rest = after;
             self.header(header, end, drains);
             if self.goodbye || self.guilty {
+                self.suspect |= !rest.is_empty();
                 return;
             }
         }

@@ -356,11 +356,24 @@ fn exchange(world: &mut World, link: usize, side: usize) {
     }
 }
 
+/// A direct carrier, the second one, stands by.
+fn stand_by_directly(world: &mut World) {
+    world.dial(Route::Direct, AttachMode::Standby);
+    exchange(world, 1, DIALER);
+}
+
+/// The same, and the dialer is to go over to it, which it has not said yet.
+fn go_over_directly(world: &mut World) -> CarrierId {
+    stand_by_directly(world);
+    let direct = world.links[1].ids[DIALER].unwrap();
+    assert!(world.cores[DIALER].go_over(direct, world.now));
+    direct
+}
+
 #[test]
 fn a_standby_takes_over_without_being_asked() {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
+    stand_by_directly(&mut world);
     assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { standby: true, route: Route::Relay, .. }));
     world.cut(0, DIALER, "cut");
     world.bury();

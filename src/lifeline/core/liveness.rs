@@ -103,14 +103,15 @@ impl Core {
     }
 
     /// When to suspect the carrier in use: nothing was heard on it for the patience there is, or what we say is not
-    /// answered for some times that, though the other direction works. The listener, which asks nothing, suspects it
-    /// when the dialer's heartbeat stays away.
+    /// answered for some times that, though the other direction works; or the dialer's heartbeat stays away.
     fn suspicious_at(&self) -> Option<Instant> {
         let active = self.members.iter().find(|member| Some(member.id) == self.active)?;
-        let Some(asked) = self.asked else {
-            let expected = active.heard + HEARTBEAT + self.patience(LEAST_PATIENCE) * UNANSWERED;
-            return (self.side == Side::Listener && self.key.is_some()).then_some(expected);
-        };
+        let unanswered_at = self.asked.map(|asked| self.unanswered_at(active, asked));
+        [unanswered_at, self.missed_at(active)].into_iter().flatten().min()
+    }
+
+    /// When what was asked has waited too long for its answer.
+    fn unanswered_at(&self, active: &Member, asked: Instant) -> Instant {
         // A heartbeat is in nobody's way, and can wait for a busy machine.
         let after_silence = self.replay.under_way() > 0 && asked.saturating_duration_since(active.heard) >= QUIET;
         let patience = self.patience(match (self.alert, after_silence) {
@@ -120,7 +121,13 @@ impl Core {
         });
         let silent = asked.max(active.heard) + patience;
         let unanswered = self.answered.map_or(asked, |answered| asked.max(answered)) + patience * UNANSWERED;
-        Some(silent.min(unanswered))
+        silent.min(unanswered)
+    }
+
+    /// When the listener misses the dialer's heartbeat, whatever it says itself in the meantime.
+    fn missed_at(&self, active: &Member) -> Option<Instant> {
+        let listens = self.side == Side::Listener && self.key.is_some();
+        listens.then(|| active.heard + HEARTBEAT + self.patience(LEAST_PATIENCE) * UNANSWERED)
     }
 
     /// How long an answer may take on this path.

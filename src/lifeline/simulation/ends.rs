@@ -291,8 +291,7 @@ fn an_end_of_which_a_part_can_never_arrive_is_told_at_once() {
     for beside in [false, true] {
         let mut world = steady();
         if beside {
-            world.dial(Route::Direct, AttachMode::Standby);
-            exchange(&mut world, 1, DIALER);
+            stand_by_directly(&mut world);
         }
         let relay = world.links[0].ids[LISTENER].unwrap();
         let end = LifelineMessage::End { offset: world.written[DIALER] + 1, refusal: None }.encode();
@@ -310,8 +309,7 @@ fn an_end_of_which_a_part_can_never_arrive_is_told_at_once() {
 /// Both ends are there, and bytes are on their way on one route, with another one beside it.
 fn under_way(route: Route) -> World {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
+    stand_by_directly(&mut world);
     if route == Route::Direct {
         let id = world.links[1].ids[DIALER].unwrap();
         assert!(world.cores[DIALER].go_over(id, world.now));

@@ -1,7 +1,7 @@
 //! Moves of which the two ends do not learn the same, or not at the same time.
 
 use super::super::standing::{Route, Standing};
-use super::{DIALER, LISTENER, World, exchange, steady};
+use super::{DIALER, LISTENER, World, exchange, go_over_directly, stand_by_directly, steady};
 use crate::wire::lifeline::{AttachMode, Attached, LifelineMessage, TAG};
 
 fn routes(world: &World) -> [Option<Route>; 2] {
@@ -14,10 +14,7 @@ fn routes(world: &World) -> [Option<Route>; 2] {
 #[test]
 fn a_move_whose_answer_is_lost_is_settled_on_the_carrier_in_use() {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
-    let direct = world.links[1].ids[DIALER].unwrap();
-    assert!(world.cores[DIALER].go_over(direct, world.now));
+    go_over_directly(&mut world);
     world.pump(1, DIALER);
     world.deliver(1, LISTENER);
     assert_eq!(routes(&world), [Some(Route::Relay), Some(Route::Direct)]);
@@ -36,10 +33,8 @@ fn a_move_whose_answer_is_lost_is_settled_on_the_carrier_in_use() {
 #[test]
 fn the_carrier_in_use_may_be_asked_twice() {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
-    let [relay, direct] = [0, 1].map(|link| world.links[link].ids[DIALER].unwrap());
-    assert!(world.cores[DIALER].go_over(direct, world.now));
+    let relay = world.links[0].ids[DIALER].unwrap();
+    go_over_directly(&mut world);
     world.dial(Route::Relay, AttachMode::Move);
     world.pump(1, DIALER);
     world.pump(2, DIALER);
@@ -61,10 +56,7 @@ fn the_carrier_in_use_may_be_asked_twice() {
 #[test]
 fn a_move_that_a_stranger_answers_is_settled_on_the_carrier_in_use() {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
-    let direct = world.links[1].ids[DIALER].unwrap();
-    assert!(world.cores[DIALER].go_over(direct, world.now));
+    let direct = go_over_directly(&mut world);
     world.pump(1, DIALER);
     world.deliver(1, LISTENER);
     world.pump(1, LISTENER);
@@ -123,8 +115,7 @@ fn of_those_that_stand_by_the_last_of_its_route_is_kept() {
 #[test]
 fn the_answer_to_an_overtaken_move_moves_nothing() {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
+    stand_by_directly(&mut world);
     world.dial(Route::Relay, AttachMode::Move);
     world.pump(2, DIALER);
     let direct = world.links[1].ids[DIALER].unwrap();

@@ -95,6 +95,21 @@ fn a_listener_that_sends_nothing_misses_the_heartbeat() {
 }
 
 #[test]
+fn what_a_listener_says_does_not_put_off_that_it_misses_the_heartbeat() {
+    let mut world = steady();
+    exchange(&mut world, 0, DIALER);
+    exchange(&mut world, 0, LISTENER);
+    world.links[0].hole[LISTENER] = true;
+    let moment = Duration::from_millis(1);
+    world.pass(HEARTBEAT + LEAST_PATIENCE * UNANSWERED - moment);
+    world.write(LISTENER, 10);
+    world.pump(0, LISTENER);
+    assert!(matches!(world.cores[LISTENER].standing(), Standing::Attached { .. }));
+    world.pass(moment);
+    assert!(matches!(world.cores[LISTENER].standing(), Standing::Suspect { .. }));
+}
+
+#[test]
 fn a_way_that_was_suspected_first_is_gone_since_then() {
     let mut world = steady();
     world.pass(Duration::from_millis(100));

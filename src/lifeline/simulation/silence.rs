@@ -31,8 +31,7 @@ impl Talk {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut world = steady();
         if rng.random() {
-            world.dial(Route::Direct, AttachMode::Standby);
-            exchange(&mut world, 1, DIALER);
+            stand_by_directly(&mut world);
         }
         let round_trip = rng.random_range(trips[0]..trips[1]);
         world.delay = round_trip / 2;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::core::{MAX_CARRIERS, MAX_GAPS};
 use super::super::standing::{Ended, Fault, Route};
-use super::{DIALER, LISTENER, World, exchange, steady};
+use super::{DIALER, LISTENER, World, exchange, go_over_directly, stand_by_directly, steady};
 use crate::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage, TAG};
 use crate::wire::{Refusal, RefusalCode};
 
@@ -60,10 +60,7 @@ fn what_has_proven_nothing_is_not_listened_to() {
 #[test]
 fn what_has_proven_itself_stays_so_while_it_is_asked_again() {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
-    let id = world.links[1].ids[DIALER].unwrap();
-    assert!(world.cores[DIALER].go_over(id, world.now));
+    let id = go_over_directly(&mut world);
     let ping = LifelineMessage::Ping { nonce: 1, ack: 0 }.encode();
     assert_eq!(world.cores[DIALER].message(id, ping, world.now), Ok(()));
 }
@@ -86,8 +83,7 @@ fn only_the_coordinators_carrier_brings_its_words() {
 /// With a direct carrier beside the one in use, on which somebody acknowledges all that `side` has written, and nothing of it arrives.
 fn acknowledged_by_a_stranger(side: usize) -> World {
     let mut world = steady();
-    world.dial(Route::Direct, AttachMode::Standby);
-    exchange(&mut world, 1, DIALER);
+    stand_by_directly(&mut world);
     world.write(side, 100);
     world.links[0].hole[1 - side] = true;
     world.pump(0, side);
@@ -124,8 +120,7 @@ fn gaps_that_a_stranger_makes_end_nothing() {
     let mut world = steady();
     let gap = LifelineMessage::Data { offset: 5000, ack: 0, ack_now: false, payload: Bytes::from_static(b"x") };
     for _ in 0..2 * MAX_GAPS {
-        world.dial(Route::Direct, AttachMode::Standby);
-        exchange(&mut world, 1, DIALER);
+        stand_by_directly(&mut world);
         let id = world.links[1].ids[DIALER].unwrap();
         assert_eq!(world.cores[DIALER].message(id, gap.encode(), world.now), Err(Fault::Gap));
         for side in [DIALER, LISTENER] {
