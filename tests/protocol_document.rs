@@ -11,7 +11,7 @@ use nexus_proxy::identity::Trust;
 use nexus_proxy::identity::assertion::Judge;
 use nexus_proxy::lifeline::key::{LABEL, ResumeKey, SECRET};
 use nexus_proxy::lifeline::{core, path, replay};
-use nexus_proxy::transport::carrier;
+use nexus_proxy::transport::{carrier, relay};
 use nexus_proxy::wire::call::{CallError, METHODS, Request, Response, WORKSPACE_METHODS};
 use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::lifeline::{Attach, AttachMode, Attached, ID, LifelineId, LifelineMessage, TAG};
@@ -300,7 +300,7 @@ fn times_and_bounds_of_lifeline_and_carrier() {
         ("PONG", carrier::PONG),
         ("PARKED_PING", carrier::PARKED_PING),
         ("PARKED_PONG", carrier::PARKED_PONG),
-        ("SILENCE", carrier::SILENCE),
+        ("SILENCE", relay::SILENCE),
     ];
     same(rows("### Heartbeats"), heartbeats.map(|(name, time)| named((name, time.number()))).to_vec());
 }

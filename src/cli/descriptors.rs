@@ -4,6 +4,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// What a laptop's or a workspace's program may hold open: thousands of forwarded connections. What it starts may as
 /// well, which harms nothing that does not open as many.
+#[cfg(any(feature = "proxy", feature = "stub"))]
 pub const OF_A_TUNNEL: u64 = 64 * 1024;
 
 /// Raises the allowance to `wanted`, as far as the system lets it.

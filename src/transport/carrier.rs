@@ -1,6 +1,6 @@
 //! The WebSocket carrier: binary messages belong to the lifeline, text messages are control, pings keep it alive.
 //!
-//! It passes messages on as they are. A peer that is silent for [`SILENCE`] is taken for dead. Over a bound, or
+//! It passes messages on as they are. A peer that is silent and answers no ping is taken for dead. Over a bound, or
 //! malformed: the carrier ends with an error.
 
 use std::io;
@@ -9,8 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Sink, SinkExt, Stream, StreamExt};
-use tokio::time::{Instant, Sleep, interval_at, sleep_until};
+use futures::{Sink, SinkExt, StreamExt};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::Callback;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -36,18 +36,11 @@ pub const PARKED_PING: Duration = Duration::from_secs(4);
 /// As [`PONG`], for a stub's parked connection: another one costs little.
 pub const PARKED_PONG: Duration = Duration::from_secs(2);
 
-/// A relay whose two ends ping, and that hears nothing for this long, has lost one.
-pub const SILENCE: Duration = Duration::from_secs(30);
-
 /// Bytes read from a connection at a time. The buffer exists for as long as the connection does, parked ones too.
 const READ_BUFFER: usize = 8 * 1024;
 
 /// Bytes that may wait in the WebSocket layer for a slow connection: a message, and control messages beside it.
 pub const WRITE_BUFFER: usize = GATHER + 2 * MAX_CARRIER_MESSAGE;
-
-/// Bytes that a relay may hold, whoever does not read: for each direction what the slow connection does not take, a message
-/// that waits for it, and one that is arriving. TLS has buffers of its own beneath.
-pub const RELAY_BUFFERS: usize = 2 * (WRITE_BUFFER + 2 * MAX_CARRIER_MESSAGE);
 
 /// When a silent peer is asked whether it is there, and given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +92,7 @@ pub async fn accepted_unmasked<T: Io>(io: T, answer: impl Callback + Unpin) -> i
     Ok(Carrier::new(ws))
 }
 
-fn io_error(error: tungstenite::Error) -> io::Error {
+pub(super) fn io_error(error: tungstenite::Error) -> io::Error {
     match error {
         tungstenite::Error::Io(error) => error,
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
@@ -313,149 +306,12 @@ impl<T: Io> Messages for Carrier<T> {
     }
 }
 
-/// What a relay counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Relayed {
-    /// Bytes from the first to the second.
-    pub forth: u64,
-    /// Bytes from the second to the first.
-    pub back: u64,
-}
-
-#[derive(Debug, Default)]
-struct Direction {
-    /// What the relay itself has to say there; goes before what waits.
-    say: Option<Message>,
-    waiting: Option<Message>,
-    unflushed: bool,
-    done: bool,
-    /// What broke the side that it comes from. What had arrived from there leaves first.
-    broke: Option<io::Error>,
-    bytes: u64,
-}
-
-/// How a relay ends because its coordinator stops.
-#[derive(Debug)]
-pub struct Drain<W, P, S> {
-    /// Ready when both sides are to be told; the relay goes on.
-    pub when: W,
-    /// Ready when it must end, whoever is still there. Both are told again.
-    pub part: P,
-    /// What the first is told and what the second is, each time.
-    pub say: S,
-}
-
-/// Copies binary messages both ways until either side ends, then ends the other. Never looks into them.
-/// Holds one message of each direction at most; a side that does not read stops the other.
-/// Ends when a side is silent for [`SILENCE`]: both ping.
-pub async fn relay<A: Io, B: Io, W, P, S>(
-    mut a: WebSocketStream<A>,
-    mut b: WebSocketStream<B>,
-    mut drain: Drain<W, P, S>,
-) -> (Relayed, io::Result<()>)
-where
-    W: Future<Output = ()>,
-    P: Future<Output = ()>,
-    S: FnMut() -> [Control; 2],
-{
-    let (mut forth, mut back) = (Direction::default(), Direction::default());
-    let mut check = interval_at(Instant::now() + PING, PING);
-    let (mut heard_a, mut heard_b) = (Instant::now(), Instant::now());
-    let mut when = std::pin::pin!(drain.when);
-    let mut part = std::pin::pin!(drain.part);
-    let (mut told, mut parting) = (false, false);
-    let outcome = std::future::poll_fn(|cx| {
-        if part.as_mut().poll(cx).is_ready() {
-            parting = true;
-            return Poll::Ready(Ok(()));
-        }
-        if !told && when.as_mut().poll(cx).is_ready() {
-            told = true;
-            let [to_a, to_b] = (drain.say)().map(|say| Message::text(say.to_text()));
-            (back.say, forth.say) = (Some(to_a), Some(to_b));
-        }
-        let ab = poll_copy(cx, &mut a, &mut b, &mut forth, &mut heard_a);
-        let ba = poll_copy(cx, &mut b, &mut a, &mut back, &mut heard_b);
-        if let Poll::Ready(outcome) = ab {
-            return Poll::Ready(outcome);
-        }
-        if let Poll::Ready(outcome) = ba {
-            return Poll::Ready(outcome);
-        }
-        while check.poll_tick(cx).is_ready() {
-            if heard_a.elapsed() > SILENCE || heard_b.elapsed() > SILENCE {
-                return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
-            }
-        }
-        Poll::Pending
-    })
-    .await;
-    let close = async {
-        if parting {
-            let [to_a, to_b] = (drain.say)().map(|say| Message::text(say.to_text()));
-            let _ = futures::future::join(a.send(to_a), b.send(to_b)).await;
-        }
-        let _ = futures::future::join(a.close(None), b.close(None)).await;
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(2), close).await;
-    (Relayed { forth: forth.bytes, back: back.bytes }, outcome)
-}
-
-fn poll_copy<A: Io, B: Io>(
-    cx: &mut Context<'_>,
-    from: &mut WebSocketStream<A>,
-    to: &mut WebSocketStream<B>,
-    direction: &mut Direction,
-    heard: &mut Instant,
-) -> Poll<io::Result<()>> {
-    let mut to = Pin::new(to);
-    loop {
-        while direction.say.is_some() || direction.waiting.is_some() {
-            ready!(to.as_mut().poll_ready(cx)).map_err(io_error)?;
-            if let Some(message) = direction.say.take().or_else(|| direction.waiting.take()) {
-                to.as_mut().start_send(message).map_err(io_error)?;
-                direction.unflushed = true;
-            }
-        }
-        if !direction.done {
-            match Pin::new(&mut *from).poll_next(cx) {
-                Poll::Ready(Some(Ok(message))) => {
-                    *heard = Instant::now();
-                    match message {
-                        Message::Binary(bytes) => {
-                            direction.bytes += bytes.len() as u64;
-                            direction.waiting = Some(Message::Binary(bytes));
-                        }
-                        Message::Close(_) => direction.done = true,
-                        _ => {}
-                    }
-                    continue;
-                }
-                Poll::Ready(Some(Err(tungstenite::Error::ConnectionClosed))) | Poll::Ready(None) => {
-                    direction.done = true;
-                }
-                Poll::Ready(Some(Err(error))) => (direction.done, direction.broke) = (true, Some(io_error(error))),
-                Poll::Pending => {}
-            }
-        }
-        if direction.unflushed {
-            ready!(to.as_mut().poll_flush(cx)).map_err(io_error)?;
-            direction.unflushed = false;
-        }
-        return match direction.broke.take() {
-            Some(error) => Poll::Ready(Err(error)),
-            None if direction.done => Poll::Ready(Ok(())),
-            None => Poll::Pending,
-        };
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
 
-    async fn ends(unmasked: bool) -> (Carrier<tokio::io::DuplexStream>, Carrier<tokio::io::DuplexStream>) {
+    pub async fn ends(unmasked: bool) -> (Carrier<tokio::io::DuplexStream>, Carrier<tokio::io::DuplexStream>) {
         let (a, b) = crate::transport::memory::pair();
         let (client, server) = if unmasked { (Side::Unmasked, Side::Unmasked) } else { (Side::Client, Side::Server) };
         let a = Carrier::new(websocket(a, Bytes::new(), client).await);
@@ -463,7 +319,7 @@ mod tests {
         (a, b)
     }
 
-    async fn bytes<T: Io>(carrier: &mut Carrier<T>) -> Bytes {
+    pub async fn bytes<T: Io>(carrier: &mut Carrier<T>) -> Bytes {
         match carrier.arrival().await {
             Ok(Some(Arrival::Bytes(bytes))) => bytes,
             other => panic!("{other:?}"),
@@ -532,81 +388,6 @@ mod tests {
             let idle = tokio::time::timeout(PING + PONG * 2, async { tokio::join!(a.arrival(), b.arrival()) });
             assert!(idle.await.is_err(), "a carrier whose other end answers was given up");
         };
-        let relayed = async {
-            let (mut laptop, near) = ends(false).await;
-            let (far, _stub) = ends(true).await;
-            let never = || Drain {
-                when: std::future::pending(),
-                part: std::future::pending(),
-                say: || [Control::Unknown, Control::Unknown],
-            };
-            let (relayed, arrival) =
-                tokio::join!(relay(near.into_websocket(), far.into_websocket(), never()), laptop.arrival());
-            assert_eq!(relayed.1.unwrap_err().kind(), io::ErrorKind::TimedOut);
-            assert!(began.elapsed() > SILENCE && !matches!(arrival, Ok(Some(_))), "{arrival:?}");
-        };
-        tokio::join!(silent, kept, relayed);
-    }
-
-    #[tokio::test]
-    async fn the_relay_copies_both_ways_and_ends_both() {
-        let (mut laptop, near) = ends(false).await;
-        let (far, mut stub) = ends(true).await;
-        let relay = tokio::spawn(relay(
-            near.into_websocket(),
-            far.into_websocket(),
-            Drain {
-                when: std::future::pending(),
-                part: std::future::pending(),
-                say: || [Control::Unknown, Control::Unknown],
-            },
-        ));
-        for len in [100_000, 1, 50_000] {
-            laptop.send(Bytes::from(vec![5; len])).await.unwrap();
-            assert_eq!(bytes(&mut stub).await.len(), len, "messages keep their borders");
-        }
-        stub.send(Bytes::from_static(b"back")).await.unwrap();
-        assert_eq!(bytes(&mut laptop).await, "back");
-        drop(stub);
-        assert!(!matches!(laptop.arrival().await, Ok(Some(_))));
-        let (relayed, _) = relay.await.unwrap();
-        assert_eq!(relayed, Relayed { forth: 150_001, back: 4 });
-    }
-
-    #[tokio::test]
-    async fn a_relay_that_drains_tells_both_and_goes_on_until_it_is_parted() {
-        let (mut laptop, near) = ends(false).await;
-        let (far, mut stub) = ends(true).await;
-        let (tell, when) = tokio::sync::oneshot::channel::<()>();
-        let (end, part) = tokio::sync::oneshot::channel::<()>();
-        let mut said = 0;
-        let drain = Drain {
-            when: async move { when.await.unwrap() },
-            part: async move { part.await.unwrap() },
-            say: move || {
-                said += 10;
-                [said, said + 1].map(|reconnect_after_ms| Control::Drain { reconnect_after_ms })
-            },
-        };
-        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), drain));
-        let told = |arrival: io::Result<Option<Arrival>>| match arrival {
-            Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => reconnect_after_ms,
-            other => panic!("{other:?}"),
-        };
-        tell.send(()).unwrap();
-        assert_eq!((told(laptop.arrival().await), told(stub.arrival().await)), (10, 11));
-        for _ in 0..3 {
-            laptop.send(Bytes::from_static(b"forth")).await.unwrap();
-            assert_eq!(bytes(&mut stub).await, "forth");
-            stub.send(Bytes::from_static(b"back")).await.unwrap();
-            assert_eq!(bytes(&mut laptop).await, "back");
-        }
-        end.send(()).unwrap();
-        assert_eq!((told(laptop.arrival().await), told(stub.arrival().await)), (20, 21));
-        let closed = tokio::join!(laptop.arrival(), stub.arrival());
-        assert!(matches!(closed, (Ok(None), Ok(None))), "{closed:?}");
-        let (relayed, outcome) = relay.await.unwrap();
-        assert_eq!(relayed, Relayed { forth: 15, back: 12 });
-        outcome.unwrap();
+        tokio::join!(silent, kept);
     }
 }

@@ -15,6 +15,7 @@ pub mod names;
 pub mod outer;
 pub mod pass;
 pub mod read_ahead;
+pub mod relay;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 

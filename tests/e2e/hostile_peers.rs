@@ -22,8 +22,9 @@ use nexus_proxy::session::framed::{Frame, FrameReader, FramedStream, StreamError
 use nexus_proxy::session::mux::{MuxOpener, MuxStream};
 use nexus_proxy::session::opener::Opener;
 use nexus_proxy::transport::address::CoordinatorUrl;
-use nexus_proxy::transport::carrier::{Arrival, RELAY_BUFFERS};
+use nexus_proxy::transport::carrier::Arrival;
 use nexus_proxy::transport::client::{CoordinatorCarrier, CoordinatorClient};
+use nexus_proxy::transport::relay::RELAY_BUFFERS;
 use nexus_proxy::wire::call::{Request, Response};
 use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::limits::MAX_CARRIER_MESSAGE;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use nexus_proxy::lifeline::core::{MAX_CARRIERS, SLACK as KEPT_SLACK};
 use nexus_proxy::lifeline::path::MOST_WINDOW;
 use nexus_proxy::session::mux::{FIRST_WINDOW, POOL, SEND_QUEUE};
-use nexus_proxy::transport::carrier::{RELAY_BUFFERS, WRITE_BUFFER};
+use nexus_proxy::transport::carrier::WRITE_BUFFER;
+use nexus_proxy::transport::relay::RELAY_BUFFERS;
 use nexus_proxy::wire::limits::MAX_CARRIER_MESSAGE;
 use serde_json::Value;
 

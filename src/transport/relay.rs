@@ -1,0 +1,241 @@
+//! The relay: two carriers of which the coordinator copies what arrives on one to the other, without looking into it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures::{Sink, SinkExt, Stream};
+use tokio::time::{Instant, interval_at};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use super::Io;
+use super::carrier::{PING, WRITE_BUFFER, io_error};
+use crate::wire::control::Control;
+use crate::wire::limits::MAX_CARRIER_MESSAGE;
+
+/// A relay whose two ends ping, and that hears nothing for this long, has lost one.
+pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// Bytes that a relay may hold, whoever does not read: for each direction what the slow connection does not take, a message
+/// that waits for it, and one that is arriving. TLS has buffers of its own beneath.
+pub const RELAY_BUFFERS: usize = 2 * (WRITE_BUFFER + 2 * MAX_CARRIER_MESSAGE);
+
+/// What a relay counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Relayed {
+    /// Bytes from the first to the second.
+    pub forth: u64,
+    /// Bytes from the second to the first.
+    pub back: u64,
+}
+
+#[derive(Debug, Default)]
+struct Direction {
+    /// What the relay itself has to say there; goes before what waits.
+    say: Option<Message>,
+    waiting: Option<Message>,
+    unflushed: bool,
+    done: bool,
+    /// What broke the side that it comes from. What had arrived from there leaves first.
+    broke: Option<io::Error>,
+    bytes: u64,
+}
+
+/// How a relay ends because its coordinator stops.
+#[derive(Debug)]
+pub struct Drain<W, P, S> {
+    /// Ready when both sides are to be told; the relay goes on.
+    pub when: W,
+    /// Ready when it must end, whoever is still there. Both are told again.
+    pub part: P,
+    /// What the first is told and what the second is, each time.
+    pub say: S,
+}
+
+/// Copies binary messages both ways until either side ends, then ends the other. Never looks into them.
+/// Holds one message of each direction at most; a side that does not read stops the other.
+/// Ends when a side is silent for [`SILENCE`]: both ping.
+pub async fn relay<A: Io, B: Io, W, P, S>(
+    mut a: WebSocketStream<A>,
+    mut b: WebSocketStream<B>,
+    mut drain: Drain<W, P, S>,
+) -> (Relayed, io::Result<()>)
+where
+    W: Future<Output = ()>,
+    P: Future<Output = ()>,
+    S: FnMut() -> [Control; 2],
+{
+    let (mut forth, mut back) = (Direction::default(), Direction::default());
+    let mut check = interval_at(Instant::now() + PING, PING);
+    let (mut heard_a, mut heard_b) = (Instant::now(), Instant::now());
+    let mut when = std::pin::pin!(drain.when);
+    let mut part = std::pin::pin!(drain.part);
+    let (mut told, mut parting) = (false, false);
+    let outcome = std::future::poll_fn(|cx| {
+        if part.as_mut().poll(cx).is_ready() {
+            parting = true;
+            return Poll::Ready(Ok(()));
+        }
+        if !told && when.as_mut().poll(cx).is_ready() {
+            told = true;
+            let [to_a, to_b] = (drain.say)().map(|say| Message::text(say.to_text()));
+            (back.say, forth.say) = (Some(to_a), Some(to_b));
+        }
+        let ab = poll_copy(cx, &mut a, &mut b, &mut forth, &mut heard_a);
+        let ba = poll_copy(cx, &mut b, &mut a, &mut back, &mut heard_b);
+        if let Poll::Ready(outcome) = ab {
+            return Poll::Ready(outcome);
+        }
+        if let Poll::Ready(outcome) = ba {
+            return Poll::Ready(outcome);
+        }
+        while check.poll_tick(cx).is_ready() {
+            if heard_a.elapsed() > SILENCE || heard_b.elapsed() > SILENCE {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    let close = async {
+        if parting {
+            let [to_a, to_b] = (drain.say)().map(|say| Message::text(say.to_text()));
+            let _ = futures::future::join(a.send(to_a), b.send(to_b)).await;
+        }
+        let _ = futures::future::join(a.close(None), b.close(None)).await;
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), close).await;
+    (Relayed { forth: forth.bytes, back: back.bytes }, outcome)
+}
+
+fn poll_copy<A: Io, B: Io>(
+    cx: &mut Context<'_>,
+    from: &mut WebSocketStream<A>,
+    to: &mut WebSocketStream<B>,
+    direction: &mut Direction,
+    heard: &mut Instant,
+) -> Poll<io::Result<()>> {
+    let mut to = Pin::new(to);
+    loop {
+        while direction.say.is_some() || direction.waiting.is_some() {
+            ready!(to.as_mut().poll_ready(cx)).map_err(io_error)?;
+            if let Some(message) = direction.say.take().or_else(|| direction.waiting.take()) {
+                to.as_mut().start_send(message).map_err(io_error)?;
+                direction.unflushed = true;
+            }
+        }
+        if !direction.done {
+            match Pin::new(&mut *from).poll_next(cx) {
+                Poll::Ready(Some(Ok(message))) => {
+                    *heard = Instant::now();
+                    match message {
+                        Message::Binary(bytes) => {
+                            direction.bytes += bytes.len() as u64;
+                            direction.waiting = Some(Message::Binary(bytes));
+                        }
+                        Message::Close(_) => direction.done = true,
+                        _ => {}
+                    }
+                    continue;
+                }
+                Poll::Ready(Some(Err(tungstenite::Error::ConnectionClosed))) | Poll::Ready(None) => {
+                    direction.done = true;
+                }
+                Poll::Ready(Some(Err(error))) => (direction.done, direction.broke) = (true, Some(io_error(error))),
+                Poll::Pending => {}
+            }
+        }
+        if direction.unflushed {
+            ready!(to.as_mut().poll_flush(cx)).map_err(io_error)?;
+            direction.unflushed = false;
+        }
+        return match direction.broke.take() {
+            Some(error) => Poll::Ready(Err(error)),
+            None if direction.done => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::carrier::Arrival;
+    use super::super::carrier::tests::{bytes, ends};
+    use super::*;
+
+    /// Of a coordinator that does not stop.
+    fn never() -> Drain<std::future::Pending<()>, std::future::Pending<()>, impl FnMut() -> [Control; 2]> {
+        let say = || [Control::Unknown, Control::Unknown];
+        Drain { when: std::future::pending(), part: std::future::pending(), say }
+    }
+
+    /// In real time.
+    #[tokio::test]
+    async fn a_relay_one_of_whose_ends_is_silent_ends() {
+        let (mut laptop, near) = ends(false).await;
+        let (far, _stub) = ends(true).await;
+        let began = Instant::now();
+        let (relayed, arrival) =
+            tokio::join!(relay(near.into_websocket(), far.into_websocket(), never()), laptop.arrival());
+        assert_eq!(relayed.1.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() > SILENCE && !matches!(arrival, Ok(Some(_))), "{arrival:?}");
+    }
+
+    #[tokio::test]
+    async fn the_relay_copies_both_ways_and_ends_both() {
+        let (mut laptop, near) = ends(false).await;
+        let (far, mut stub) = ends(true).await;
+        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), never()));
+        for len in [100_000, 1, 50_000] {
+            laptop.send(Bytes::from(vec![5; len])).await.unwrap();
+            assert_eq!(bytes(&mut stub).await.len(), len, "messages keep their borders");
+        }
+        stub.send(Bytes::from_static(b"back")).await.unwrap();
+        assert_eq!(bytes(&mut laptop).await, "back");
+        drop(stub);
+        assert!(!matches!(laptop.arrival().await, Ok(Some(_))));
+        let (relayed, _) = relay.await.unwrap();
+        assert_eq!(relayed, Relayed { forth: 150_001, back: 4 });
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_drains_tells_both_and_goes_on_until_it_is_parted() {
+        let (mut laptop, near) = ends(false).await;
+        let (far, mut stub) = ends(true).await;
+        let (tell, when) = tokio::sync::oneshot::channel::<()>();
+        let (end, part) = tokio::sync::oneshot::channel::<()>();
+        let mut said = 0;
+        let drain = Drain {
+            when: async move { when.await.unwrap() },
+            part: async move { part.await.unwrap() },
+            say: move || {
+                said += 10;
+                [said, said + 1].map(|reconnect_after_ms| Control::Drain { reconnect_after_ms })
+            },
+        };
+        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), drain));
+        let told = |arrival: io::Result<Option<Arrival>>| match arrival {
+            Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => reconnect_after_ms,
+            other => panic!("{other:?}"),
+        };
+        tell.send(()).unwrap();
+        assert_eq!((told(laptop.arrival().await), told(stub.arrival().await)), (10, 11));
+        for _ in 0..3 {
+            laptop.send(Bytes::from_static(b"forth")).await.unwrap();
+            assert_eq!(bytes(&mut stub).await, "forth");
+            stub.send(Bytes::from_static(b"back")).await.unwrap();
+            assert_eq!(bytes(&mut laptop).await, "back");
+        }
+        end.send(()).unwrap();
+        assert_eq!((told(laptop.arrival().await), told(stub.arrival().await)), (20, 21));
+        let closed = tokio::join!(laptop.arrival(), stub.arrival());
+        assert!(matches!(closed, (Ok(None), Ok(None))), "{closed:?}");
+        let (relayed, outcome) = relay.await.unwrap();
+        assert_eq!(relayed, Relayed { forth: 15, back: 12 });
+        outcome.unwrap();
+    }
+}
