@@ -496,6 +496,8 @@ impl Ledger {
             if drains && self.said > 0 {
                 self.refused.insert(id);
             } else {
+                // Against its own word: whether it is taken depends on whether this end drains when it sees it.
+                self.suspect |= self.said > 0;
                 self.opened.push(id);
             }
             self.suspect |= self.opened.len() > MAX_OPENED;
