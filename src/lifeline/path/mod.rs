@@ -46,8 +46,9 @@ const MOST_SIGN: Duration = Duration::from_millis(20);
 /// how much a faster path shows itself.
 const LEAST_QUEUE: Duration = Duration::from_micros(300);
 
-/// Jitter of a short path that the window makes up for at most. Where something small would wait for it, bulk keeps
-/// short.
+/// Jitter of a short path that the window makes up for: at most so many round trips, and no more than this. More of it is a
+/// busy machine's, and a queue in which something small would wait. Where that is expected, bulk keeps short.
+const JITTER_TRIPS: u32 = 2;
 const MOST_JITTER: Duration = Duration::from_millis(2);
 
 /// Round trips from which on a path is long: clocks tell one part of them from another, and no busy machine seems so far away.
@@ -405,7 +406,7 @@ impl Path {
             }
             None => {
                 let queue = (shortest / 8).max(LEAST_QUEUE);
-                queue + self.recent.jitter().min(MOST_JITTER)
+                queue + self.recent.jitter().min(shortest * JITTER_TRIPS).min(MOST_JITTER)
             }
         };
         let window = (rate * (shortest + room).as_secs_f64()) as u64;
