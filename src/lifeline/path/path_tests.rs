@@ -233,6 +233,15 @@ fn radio_makes_a_path_neither_slow_nor_full() {
     }
 }
 
+/// Answers of a busy machine come late, and what is next to it is none the slower: bulk makes no queue of that.
+#[test]
+fn a_busy_machine_makes_no_queue_on_a_near_path() {
+    const RATE: f64 = 500_000_000.0;
+    let late = |n: u64| Duration::from_micros(n * 7919 % 4000);
+    let sent = run(&Wire { late, ..Wire::new(RATE, Duration::from_micros(200)) }, 5);
+    assert!(sent.wait(95) < Duration::from_millis(1), "a queue of {:?}", sent.wait(95));
+}
+
 #[test]
 fn a_long_path_that_changes_its_rate_is_followed() {
     const RATE: f64 = 25_000_000.0;
