@@ -36,6 +36,7 @@ pub struct LifelineHandle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) standing: watch::Receiver<Standing>,
     pub(super) drain: watch::Receiver<Option<Duration>>,
+    pub(super) doubt: watch::Receiver<bool>,
     pub(super) moved: Arc<AtomicU64>,
 }
 
@@ -87,6 +88,11 @@ impl LifelineHandle {
     /// When the coordinator said that it stops, how long to wait before coming back.
     pub fn drain(&self) -> watch::Receiver<Option<Duration>> {
         self.drain.clone()
+    }
+
+    /// Whether the carrier in use was asked by [`probe`](Self::probe) and has not answered yet.
+    pub fn doubt(&self) -> watch::Receiver<bool> {
+        self.doubt.clone()
     }
 
     /// Whether it is over.

@@ -67,6 +67,7 @@ pub struct Lifeline {
     armed: Instant,
     standing: watch::Sender<Standing>,
     drain: watch::Sender<Option<Duration>>,
+    doubt: watch::Sender<bool>,
     published: Option<(Instant, Standing)>,
     moved: Arc<AtomicU64>,
     /// While whoever writes was told to wait for room: how much had been made by then.
@@ -103,8 +104,10 @@ impl Lifeline {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (standing, drain) = (watch::Sender::new(Standing::Beginning), watch::Sender::new(None));
         let moved = Arc::<AtomicU64>::default();
-        let (watched, told) = (standing.subscribe(), drain.subscribe());
-        let handle = LifelineHandle { id, commands, standing: watched, drain: told, moved: moved.clone() };
+        let doubt = watch::Sender::new(false);
+        let (watched, told, doubted) = (standing.subscribe(), drain.subscribe(), doubt.subscribe());
+        let handle =
+            LifelineHandle { id, commands, standing: watched, drain: told, doubt: doubted, moved: moved.clone() };
         let lifeline = Lifeline {
             core: Core::new(side, id),
             carriers: Vec::new(),
@@ -114,6 +117,7 @@ impl Lifeline {
             armed: Instant::now() + FAR,
             standing,
             drain,
+            doubt,
             published: None,
             moved,
             waits: None,
@@ -299,6 +303,8 @@ impl Lifeline {
         const REFRESH: Duration = Duration::from_secs(1);
         let now = Instant::now();
         self.moved.store(self.core.moved(), Relaxed);
+        let doubt = self.core.in_doubt();
+        self.doubt.send_if_modified(|before| std::mem::replace(before, doubt) != doubt);
         let standing = self.core.standing();
         let old = self.published.as_ref().is_none_or(|(at, before)| {
             !before.is_like(&standing) || (now.saturating_duration_since(*at) >= REFRESH && *before != standing)

@@ -37,6 +37,8 @@ fn a_session_moves_to_the_direct_way_and_back_and_nothing_notices() {
     let tunnel = world.until_it_goes("direct", true);
     assert!(tunnel["round_trip_ms"].is_number(), "{tunnel}");
     goes_on("bytes on the direct way");
+    let said = up.program.output();
+    assert!(!said.contains("goes on, directly"), "a first direct way follows no interruption:\n{said}");
     for break_it in [Link::reset, Link::black_hole] {
         way.refuse();
         break_it(way);

@@ -380,6 +380,18 @@ fn a_forgotten_connection_is_silent_for_good() {
 }
 
 #[test]
+fn what_a_program_has_dialled_is_forgotten_and_what_it_dials_next_passes() {
+    let far = Far::new();
+    let (mut near, mut served) = far.connect();
+    far.link.forget_those_of(std::process::id());
+    near.write_all(b"lost").unwrap();
+    let (mut second, mut second_served) = far.connect();
+    passes(&mut second, &mut second_served, "hello");
+    is_silent(&mut served);
+    is_silent(&mut near);
+}
+
+#[test]
 fn what_was_said_can_be_said_again() {
     let far = Far::new();
     far.link.record();

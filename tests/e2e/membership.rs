@@ -4,7 +4,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::support::linked::Frozen;
 use crate::support::transfers::RECOVERY;
+use crate::support::wait::judged;
 use crate::support::*;
 
 /// Exit code for a device that is not let in.
@@ -74,6 +76,50 @@ fn a_revoked_device_is_cut_off_at_once_on_the_direct_way() {
 #[test]
 fn a_revoked_device_is_cut_off_at_once_behind_a_balancer() {
     what_a_revoked_device_has_open_ends_at_once(Way::Balanced);
+}
+
+/// The laptop stands still, so it is the workspace that ends the session. Counted from before the operator's command.
+#[track_caller]
+fn the_session_of_a_revoked_device_ends_though_that_does_nothing(way: Way) {
+    let redis = Redis::start();
+    let world = World::by(way);
+    let up = world.up();
+    let mut ended = [Duration::MAX; DEVICES];
+    for (number, ended) in ended.iter_mut().enumerate() {
+        let name = format!("device-{number}");
+        let laptop = world.another_laptop(&name);
+        let mut theirs = world.up_of(&laptop);
+        let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+        let _open = connected(port);
+        let (frozen, left) = (Frozen::new(theirs.program.pid()), format!("{name} left"));
+        let has_left = || world.linked.stub.output().contains(&left);
+        assert!(!has_left(), "{}", world.linked.stub.output());
+        let began = Instant::now();
+        world.linked.coordinator.run(&["device", "revoke", &name]).ok();
+        until("the workspace to end the session", || has_left().then_some(()));
+        *ended = began.elapsed();
+        println!("{way:?}: the session of a revoked device that stands still ended after {ended:?}");
+        drop(frozen);
+        assert_eq!(theirs.program.ends().code(), Some(REFUSED), "{}", theirs.program.output());
+    }
+    assert_eq!(up.tunnels(), 1, "the others did not notice: {}", up.program.output());
+    let judged = judged(ended);
+    assert!(judged < CUT, "{judged:?}");
+}
+
+#[test]
+fn the_workspace_ends_the_session_of_a_revoked_device() {
+    the_session_of_a_revoked_device_ends_though_that_does_nothing(Way::Relay);
+}
+
+#[test]
+fn the_workspace_ends_the_direct_session_of_a_revoked_device() {
+    the_session_of_a_revoked_device_ends_though_that_does_nothing(Way::Direct);
+}
+
+#[test]
+fn the_workspace_behind_a_balancer_ends_the_session_of_a_revoked_device() {
+    the_session_of_a_revoked_device_ends_though_that_does_nothing(Way::Balanced);
 }
 
 /// A device is revoked while nothing reaches it, and does not come back when something does.

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nexus_proxy::role::coordinator::drain::STUBS_FIRST;
+
 use crate::reliability::{UNDER_WAY, wide};
 use crate::support::linked::Talk;
 use crate::support::transfers::{RECOVERY, Transfers};
@@ -32,17 +34,28 @@ fn a_coordinator_that_is_replaced_interrupts_nothing() {
     for _ in 0..2 {
         until_it_moves("bytes before", &mut transfers, &world);
         let moved = up.resumed();
-        let mut old = world.coordinator.replace();
-        // What is relayed goes on there, until the laptop has another way, and then nothing keeps it.
+        let (near, began) = (&world.near, Instant::now());
+        let before = near.counts().accepted;
+        let came = || within(RECOVERY, || (near.counts().accepted > before).then(|| began.elapsed()));
         let mut longest = Duration::ZERO;
-        let over = within(RECOVERY, || {
-            let asked = Instant::now();
-            talk.echo_within(RECOVERY);
-            longest = longest.max(asked.elapsed());
-            (up.resumed() > moved).then_some(())
+        let (mut old, over, came) = std::thread::scope(|scope| {
+            let came = scope.spawn(came);
+            let old = world.coordinator.replace();
+            // What is relayed goes on there, until the laptop has another way, and then nothing keeps it.
+            let over = within(RECOVERY, || {
+                let asked = Instant::now();
+                talk.echo_within(RECOVERY);
+                longest = longest.max(asked.elapsed());
+                (up.resumed() > moved).then_some(())
+            });
+            (old, over, came.join().expect("it only looks"))
         });
         assert!(over.is_some(), "the session did not go over:\n{}", up.program.output());
-        println!("the coordinator was replaced; no answer took longer than {longest:?}");
+        println!(
+            "the coordinator was replaced; no answer took longer than {longest:?}; the laptop came after {came:?}"
+        );
+        // It was told when to come, and no laptop is told to come sooner than that.
+        assert!(came.is_some_and(|came| came >= STUBS_FIRST), "{came:?}");
         let ended = within(RECOVERY, || old.has_ended());
         old.ended_well(ended);
         until_it_moves("bytes after", &mut transfers, &world);

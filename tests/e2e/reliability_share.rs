@@ -23,6 +23,9 @@ const BESIDE_A_LINE: u64 = 3 << 20;
 /// The same while programs are started on either end, call, and are answered.
 const BESIDE_A_CALL: u64 = 16 << 20;
 
+/// Times that much may pass beside the slowest line or call.
+const SLOWEST: u64 = 10;
+
 /// Bytes that pass at least meanwhile: with fewer there would be nothing to wait behind.
 const LEAST: u64 = 32 << 10;
 
@@ -60,16 +63,23 @@ impl Bulk<'_> {
         self.directions.iter().map(|&direction| now[direction as usize] - before[direction as usize]).collect()
     }
 
-    /// Does `work` so many times; bulk went on meanwhile, and `most` bytes of it at the most each time.
+    /// Does `work` so many times; bulk went on meanwhile, `most` bytes of it at the most on average, and [`SLOWEST`] times
+    /// that beside any.
     #[track_caller]
     fn beside(&mut self, what: &str, times: u64, most: u64, mut work: impl FnMut()) {
         let before = passed(self.world);
-        (0..times).for_each(|_| work());
+        let mut slowest = 0;
+        for _ in 0..times {
+            let began = passed(self.world);
+            work();
+            slowest = self.since(began).into_iter().fold(slowest, u64::max);
+        }
         let each: Vec<u64> = self.since(before).iter().map(|bytes| bytes / times).collect();
         let (kib, ways) = (each.iter().map(|bytes| bytes >> 10).collect::<Vec<_>>(), &self.directions);
-        println!("{ways:?}: beside {what}, of {times}, passed {kib:?} KiB on average");
+        println!("{ways:?}: beside {what}, of {times}, passed {kib:?} KiB on average, {} at most", slowest >> 10);
         assert!(each.iter().all(|bytes| *bytes >= LEAST), "{ways:?} stood still beside {what}: {kib:?} KiB each");
         assert!(each.iter().all(|bytes| *bytes <= most), "{what} waited for bulk {ways:?}: {kib:?} KiB each");
+        assert!(slowest <= most * SLOWEST, "one {what} waited for {slowest} bytes of bulk {ways:?}");
         for client in &mut self.clients {
             assert!(client.has_ended().is_none(), "{}", client.output());
         }

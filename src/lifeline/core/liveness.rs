@@ -154,6 +154,12 @@ impl Core {
         }
     }
 
+    /// Whether something happened that often costs a carrier, and the one in use has not shown since that it lives.
+    pub fn in_doubt(&self) -> bool {
+        let owes = |member: &Member| Some(member.id) == self.active && member.pinged.is_some();
+        self.side == Side::Dialer && self.alert.is_some() && self.members.iter().any(owes)
+    }
+
     /// Messages that wait for a carrier to take them, beside the stream's own.
     #[cfg(test)]
     pub fn waiting(&self) -> usize {

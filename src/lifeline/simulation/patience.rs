@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::super::core::{HEARTBEAT, LEAST_PATIENCE, QUIET, QUIET_PATIENCE, UNANSWERED};
-use super::super::standing::Standing;
+use super::super::standing::{Route, Standing};
 use super::{DIALER, LISTENER, World, exchange, steady};
+use crate::wire::lifeline::AttachMode;
 
 #[test]
 fn a_silent_carrier_is_suspected_and_believed_again() {
@@ -20,6 +21,35 @@ fn a_silent_carrier_is_suspected_and_believed_again() {
         world.deliver(0, DIALER);
     }
     assert!(matches!(world.cores[DIALER].standing(), Standing::Attached { .. }));
+}
+
+#[test]
+fn a_carrier_is_in_doubt_from_a_change_until_it_answers_or_another_is_in_use() {
+    let in_doubt = |world: &World| [DIALER, LISTENER].map(|side| world.cores[side].in_doubt());
+    let mut world = steady();
+    exchange(&mut world, 0, DIALER);
+    // A heartbeat is no reason to doubt.
+    world.pass(HEARTBEAT);
+    assert_eq!(in_doubt(&world), [false; 2]);
+    exchange(&mut world, 0, DIALER);
+    world.write(LISTENER, 10);
+    world.pump(0, LISTENER);
+    world.cores[DIALER].probe(world.now);
+    assert_eq!(in_doubt(&world), [true, false], "only the dialer can bring another");
+    // What was said before it was asked shows nothing.
+    world.deliver(0, DIALER);
+    assert_eq!(in_doubt(&world), [true, false]);
+    exchange(&mut world, 0, DIALER);
+    assert_eq!(in_doubt(&world), [false; 2], "it has answered");
+    world.links[0].hole = [true; 2];
+    world.cores[DIALER].probe(world.now);
+    world.dial(Route::Relay, AttachMode::Move);
+    assert_eq!(in_doubt(&world), [true, false]);
+    for side in [DIALER, LISTENER] {
+        world.pump(1, side);
+        world.deliver(1, 1 - side);
+    }
+    assert_eq!(in_doubt(&world), [false; 2], "another one is in use");
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! Keeps a session on its feet: when its connection is gone or does not answer, brings it another one; when its coordinator
 //! stops, before that one is gone.
 //!
+//! When something happened that often costs a connection without a word, the next one is dialled while the one that the
+//! session has is asked: whichever is sooner, its answer or another connection, is taken.
+//!
 //! Everything in the session waits while it has none. What will never succeed ends it then: a device that was revoked, a
 //! session that the workspace does not know any more.
 
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use futures::future::Fuse;
+use futures::future::{BoxFuture, Fuse, FusedFuture};
 use tokio::sync::watch;
 
 use super::life::Life;
@@ -16,6 +19,7 @@ use super::tunnel_state::{TunnelState, time_in, time_of};
 use crate::lifeline::{Route, Standing};
 use crate::role::WAY;
 use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
+use crate::transport::client::CoordinatorCarrier;
 use crate::wire::lifeline::AttachMode;
 
 /// How long one attempt may take as a whole: the way to the coordinator, and its wait for the stub.
@@ -35,6 +39,9 @@ const BRIEFLY: Duration = Duration::from_secs(30);
 /// What is told when the coordinator says that it stops.
 const STOPS: &str = "the coordinator is stopping; the session goes over to the next one";
 
+/// A connection by way of the coordinator that is being dialled.
+type Dialing<'a> = BoxFuture<'a, Result<CoordinatorCarrier, TunnelError>>;
+
 impl Life<'_> {
     /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when
     /// the session itself is over: whoever serves it sees that.
@@ -42,11 +49,15 @@ impl Life<'_> {
         let (lifeline, session) = (&self.lifeline, &self.standing);
         let mut standing = lifeline.standing();
         let mut drain = lifeline.drain();
+        let (mut doubt, mut doubted) = (lifeline.doubt(), false);
         let mut brief = Backoff::default();
         let (mut carriers, mut attached, mut moved) = (0, Instant::now(), 0);
         let mut come_back = None;
         let attaching = watch::Sender::new(false);
         let mut leaving = Box::pin(Fuse::terminated());
+        // Another connection beside the one that is in doubt: while it is dialled, and while the workspace is asked to take it.
+        let mut ahead: Option<Dialing<'_>> = None;
+        let mut moving = Box::pin(Fuse::terminated());
         let mut before = Standing::Beginning;
         loop {
             let now = standing.borrow_and_update().clone();
@@ -64,7 +75,19 @@ impl Life<'_> {
                     if moves != carriers {
                         (carriers, attached) = (moves, Instant::now());
                     }
+                    let was = std::mem::replace(&mut doubted, *doubt.borrow_and_update());
+                    // Once for each time that it is in doubt: what is refused now is tried when it is suspected.
+                    if doubted && !was && leaving.is_terminated() && !*attaching.borrow() {
+                        ahead = Some(Box::pin(self.tunnel.join()));
+                    }
+                    ahead.take_if(|_| !doubted);
                     tokio::select! {
+                        Ok(()) = doubt.changed() => {}
+                        dialed = outcome(&mut ahead) => match dialed {
+                            Ok(carrier) => moving.set(self.move_to(carrier, &attaching).fuse()),
+                            Err(error) => tracing::debug!(%error, "no other connection while this one is in doubt"),
+                        },
+                        () = &mut moving => {}
                         changed = standing.changed() => if changed.is_err() {
                             return std::future::pending().await;
                         },
@@ -75,6 +98,8 @@ impl Life<'_> {
                             }
                             self.set_notice(Some(STOPS.to_owned()));
                             come_back = Some(Instant::now() + told);
+                            ahead = None;
+                            moving.set(Fuse::terminated());
                             leaving.set(self.leave(told, &attaching).fuse());
                             // What this replaces may have been asking the workspace.
                             attaching.send_replace(false);
@@ -94,6 +119,7 @@ impl Life<'_> {
                     _ = standing.wait_for(is_well) => {}
                     _ = asked.wait_for(|attaching| !attaching) => {}
                     () = &mut leaving => {}
+                    () = &mut moving => {}
                 }
                 continue;
             }
@@ -105,6 +131,7 @@ impl Life<'_> {
                 wait = brief.next(rand::random()).min(BRIEF);
             }
             leaving.set(Fuse::terminated());
+            moving.set(Fuse::terminated());
             self.set_notice(None);
             attaching.send_replace(false);
             // A coordinator that stops says when to come back, so that not all of its clients do at once. Its last word may
@@ -118,7 +145,7 @@ impl Life<'_> {
             let interrupted = Interrupted { why, since };
             tracing::debug!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
             let resumed = tokio::select! {
-                outcome = self.resume(&interrupted, wait) => outcome,
+                outcome = self.resume(&interrupted, wait, ahead.take()) => outcome,
                 // It answers again, or the lifeline helped itself to another way.
                 _ = standing.wait_for(is_well) => Ok(()),
             };
@@ -162,8 +189,26 @@ impl Life<'_> {
         tracing::info!(target: WAY, "the session has gone over to the next coordinator");
     }
 
-    /// Tries until the session has a new connection, for the first time after `wait`.
-    async fn resume(&self, interrupted: &Interrupted, mut wait: Duration) -> Result<(), TunnelError> {
+    /// Moves the session to a connection that was there before the one in doubt had answered.
+    async fn move_to(&self, carrier: CoordinatorCarrier, attaching: &watch::Sender<bool>) {
+        attaching.send_replace(true);
+        let taken = self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await;
+        attaching.send_replace(false);
+        match taken {
+            Ok(_) => tracing::debug!("the session did not wait for a connection that was in doubt"),
+            Err(why) => tracing::debug!(why, "the session could not move from a connection that is in doubt"),
+        }
+    }
+
+    /// Tries until the session has a new connection, for the first time after `wait`; without a wait that is the one that is
+    /// being dialled already.
+    async fn resume(
+        &self,
+        interrupted: &Interrupted,
+        mut wait: Duration,
+        ahead: Option<Dialing<'_>>,
+    ) -> Result<(), TunnelError> {
+        let mut ahead = ahead.filter(|_| wait.is_zero());
         let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::default();
         let mut last = None;
@@ -177,7 +222,7 @@ impl Life<'_> {
             self.publish(interrupted.state(backoff.failures() + 1, &last, Duration::ZERO));
             let began = Instant::now();
             let attempt = tokio::select! {
-                outcome = tokio::time::timeout(ATTEMPT, self.bring()) => outcome,
+                outcome = tokio::time::timeout(ATTEMPT, self.bring(ahead.take())) => outcome,
                 // What an attempt waits for went with the old network.
                 _ = changes.changed() => {
                     backoff.reset();
@@ -204,9 +249,12 @@ impl Life<'_> {
         }
     }
 
-    /// One new connection, by way of the coordinator, which the session goes on on.
-    async fn bring(&self) -> Result<(), TunnelError> {
-        let carrier = self.tunnel.join().await?;
+    /// One new connection, by way of the coordinator, which the session goes on on: this one, if one is being dialled.
+    async fn bring(&self, ahead: Option<Dialing<'_>>) -> Result<(), TunnelError> {
+        let carrier = match ahead {
+            Some(dialing) => dialing.await?,
+            None => self.tunnel.join().await?,
+        };
         self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
         Ok(())
     }
@@ -220,6 +268,14 @@ impl Life<'_> {
         self.lifeline.attach(Box::new(carrier), Route::Relay, mode).await.map_err(TunnelError::resume)?;
         Ok(())
     }
+}
+
+/// Returns when a connection is there that is being dialled, if one is, or cannot be had.
+async fn outcome(ahead: &mut Option<Dialing<'_>>) -> Result<CoordinatorCarrier, TunnelError> {
+    let Some(dialing) = ahead else { return std::future::pending().await };
+    let outcome = dialing.await;
+    *ahead = None;
+    outcome
 }
 
 /// Longest wait between two looks for the next coordinator, when it has been looked for that long.

@@ -19,6 +19,22 @@ pub fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|(state, _)| state == "T")
 }
 
+/// The ports from which process `pid` has TCP connections to `port` of another program.
+pub fn ports_toward(pid: u32, port: u16) -> Vec<u16> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs, and is ours").flatten();
+    let named = |file: fs::DirEntry| Some(fs::read_link(file.path()).ok()?.to_str()?.to_owned());
+    let sockets: Vec<String> = files.filter_map(named).collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    let own = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, ..] = fields[..] else { return None };
+        let ours =
+            remote.ends_with(&format!(":{port:04X}")) && sockets.contains(&format!("socket:[{}]", fields.get(9)?));
+        ours.then(|| u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok())?
+    };
+    table.lines().skip(1).filter_map(own).collect()
+}
+
 /// What a process holds of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {

@@ -10,6 +10,13 @@ pub fn is_long() -> bool {
     std::env::var_os("NEXUS_LONG").is_some_and(|value| value == "1")
 }
 
+/// What is judged of some looks at the same: in the usual run the best, which tells what the programs can do, since the
+/// others may tell what else the machine did; in the long one the median.
+pub fn judged<const LOOKS: usize>(mut looks: [Duration; LOOKS]) -> Duration {
+    looks.sort();
+    looks[if is_long() { LOOKS / 2 } else { 0 }]
+}
+
 /// Polls `condition` until it gives a value; panics with `what` when [`PATIENCE`] is over.
 #[track_caller]
 pub fn until<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {

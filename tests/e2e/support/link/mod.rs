@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use relay::{Settings, Shared};
 pub use wire::Wire;
 
+use super::kernel;
+
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -219,6 +221,14 @@ impl Link {
     pub fn forget_present(&self) {
         let present = self.counts().accepted;
         self.change(|settings| settings.forgotten = present);
+    }
+
+    /// The same of those connections only that process `pid` has dialled, one at least.
+    #[track_caller]
+    pub fn forget_those_of(&self, pid: u32) {
+        let ports = kernel::ports_toward(pid, self.port);
+        assert!(!ports.is_empty(), "process {pid} has no connection here");
+        self.shared.forget_ports(&ports);
     }
 
     /// Records from now on what connections say.

@@ -1,6 +1,6 @@
 //! The link's own thread: listens, dials the target for each connection, and moves bytes when the wire says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -83,6 +83,8 @@ struct Book {
     answers: Vec<Bytes>,
     /// Open connections by the epoch that they are of.
     open: BTreeMap<u64, usize>,
+    /// The ports of clients whose open connections are silent for good.
+    silent: BTreeSet<u16>,
 }
 
 impl Shared {
@@ -120,6 +122,10 @@ impl Shared {
 
     pub fn forget_harms(&self) {
         self.book().harms = [None; 2];
+    }
+
+    pub fn forget_ports(&self, ports: &[u16]) {
+        self.book().silent.extend(ports);
     }
 
     pub fn recorded(&self) -> Vec<Recorded> {
@@ -254,17 +260,24 @@ struct Entry {
     epoch: u64,
     /// Counts all connections of the link, from 0.
     number: u64,
+    /// Of the client.
+    port: u16,
 }
 
 impl Entry {
-    fn new(shared: Arc<Shared>) -> Entry {
+    fn new(shared: Arc<Shared>, port: u16) -> Entry {
         let epoch = shared.settings.borrow().epoch;
         let mut book = shared.book();
         let number = book.accepted;
         book.accepted += 1;
         *book.open.entry(epoch).or_default() += 1;
         drop(book);
-        Entry { shared, epoch, number }
+        Entry { shared, epoch, number, port }
+    }
+
+    /// Whether it says nothing more, for good.
+    fn is_forgotten(&self) -> bool {
+        self.number < self.shared.settings.borrow().forgotten || self.shared.book().silent.contains(&self.port)
     }
 }
 
@@ -276,6 +289,7 @@ impl Drop for Entry {
         if *open == 0 {
             book.open.remove(&self.epoch);
         }
+        book.silent.remove(&self.port);
     }
 }
 
@@ -290,7 +304,7 @@ enum End {
 
 /// One connection, from its beginning to its end.
 async fn attend(client: TcpStream, target: u16, shared: Arc<Shared>) {
-    let entry = Entry::new(shared.clone());
+    let entry = Entry::new(shared.clone(), client.peer_addr().map_or(0, |peer| peer.port()));
     let mut settings = shared.settings.subscribe();
     let broken = settings.wait_for(|settings| settings.epoch != entry.epoch);
     let mut server = None;
@@ -468,7 +482,7 @@ async fn deliver(
             released = Some(Instant::now());
         }
         let _ = settings.wait_for(|settings| settings.flow[direction as usize] != Flow::Held).await;
-        lost |= shared.flow(direction) == Flow::Lost || entry.number < settings.borrow().forgotten;
+        lost |= shared.flow(direction) == Flow::Lost || entry.is_forgotten();
         let size = if let Content::Bytes(bytes) = &content { bytes.len() } else { 0 };
         if released.is_some_and(|released| due <= released) {
             shared.book().late += size as u64;
@@ -502,7 +516,7 @@ async fn deliver(
             }
             if written.is_err() {
                 let told = shared.flow(opposite(direction)) != Flow::Lost;
-                if told && entry.number >= settings.borrow().forgotten {
+                if told && !entry.is_forgotten() {
                     return Some(End::Reset);
                 }
                 // The receiver is gone, and the news of it is lost.
