@@ -364,6 +364,11 @@ impl Tunnel {
         self.told.notice(notice);
     }
 
+    /// Says until when the direct way is left alone, if it is.
+    pub(super) fn direct_next(&self, next: Option<time::OffsetDateTime>) {
+        self.told.direct_next(next);
+    }
+
     pub(super) fn publish(&self, state: TunnelState) {
         self.told.tell(state);
     }
