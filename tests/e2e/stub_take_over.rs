@@ -449,6 +449,47 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
 }
 
+/// A stub that serves the workspace again outlives two more hand-overs for what was left in the background meanwhile; the door
+/// through which it hears of the workspace's end stays open, and it follows a successor that dies.
+#[test]
+fn what_was_left_in_the_background_of_a_stub_that_serves_again_lives_on() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let Talk { talk, forward: _forward, .. } = world.talk(&redis);
+    let mut successor = world.machine.command(None);
+    successor.arg("--take-over");
+    let mut successor = Running::start(successor);
+    successor.says("took over");
+    successor.signal(Signal::SIGKILL);
+    successor.ends();
+    world.stub.says_after(0, RECOVERY, "taken back");
+    world.stub.says("ready for laptops");
+    reaches_the_new_one(&world);
+    // The first life has nothing any more.
+    talk.ends_well();
+    world.stub.says("anna left");
+    let background = world.laptop.exec("box", &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & echo $!"]).ok();
+    let background: u32 = background.trim().parse().expect("a process id");
+    let mut old = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    until("the later life to be over", || (sockets_left(&world).len() < 2).then_some(()));
+    reaches_the_new_one(&world);
+    assert!(kernel::runs(background) && old.has_ended().is_none(), "{}", old.output());
+    let heard = old.heard();
+    world.stub.signal(Signal::SIGKILL);
+    world.stub.ends();
+    old.says_after(heard, RECOVERY, "taken back");
+    world.stub = old;
+    reaches_the_new_one(&world);
+    assert!(kernel::runs(background), "{}", world.stub.output());
+    let mut old = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    assert!(world.stub.stop(Signal::SIGTERM).success());
+    assert!(old.ends().success(), "{}", old.output());
+    assert!(!kernel::runs(background), "the workspace is closed");
+}
+
 /// Whoever cleans up a state directory takes the door away from the one that serves, and nothing from what goes on.
 #[test]
 fn a_stub_whose_successor_lost_its_sockets_file_goes_on_until_it_is_done() {
