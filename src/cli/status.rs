@@ -110,7 +110,10 @@ fn tunnel(status: &Status) -> String {
             let notice =
                 tunnel["notice"].as_str().map(|notice| format!("; {}", within_line(notice))).unwrap_or_default();
             let alone = if path == Route::Direct && tunnel["standby"] == false { ALONE } else { "" };
-            format!("up since {since}, {}{alone}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
+            let left = moment(&tunnel["direct_next"])
+                .map(|at| format!("; the direct way did not last ({})", next_attempt(Some(at))))
+                .unwrap_or_default();
+            format!("up since {since}, {}{alone}{left}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
         }
         Some("resuming") => {
             let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();

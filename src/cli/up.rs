@@ -291,7 +291,7 @@ async fn live(
     let device = profile.device().to_string();
     let outer = profile.outer(&url).map_err(|e| Failure::new(failure::REFUSED, e))?;
     let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone()).with_outer(outer);
-    let tunnel = Tunnel::new(client, profile, up.workspace.clone()).with_direct(!up.no_direct);
+    let tunnel = Tunnel::new(client, profile, up.workspace.clone()).with_direct(!up.no_direct).with_was_up(!is_first);
     let on_this_machine = up.coordinator.is_none();
     let log = up.background.clone();
     let stop = plan.stop.child_token();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// First wait.
+/// First wait, unless told otherwise.
 pub const FIRST: Duration = Duration::from_millis(200);
 
 /// Each wait is that many times the one before: so a wait is never longer than half the time that it has been.
@@ -15,13 +15,14 @@ pub const LONGEST: Duration = Duration::from_secs(15);
 /// back without a word.
 pub const LONGEST_FOR_A_NAME: Duration = Duration::from_secs(2);
 
-/// Steps after which a wait grows no more, whatever its bound: 200 ms have become two weeks.
+/// Steps after which a wait grows no more, whatever its bound: 200 ms have become weeks.
 const MOST_STEPS: u32 = 40;
 
 /// Waits between attempts.
 #[derive(Debug)]
 pub struct Backoff {
     failures: u32,
+    first: Duration,
     longest: Duration,
 }
 
@@ -34,7 +35,12 @@ impl Default for Backoff {
 impl Backoff {
     /// Waits that grow to another bound.
     pub fn up_to(longest: Duration) -> Backoff {
-        Backoff { failures: 0, longest }
+        Backoff::between(FIRST, longest)
+    }
+
+    /// Waits that begin with another one, too.
+    pub fn between(first: Duration, longest: Duration) -> Backoff {
+        Backoff { failures: 0, first, longest }
     }
 
     /// The next wait, between half and all of the exponential step; `random` is in 0..1.
@@ -45,7 +51,7 @@ impl Backoff {
     /// As [`next`](Self::next), of a step that is no longer than `longest`.
     pub fn next_up_to(&mut self, longest: Duration, random: f64) -> Duration {
         let steps = self.failures.min(MOST_STEPS) as i32;
-        let step = FIRST.mul_f64(GROWTH.powi(steps)).min(self.longest).min(longest);
+        let step = self.first.mul_f64(GROWTH.powi(steps)).min(self.longest).min(longest);
         self.failures = self.failures.saturating_add(1);
         step.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
     }

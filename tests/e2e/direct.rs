@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nexus_proxy::lifeline::first_attach;
@@ -15,7 +16,7 @@ use nexus_proxy::wire::{Refusal, RefusalCode};
 use tokio::runtime::Runtime;
 
 use crate::support::link::Link;
-use crate::support::transfers::Transfers;
+use crate::support::transfers::{RECOVERY, Transfers, digest};
 use crate::support::*;
 
 /// Bytes of one transfer.
@@ -51,6 +52,57 @@ fn a_session_moves_to_the_direct_way_and_back_and_nothing_notices() {
         assert!(moves() > before, "{}", up.program.output());
     }
     transfers.finish();
+}
+
+/// Bytes after which a direct way is cut each time, much fewer than make one of use; and how long a download by the other way
+/// has them cut, at the least.
+const CUT: u64 = 50_000;
+const DOWNLOAD: usize = 24 << 20;
+
+/// The least that a direct way that did not last is left alone for is half a second, half as long again each time: so many
+/// seconds for so many times.
+fn least_wait(times: usize) -> f64 {
+    1.5_f64.powi(times as i32) - 1.0
+}
+
+#[test]
+fn a_direct_way_that_never_lasts_is_taken_less_and_less_and_a_download_goes_on() {
+    let nginx = Nginx::start();
+    let original = nginx.root.join("original");
+    std::fs::write(&original, rand::random_iter::<u8>().take(DOWNLOAD).collect::<Vec<_>>()).expect("a file of ours");
+    let world = World::by(Way::Direct);
+    let (near, far) = (&world.linked.near, &world.linked.far);
+    [near, far].iter().for_each(|link| link.set_wire(Wire::new(20_000_000, Duration::from_millis(5))));
+    let way = world.direct.as_ref().expect("that is the way");
+    way.set_wire(Wire::new(5_000_000, Duration::from_millis(5)));
+    let up = world.up();
+    let (port, _forward) = world.linked.forward(nginx.addr);
+    let arrives = nginx.root.join("arrives");
+    let url = format!("http://127.0.0.1:{port}/original");
+    let words = ["--max-time", &RECOVERY.as_secs().to_string(), "-o", &arrives.to_string_lossy(), &url];
+    let began = Instant::now();
+    let mut download = Running::start(curl(&words));
+    let ended = wait::within(RECOVERY, || {
+        if !way.harm_is_due() {
+            way.cut_after(Direction::Down, CUT);
+        }
+        download.has_ended()
+    });
+    download.ended_well(ended);
+    assert_eq!(digest(&arrives), digest(&original), "what arrived is not what was sent");
+    let (again, time) = (up.program.output().matches(", directly").count(), began.elapsed());
+    println!("the direct way was taken again {again} times in {time:?}");
+    assert!(again >= 2, "it was given up: {}", up.program.output());
+    // The first one may have lasted, on a machine that is slow enough.
+    assert!(least_wait(again - 1) <= time.as_secs_f64(), "{again} times in {time:?}: {}", up.program.output());
+    until("`status` to say so", || {
+        way.reset();
+        world.linked.laptop.run(&["status"]).ok().contains("the direct way did not last (next attempt in").then_some(())
+    });
+    assert!(up.program.output().contains("the direct way did not last, and is left alone"), "{}", up.program.output());
+    way.heal();
+    world.until_it_goes("direct", true);
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
 #[test]

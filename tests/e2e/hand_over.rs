@@ -481,6 +481,40 @@ fn a_successor_that_is_refused_a_port_in_the_workspace_gives_it_back() {
     is_taken_back(&["-R", &spec], |second| drop(second.says("in use")));
 }
 
+/// A network that answers in the coordinator's place, as those of hotels do, decides nothing for a program that was up.
+#[test]
+fn who_takes_its_place_again_waits_for_who_answers_in_the_coordinators_place() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let near = world.near.url();
+    let words = ["box", "--no-direct", "--coordinator", &near];
+    let mut first = world.laptop.up(&words);
+    let mut open = world.talk(&redis);
+    world.near.set_wire(long());
+    let take_over = [&["up"], &words[..], &["--take-over"]].concat();
+    let mut second = Running::start(world.laptop.command(&take_over));
+    first.program.says("handed over");
+    world.near.refuse();
+    second.signal(Signal::SIGKILL);
+    second.ends();
+    assert!(!second.output().contains("end-to-end verified"), "it was up:\n{}", second.output());
+    world.coordinator.kill();
+    let impostor = world.coordinator.impostor();
+    world.near.set_wire(narrow());
+    world.near.heal();
+    first.program.says("takes its place again");
+    until("it to see through who answers", || {
+        let tunnel = world.laptop.workspace_status()["tunnel"].clone();
+        tunnel["why"].as_str().is_some_and(|why| why.contains("another authority")).then_some(())
+    });
+    drop(impostor);
+    world.coordinator.start_again();
+    open.talk.echo_within(RECOVERY);
+    until("the first to be up again", || (first.tunnels() == 2).then_some(()));
+    assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    open.talk.ends_well();
+}
+
 /// What comes up in its place, and what takes its place again, has the inherited port when that is free, and goes on until then.
 #[test]
 fn a_forward_that_cannot_be_had_for_the_moment_ends_neither_program() {

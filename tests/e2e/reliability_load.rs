@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nexus_proxy::lifeline::core::{MAX_CARRIERS, SLACK as KEPT_SLACK};
 use nexus_proxy::lifeline::path::MOST_WINDOW;
+use nexus_proxy::role::proxy::climb::WORTH;
 use nexus_proxy::session::mux::{FIRST_WINDOW, POOL, SEND_QUEUE};
 use nexus_proxy::transport::carrier::WRITE_BUFFER;
 use nexus_proxy::transport::relay::RELAY_BUFFERS;
@@ -365,6 +366,28 @@ const SLACK: Footprint = Footprint {
     files: 4,
 };
 
+/// A file in the workspace that is enough to make a way of use, and a forward to it.
+struct Bulk {
+    url: String,
+    _nginx: Nginx,
+    _forward: Running,
+}
+
+impl Bulk {
+    #[track_caller]
+    fn of(world: &World) -> Bulk {
+        let nginx = Nginx::start();
+        std::fs::write(nginx.root.join("bulk"), vec![b'x'; 2 * WORTH as usize]).expect("a file of ours");
+        let (port, forward) = world.linked.forward(nginx.addr);
+        Bulk { url: format!("http://127.0.0.1:{port}/bulk"), _nginx: nginx, _forward: forward }
+    }
+
+    #[track_caller]
+    fn download(&self) {
+        Running::start(curl(&["-o", "/dev/null", &self.url])).completes(PATIENCE);
+    }
+}
+
 /// Resets the laptop's and the workspace's wires in turn, and waits each time for another connection and an answer.
 #[track_caller]
 fn reconnecting_leaves_nothing(way: Way) {
@@ -378,8 +401,15 @@ fn reconnecting_leaves_nothing(way: Way) {
     let linked = &world.linked;
     let pids = [up.program.pid(), linked.stub.pid(), linked.coordinator.program.pid()];
     let wires = world.all_wires();
+    let bulk = world.direct.as_ref().map(|_| Bulk::of(&world));
     let mut reconnect = |number: usize| {
-        let link = wires[number % wires.len()];
+        let at = number % wires.len();
+        let link = wires[at];
+        // A direct way that is of no use before it breaks is taken again only after longer and longer waits. It is the first wire.
+        if let Some(bulk) = bulk.as_ref().filter(|_| at == 0) {
+            world.settle();
+            bulk.download();
+        }
         let before = link.counts().accepted;
         link.reset();
         talk.echo_within(RECOVERY);

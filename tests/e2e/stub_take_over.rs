@@ -449,6 +449,90 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     assert_eq!(sockets_left(&world), Vec::<PathBuf>::new());
 }
 
+/// A stub that serves the workspace again outlives two more hand-overs for what was left in the background meanwhile; the door
+/// through which it hears of the workspace's end stays open, and it follows a successor that dies.
+#[test]
+fn what_was_left_in_the_background_of_a_stub_that_serves_again_lives_on() {
+    let redis = Redis::start();
+    let mut world = Linked::new();
+    let _up = Linked::up(&world.near, &world.laptop);
+    let Talk { talk, forward: _forward, .. } = world.talk(&redis);
+    let mut successor = world.machine.command(None);
+    successor.arg("--take-over");
+    let mut successor = Running::start(successor);
+    successor.says("took over");
+    successor.signal(Signal::SIGKILL);
+    successor.ends();
+    world.stub.says_after(0, RECOVERY, "taken back");
+    world.stub.says("ready for laptops");
+    reaches_the_new_one(&world);
+    // The first life has nothing any more.
+    talk.ends_well();
+    world.stub.says("anna left");
+    let background = world.laptop.exec("box", &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & echo $!"]).ok();
+    let background: u32 = background.trim().parse().expect("a process id");
+    let mut old = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    until("the later life to be over", || (sockets_left(&world).len() < 2).then_some(()));
+    reaches_the_new_one(&world);
+    assert!(kernel::runs(background) && old.has_ended().is_none(), "{}", old.output());
+    let heard = old.heard();
+    world.stub.signal(Signal::SIGKILL);
+    world.stub.ends();
+    old.says_after(heard, RECOVERY, "taken back");
+    world.stub = old;
+    reaches_the_new_one(&world);
+    assert!(kernel::runs(background), "{}", world.stub.output());
+    let mut old = replace(&world.machine, &mut world.stub);
+    reaches_the_new_one(&world);
+    assert!(world.stub.stop(Signal::SIGTERM).success());
+    assert!(old.ends().success(), "{}", old.output());
+    assert!(!kernel::runs(background), "the workspace is closed");
+}
+
+/// As the networks of hotels do. It decides nothing: neither for the successor, nor for a stub that was started beside what
+/// goes on, nor for the first one, which serves the workspace again.
+#[test]
+fn who_answers_in_the_coordinators_place_ends_nothing_that_was_handed_over() {
+    let redis = Redis::start();
+    let (mut world, _way, _) = Linked::with_direct_way();
+    let _up = world.laptop.up(&["box", "--coordinator", &world.near.url()]);
+    let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
+    world.until_it_goes("direct", true);
+    // The successor has looked whether it reaches the coordinator, and asks; that is another one when it is answered.
+    let still = Frozen::new(world.stub.pid());
+    let before = world.far.counts();
+    let mut successor = world.machine.command(None);
+    successor.arg("--take-over");
+    let mut successor = Running::start(successor);
+    until("the successor to have looked", || {
+        let now = world.far.counts();
+        (now.accepted > before.accepted && now.open <= before.open).then_some(())
+    });
+    world.far.refuse();
+    drop(still);
+    successor.says("took over");
+    world.coordinator.kill();
+    let impostor = world.coordinator.impostor();
+    world.far.heal();
+    successor.says_after(0, RECOVERY, "another authority");
+    assert!(successor.has_ended().is_none(), "{}", successor.output());
+    successor.signal(Signal::SIGKILL);
+    successor.ends();
+    let refused = Run::of(world.machine.command(None)).err();
+    assert!(refused.contains("another authority"), "{refused}");
+    let taken_back = world.stub.says_after(0, RECOVERY, "taken back");
+    let heard = world.stub.lines().iter().position(|line| *line == taken_back).expect("it said so");
+    world.stub.says_after(heard, RECOVERY, "another authority");
+    drop(impostor);
+    world.coordinator.start_again();
+    world.stub.says_after(heard, RECOVERY, "ready for laptops");
+    talk.echo_within(RECOVERY);
+    reaches_the_new_one(&world);
+    talk.ends_well();
+    assert_eq!(world.stub.has_ended(), None, "{}", world.stub.output());
+}
+
 /// Whoever cleans up a state directory takes the door away from the one that serves, and nothing from what goes on.
 #[test]
 fn a_stub_whose_successor_lost_its_sockets_file_goes_on_until_it_is_done() {

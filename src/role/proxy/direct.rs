@@ -2,14 +2,17 @@
 //! coordinator ready, and climbs back up after a fall.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
+use super::climb::Climb;
 use super::life::Life;
 use super::tunnel::TunnelError;
+use super::tunnel_state::time_in;
 use crate::lifeline::{Route, Standing};
+use crate::role::WAY;
 use crate::role::backoff::Backoff;
 use crate::session::establish::hello;
 use crate::transport::direct;
@@ -28,10 +31,19 @@ impl Life<'_> {
         let mut drain = lifeline.drain();
         let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::up_to(LONGEST);
+        let mut climb = Climb::default();
         loop {
             let now = standing.borrow_and_update().clone();
+            if let Some(wait) = climb.sees(&now, lifeline.moved(), Instant::now(), rand::random()) {
+                let times = climb.failures();
+                tracing::info!(target: WAY, times, ?wait, "the direct way did not last, and is left alone for a while");
+                self.set_direct_next(Some(time_in(wait)));
+            }
+            let left_alone = climb.wait(Instant::now());
             let next = match now {
+                Standing::Attached { route: Route::Relay, .. } if !left_alone.is_zero() => left_alone,
                 Standing::Attached { route: Route::Relay, .. } if self.tunnel.wants_direct() => {
+                    self.set_direct_next(None);
                     let tried = tokio::select! {
                         tried = self.try_direct() => tried,
                         _ = standing.wait_for(|s| !matches!(s, Standing::Attached { .. })) => continue,
@@ -68,7 +80,10 @@ impl Life<'_> {
             let before = way(&now);
             tokio::select! {
                 () = tokio::time::sleep(next) => {}
-                _ = changes.changed() => backoff.reset(),
+                _ = changes.changed() => {
+                    backoff.reset();
+                    climb.network_changed();
+                }
                 over = async { standing.wait_for(|s| way(s) != before).await.is_err() } => if over {
                     return std::future::pending().await;
                 },

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,8 @@ pub struct Life<'a> {
     addresses: Mutex<Vec<SocketAddr>>,
     /// What threatens it, while nothing is interrupted.
     notice: Mutex<Option<String>>,
+    /// When the direct way is tried again, while it is left alone.
+    direct_next: Mutex<Option<OffsetDateTime>>,
     retired: AtomicBool,
 }
 
@@ -45,6 +48,7 @@ impl<'a> Life<'a> {
             standing,
             addresses: Mutex::default(),
             notice: Mutex::default(),
+            direct_next: Mutex::default(),
             retired: AtomicBool::new(false),
         })
     }
@@ -56,7 +60,7 @@ impl<'a> Life<'a> {
         S: Future<Output = ()> + Send + 'static,
     {
         let _alive = self.tunnel.lives.token();
-        self.publish(self.standing.up(Route::Relay, None, false, 0, None));
+        self.publish(self.standing.up(Route::Relay, None, false, 0, None, None));
         let probe = async {
             let mut changes = self.tunnel.changes();
             while changes.changed().await.is_ok() {
@@ -107,6 +111,19 @@ impl<'a> Life<'a> {
         self.notice.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&notice);
         if !self.retired.load(Ordering::Relaxed) {
             self.tunnel.notice(notice);
+        }
+    }
+
+    /// When the direct way is tried again, while it is left alone because it did not last.
+    pub(super) fn direct_next(&self) -> Option<OffsetDateTime> {
+        *self.direct_next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says until when it is left alone, if it is.
+    pub(super) fn set_direct_next(&self, next: Option<OffsetDateTime>) {
+        *self.direct_next.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        if !self.retired.load(Ordering::Relaxed) {
+            self.tunnel.direct_next(next);
         }
     }
 

@@ -70,7 +70,8 @@ impl Life<'_> {
                         leaving.set(Fuse::terminated());
                         self.gone_over();
                     }
-                    self.publish(session.up(route, round_trip, standby, moves, self.notice()));
+                    let (notice, direct_next) = (self.notice(), self.direct_next());
+                    self.publish(session.up(route, round_trip, standby, moves, notice, direct_next));
                     // Its figures change all the time: only another connection is a new one.
                     if moves != carriers {
                         (carriers, attached) = (moves, Instant::now());

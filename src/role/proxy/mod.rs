@@ -2,6 +2,7 @@
 //! from what its owner declared.
 
 pub mod attempt;
+pub mod climb;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -70,6 +70,7 @@ pub struct Tunnel {
     current: watch::Sender<Option<MuxOpener>>,
     changes: watch::Sender<Change>,
     direct: bool,
+    was_up: bool,
     earlier: Earlier,
     /// Cancelled when another program takes the workspace over.
     leaving: CancellationToken,
@@ -90,6 +91,7 @@ impl Tunnel {
             current: watch::Sender::new(None),
             changes: watch::Sender::default(),
             direct: true,
+            was_up: false,
             earlier: Earlier::default(),
             leaving: CancellationToken::new(),
             ending: CancellationToken::new(),
@@ -100,6 +102,12 @@ impl Tunnel {
     /// Whether it looks for a way without the coordinator. It does unless told not to.
     pub fn with_direct(self, direct: bool) -> Tunnel {
         Tunnel { direct, ..self }
+    }
+
+    /// Whether an earlier life of this program had the workspace: then who answers in the coordinator's place is waited out, as
+    /// by a tunnel that was up itself.
+    pub fn with_was_up(self, was_up: bool) -> Tunnel {
+        Tunnel { was_up, ..self }
     }
 
     pub(super) fn wants_direct(&self) -> bool {
@@ -183,7 +191,7 @@ impl Tunnel {
         let mut changes = self.changes();
         let mut down: Option<Down> = None;
         let mut begun = time::OffsetDateTime::now_utc();
-        let mut was_up = false;
+        let mut was_up = self.was_up;
         let mut drained = 0;
         loop {
             let why = down.as_ref().map(|down| down.why.clone());
@@ -362,6 +370,11 @@ impl Tunnel {
     /// Says what threatens the session that stands.
     pub(super) fn notice(&self, notice: Option<String>) {
         self.told.notice(notice);
+    }
+
+    /// Says until when the direct way is left alone, if it is.
+    pub(super) fn direct_next(&self, next: Option<time::OffsetDateTime>) {
+        self.told.direct_next(next);
     }
 
     pub(super) fn publish(&self, state: TunnelState) {

@@ -49,6 +49,9 @@ pub enum TunnelState {
         /// What threatens it, and what is done about that, while nothing is interrupted.
         #[serde(skip_serializing_if = "Option::is_none")]
         notice: Option<String>,
+        /// When the direct way is tried again, while it is left alone because it did not last.
+        #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+        direct_next: Option<OffsetDateTime>,
     },
     /// The connection beneath is gone or does not answer. The session and everything in it wait for the next one.
     Resuming {
@@ -120,6 +123,7 @@ impl Standing {
         standby: bool,
         moves: u64,
         notice: Option<String>,
+        direct_next: Option<OffsetDateTime>,
     ) -> TunnelState {
         TunnelState::Up {
             took_ms: self.took_ms,
@@ -131,6 +135,7 @@ impl Standing {
             standby,
             moves,
             notice,
+            direct_next,
         }
     }
 }
@@ -218,6 +223,17 @@ impl Told {
         });
     }
 
+    /// When the direct way is tried again, while the session that stands leaves it alone; nothing, when none stands.
+    pub fn direct_next(&self, next: Option<OffsetDateTime>) {
+        self.state.send_if_modified(|state| match state {
+            TunnelState::Up { direct_next, .. } if *direct_next != next => {
+                *direct_next = next;
+                true
+            }
+            _ => false,
+        });
+    }
+
     /// How it is from here on.
     pub fn tell(&self, state: TunnelState) {
         self.state.send_if_modified(|before| {
@@ -271,7 +287,7 @@ mod tests {
 
     fn up() -> TunnelState {
         let since = OffsetDateTime::UNIX_EPOCH;
-        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0, None)
+        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0, None, None)
     }
 
     #[test]
@@ -317,5 +333,9 @@ mod tests {
         assert_eq!(says()["notice"], "it stops");
         told.notice(None);
         assert!(says()["notice"].is_null());
+        told.direct_next(Some(since));
+        assert_eq!(says()["direct_next"], "1970-01-01T00:00:00Z");
+        told.direct_next(None);
+        assert!(says()["direct_next"].is_null());
     }
 }

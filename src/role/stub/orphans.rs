@@ -44,12 +44,16 @@ pub async fn reap() {
 /// Processes that are not ours to end, and what is below them: other stubs, which were started from the workspace.
 pub type Spare = HashSet<i32>;
 
-/// Returns when nothing runs below this process but what is to be spared, which is asked for anew each time; without an
-/// answer, anything that runs may be.
+/// Returns when nothing runs below this process but what is to be spared, which is asked for anew each time.
 pub async fn gone(spare: impl AsyncFn() -> Option<Spare>) {
-    while spare().await.is_none_or(|spare| below(own(), &spare).iter().any(|p| !p.ended)) {
+    while are_left(spare().await.as_ref()) {
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Whether anything runs below this process but what is to be spared. While that is not known, anything may.
+pub fn are_left(spare: Option<&Spare>) -> bool {
+    spare.is_none_or(|spare| below(own(), spare).iter().any(|p| !p.ended))
 }
 
 /// Ends everything below this process but what is to be spared: politely, then not.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -83,6 +83,8 @@ impl Stub {
         taken.close();
         self.sessions.endings.close();
         let done = CancellationToken::new();
+        // Held by a later life of this process for as long as it lasts.
+        let later = Mutex::new(());
         let last = async {
             let over = tokio::select! {
                 // What this one had to tell earlier ones, nobody else would.
@@ -97,9 +99,16 @@ impl Stub {
             }
             // The successor may never come, and nobody else would follow.
             self.served().await;
-            // What runs in the background is of all lives of this process, and one of them waits for it.
+            // What runs in the background is of all lives of this process, and one of them waits for it: also for what a later
+            // one leaves there.
             if is_first {
-                orphans::gone(async || self.others().await).await;
+                loop {
+                    orphans::gone(async || self.others().await).await;
+                    if later.try_lock().is_ok() {
+                        break;
+                    }
+                    drop(later.lock().await);
+                }
             }
             done.cancel();
         };
@@ -111,13 +120,17 @@ impl Stub {
         };
         let follow = async {
             while done.run_until_cancelled(self.unserved()).await.is_some() {
-                let Err(error) = again(handed.clone()).await else { continue };
+                let lives = later.lock().await;
+                let lived = again(handed.clone()).await;
+                drop(lives);
+                let Err(error) = lived else { continue };
                 // Another one was faster.
                 if tokio::time::timeout(FULL, self.served()).await.is_ok() {
                     continue;
                 }
                 // What goes on here is not worse off for a failure that may pass.
-                if error.is_passing() && !taken.is_empty() {
+                let may_pass = error.is_passing() || error.is_impostor();
+                if may_pass && (!taken.is_empty() || orphans::are_left(self.others().await.as_ref())) {
                     tracing::warn!(%error, "the workspace is not served, and is tried again");
                     continue;
                 }

@@ -18,15 +18,17 @@ use crate::wire::{Refusal, RefusalCode};
 
 impl Stub {
     /// Keeps a connection parked until `taking` is cancelled. Each that is joined becomes a task of `tasks`, until `stop`.
-    /// Ends by itself only when trying on is pointless.
+    /// Ends by itself only when trying on is pointless. Who answers in the coordinator's place is waited out where the workspace
+    /// was served before, by this stub or, if `is_known`, by the one from which it took over.
     pub(super) async fn keep_parked(
         self: &Arc<Self>,
         tasks: &TaskTracker,
         taking: &CancellationToken,
         stop: &CancellationToken,
+        is_known: bool,
     ) -> Result<(), ClientError> {
         let mut backoff = Backoff::default();
-        let mut parked_once = false;
+        let mut parked_once = is_known;
         let mut changes = self.changes.subscribe();
         loop {
             let parked = tokio::select! {

@@ -185,7 +185,8 @@ async fn live(
     };
     let life = async {
         let (outcome, successor) = {
-            let mut parked = Box::pin(stub.keep_parked(&taken, &taking, &stop));
+            let is_known = config.took_over.is_some();
+            let mut parked = Box::pin(stub.keep_parked(&taken, &taking, &stop, is_known));
             tokio::select! {
                 outcome = &mut parked => (outcome, None),
                 successor = stub.successor(&mut asked) => {
@@ -207,8 +208,11 @@ async fn live(
             }
             return outcome.and(outlived);
         }
-        // Whether it was asked to end, or may not serve this workspace any more.
-        stub.sessions.earlier.end().await;
+        // Whether it was asked to end, or may not serve this workspace any more. Whoever answers in the coordinator's place
+        // decides nothing of what earlier ones have.
+        if !outcome.as_ref().is_err_and(ClientError::is_impostor) {
+            stub.sessions.earlier.end().await;
+        }
         outcome
     };
     let outcome = life.await;
