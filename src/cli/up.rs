@@ -272,7 +272,7 @@ async fn live(
     let (profile, url) = match &up.coordinator {
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
-            let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
+            let profile = Profile::load(&dir, url).await.map_err(|e| Failure::new(failure::USAGE, e))?;
             let url = &profile.url(url.clone());
             if up.ca_file.is_some() {
                 super::ca_file::keep(&dir, url, up.ca_file.as_deref())?;
