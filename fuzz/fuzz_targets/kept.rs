@@ -13,7 +13,7 @@ use nexus_proxy::role::files;
 use nexus_proxy::role::proxy::profile::{Profile, ProfileError};
 use nexus_proxy::role::stub::state::{StateError, StubState};
 use nexus_proxy::wire::limits::MAX_DEVICES;
-use nexus_proxy_fuzz::{become_member, directory, edited};
+use nexus_proxy_fuzz::{become_member, directory, edited, runtime};
 
 const URL: &str = "https://nexus.example:8443";
 const PIN: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -57,7 +57,8 @@ fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
 fn laptop(file: &[u8], genuine: bool) {
     let url = URL.parse().expect("an address");
     files::write(&LAPTOP.join("profile.json"), file).expect("a file of ours");
-    let mut profile = match Profile::load(&LAPTOP, &url) {
+    let runtime = runtime();
+    let mut profile = match runtime.block_on(Profile::load(&LAPTOP, &url)) {
         Ok(profile) => profile,
         // What is no text is not read at all.
         Err(ProfileError::File(_)) if std::str::from_utf8(file).is_err() => return,
@@ -69,10 +70,12 @@ fn laptop(file: &[u8], genuine: bool) {
     };
     let (workspace, pin) = ("met-just-now".parse().expect("a name"), PIN.parse::<KeyPin>().expect("a pin"));
     let known = profile.pin(&workspace);
-    if profile.set_pin(&workspace, pin).is_err() {
+    let writing = runtime.block_on(profile.writing()).expect("nobody else is there");
+    if profile.set_pin(&writing, &workspace, pin).is_err() {
         return assert!(known.is_some_and(|known| known != pin), "another key was pinned, and not kept");
     }
-    let again = Profile::load(&LAPTOP, &url).expect("it was written by ourselves");
+    drop(writing);
+    let again = runtime.block_on(Profile::load(&LAPTOP, &url)).expect("it was written by ourselves");
     assert_eq!((again.device(), again.pin(&workspace)), (profile.device(), Some(pin)));
     assert!(!genuine || again.pin(&"box".parse().expect("a name")) == Some(pin));
 }

@@ -94,10 +94,10 @@ impl Embedded {
 
     /// This device's profile, paired anew when there is none.
     pub async fn profile(&self, places: &Places, device: &DeviceName) -> Result<Profile, Failure> {
-        if let Ok(profile) = Profile::load(&places.profile, &self.url)
-            && profile.trust.shares(self.registry.authorities().trust())
-        {
-            return Ok(profile);
+        match Profile::load(&places.profile, &self.url).await {
+            Ok(profile) if profile.trust.shares(self.registry.authorities().trust()) => return Ok(profile),
+            Err(error @ ProfileError::Held { .. }) => return Err(Failure::new(failure::FAILED, error)),
+            _ => {}
         }
         let failed = |refusal| own_fault(places, refusal);
         let code = self.registry.invite(Duration::from_secs(60), SystemTime::now()).await.map_err(failed)?;
@@ -146,7 +146,9 @@ impl Embedded {
             let options = AddWorkspace { reissue: exists, ..AddWorkspace::default() };
             let added = self.registry.add_workspace(workspace, &options, SystemTime::now()).await;
             code = Some(added.map_err(|refusal| own_fault(places, refusal))?);
-            profile.forget(workspace).map_err(|e| Failure::new(failure::FAILED, e))?;
+            let failed = |e: ProfileError| Failure::new(failure::FAILED, e);
+            let writing = profile.writing().await.map_err(failed)?;
+            profile.forget(&writing, workspace).map_err(failed)?;
         }
         let code = code.map(|code| code.reveal());
         orphan_ended(&places.state.join(SOCKET)).await;

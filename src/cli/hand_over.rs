@@ -114,7 +114,7 @@ fn take_forwards(up: &Up, forwards: &mut Requests, handed: Vec<ForwardRequest>, 
 /// coordinator that is not reached, a port that somebody else has.
 async fn could_come_up(up: &Up, url: &CoordinatorUrl, requests: &[ForwardRequest], home: &Home) -> Result<(), Failure> {
     let dir = profile::directory(&home.data.join("coordinators"), url);
-    let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
+    let profile = Profile::load(&dir, url).await.map_err(|e| Failure::new(failure::USAGE, e))?;
     let url = profile.url(url.clone());
     if up.ca_file.is_some() {
         super::ca_file::keep(&dir, &url, up.ca_file.as_deref())?;

@@ -265,8 +265,10 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Pair { url, code, name, ca_file } => pair(url, code, name, ca_file.as_deref(), output).await,
         Command::Forget { workspace, coordinator } => {
             let dir = profile::directory(&Home::find()?.data.join("coordinators"), &coordinator);
-            let mut profile = Profile::load(&dir, &coordinator).map_err(|e| Failure::new(failure::USAGE, e))?;
-            let known = profile.forget(&workspace).map_err(|e| Failure::new(failure::FAILED, e))?;
+            let mut profile = Profile::load(&dir, &coordinator).await.map_err(|e| Failure::new(failure::USAGE, e))?;
+            let failed = |e: profile::ProfileError| Failure::new(failure::FAILED, e);
+            let writing = profile.writing().await.map_err(failed)?;
+            let known = profile.forget(&writing, &workspace).map_err(failed)?;
             let text =
                 if known { "its key is forgotten; the next contact pins it anew" } else { "no key of it was known" };
             output.plain(text, &json!({"workspace": workspace, "forgotten": known}));

@@ -190,9 +190,9 @@ pub async fn down(workspace: WorkspaceName, output: Output) -> Result<u8, Failur
     for door in doors {
         match control::connect_at(&door).await {
             Ok(stream) => end(stream, &door, &workspace).await?,
-            Err(refusal) if refusal.code == RefusalCode::Timeout => return Err(refusal.into()),
             // It is done meanwhile.
-            Err(_) => {}
+            Err(refusal) if refusal.code == RefusalCode::Unavailable => {}
+            Err(refusal) => return Err(refusal.into()),
         }
     }
     let earlier: String = handed_over

@@ -94,7 +94,7 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let began = Instant::now();
     descriptors::raise(descriptors::OF_A_TUNNEL);
     let config = super::proxy::load(up.config.as_deref(), home)?;
-    let mut forwards = Requests { own: up.forwards.requests(), configured: super::proxy::configured(&config)? };
+    let mut forwards = Requests::new(up.forwards.requests(), super::proxy::configured(&config)?);
     // Until this one is up it may end in any way: then the other one takes its place again.
     let mut predecessor = if up.take_over { take_over(&up, &mut forwards, home, output).await? } else { None };
     // Held until everything is down, or handed over.
@@ -174,24 +174,32 @@ struct Plan<'a> {
 
 /// The forwards that an `up` has from the beginning.
 pub struct Requests {
-    /// Its own, from the command line; they go to the program that takes over.
+    /// Its own, which go to the program that takes over: those from the command line, then what was handed to this one.
     pub own: Vec<ForwardRequest>,
-    /// Those of the configuration, which that program reads itself.
+    /// How many of its own are from the command line.
+    given: usize,
+    /// Those of the configuration, which the program that takes over reads itself.
     pub configured: Vec<ForwardRequest>,
 }
 
 impl Requests {
+    /// Those that are `given` on the command line, and those of the configuration.
+    pub fn new(given: Vec<ForwardRequest>, configured: Vec<ForwardRequest>) -> Requests {
+        Requests { given: given.len(), own: given, configured }
+    }
+
     /// All of them.
     pub fn all(&self) -> Vec<ForwardRequest> {
         [&self.own[..], &self.configured].concat()
     }
 
-    /// Adds them. In the first life of this program a refusal of what it was asked for ends what has begun. What went on before,
-    /// in the program that handed over or in an earlier life of this one, may be refused for a moment: that ends nothing.
+    /// Adds them. In the first life of this program a refusal of what it was asked for ends what has begun. What was another
+    /// program's, or went on in an earlier life of this one, may be refused for a moment: that ends nothing.
     async fn add(&self, daemon: &Daemon, is_first: bool, output: Output) -> Result<(), Refusal> {
-        let own = self.own.iter().map(|request| (request, true));
-        for (request, is_own) in own.chain(self.configured.iter().map(|request| (request, false))) {
-            let refused = if is_first && request.at.is_none() { Refused::Ends } else { Refused::Waits };
+        for (index, request) in self.own.iter().chain(&self.configured).enumerate() {
+            let (is_own, is_handed) = (index < self.own.len(), (self.given..self.own.len()).contains(&index));
+            let begins = is_first && !is_handed && request.at.is_none();
+            let refused = if begins { Refused::Ends } else { Refused::Waits };
             let added = match is_own {
                 true => daemon.forwards().add_own(request, refused).await,
                 false => daemon.forwards().add(request, refused).await,
@@ -272,7 +280,7 @@ async fn live(
     let (profile, url) = match &up.coordinator {
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
-            let profile = Profile::load(&dir, url).map_err(|e| Failure::new(failure::USAGE, e))?;
+            let profile = Profile::load(&dir, url).await.map_err(|e| Failure::new(failure::USAGE, e))?;
             let url = &profile.url(url.clone());
             if up.ca_file.is_some() {
                 super::ca_file::keep(&dir, url, up.ca_file.as_deref())?;

@@ -88,6 +88,11 @@ impl<O: Opener> LocalForward<O> {
         self.stats.clone()
     }
 
+    /// Counts in `stats` from here on.
+    pub fn counted_in(self, stats: Arc<ForwardStats>) -> Self {
+        Self { stats, ..self }
+    }
+
     /// Forwards for its term; connections that are open at its end are reset.
     pub async fn run(self, term: impl Into<Term>) {
         let LocalForward { listener, target, opener, stats } = self;

@@ -79,6 +79,11 @@ impl<O: Opener> SocksForward<O> {
         self.stats.clone()
     }
 
+    /// Counts in `stats` from here on.
+    pub fn counted_in(self, stats: Arc<ForwardStats>) -> Self {
+        Self { stats, ..self }
+    }
+
     /// Serves for its term; connections that are open at its end are reset.
     pub async fn run(self, term: impl Into<Term>) {
         let SocksForward { listener, opener, stats } = self;

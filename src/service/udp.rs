@@ -168,6 +168,11 @@ impl<O: Opener> UdpForward<O> {
         self.stats.clone()
     }
 
+    /// Counts in `stats` from here on.
+    pub fn counted_in(self, stats: Arc<ForwardStats>) -> Self {
+        Self { stats, ..self }
+    }
+
     /// Forwards until its port is closed: all its flows share that.
     pub async fn run(self, term: impl Into<Term>) {
         let Term { end, close, closed } = term.into();

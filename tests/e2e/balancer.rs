@@ -84,7 +84,8 @@ impl World {
     fn profile(&self, laptop: &Laptop) -> Profile {
         let url = self.url().parse().expect("an address");
         let root = laptop.home().join("data/coordinators");
-        Profile::load(&nexus_proxy::role::proxy::profile::directory(&root, &url), &url).expect("a profile")
+        let dir = nexus_proxy::role::proxy::profile::directory(&root, &url);
+        runtime().block_on(Profile::load(&dir, &url)).expect("a profile")
     }
 }
 

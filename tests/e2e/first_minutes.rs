@@ -1,5 +1,6 @@
 //! A new user's first minutes: one command brings everything up, and the others use it. Nothing is configured.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -176,6 +177,43 @@ fn nobody_left_to_read_ends_the_program() {
     assert_eq!(code, "141", "as of a program that SIGPIPE ends");
     let pid: u32 = pid.parse().unwrap();
     until("the end of a program that nobody reads", || (!kernel::runs(pid)).then_some(()));
+}
+
+/// Lets a process open one more file, and none after that.
+fn leave_one_descriptor(pid: u32) {
+    let open: BTreeSet<u64> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("a process of ours")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    allow_descriptors(pid, (0..).find(|number| !open.contains(number)).expect("numbers do not end") + 1);
+}
+
+fn allow_descriptors(pid: u32, number: u64) {
+    Run::of(command("prlimit", ["--pid", &pid.to_string(), &format!("--nofile={number}:")])).ok();
+}
+
+#[test]
+fn a_program_is_refused_with_a_reason_where_no_descriptor_is_left() {
+    let laptop = Laptop::new();
+    let up = laptop.up(&[]);
+    let pid = up.program.pid();
+    let mark = laptop.workspace().join("mark");
+    // Something else may let go of a descriptor just then.
+    let said = until("a program to be refused", || {
+        let _ = fs::remove_file(&mark);
+        leave_one_descriptor(pid);
+        let mut exec = Running::start(laptop.command(&["exec", "default", "--", "touch", "mark"]));
+        let code = until("it to end", || {
+            leave_one_descriptor(pid);
+            exec.has_ended()
+        });
+        exec.ends();
+        (code.code() != Some(0)).then(|| exec.output())
+    });
+    allow_descriptors(pid, 1000);
+    assert!(said.contains("no descriptor left") && said.contains("ulimit"), "{said}");
+    assert!(!mark.exists(), "it was not begun");
+    assert_eq!(laptop.exec("default", &["echo", "hi"]).ok(), "hi\n");
 }
 
 #[test]

@@ -234,17 +234,28 @@ fn forwards_go_to_the_next_program_with_their_ports_unless_they_are_dropped() {
 
 #[test]
 fn forwards_of_a_program_that_was_never_up_go_to_the_next_one() {
+    let redis = Redis::start();
     let mut world = Linked::new();
     world.stub.stop(Signal::SIGTERM);
     let near = world.near.url();
     let words = ["up", "box", "--no-direct", "--coordinator", &near];
-    let mut first = Running::start(world.laptop.command(&[&words[..], &["-D", "0"]].concat()));
+    // Nothing of the second's: it waits for that port.
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port();
+    let local = format!("{port}:127.0.0.1:{}", redis.port);
+    let mut first = Running::start(world.laptop.command(&[&words[..], &["-D", "0", "-L", &local]].concat()));
     first.says("waiting for the workspace's stub");
     let mut second = Running::start(world.laptop.command(&[&words[..], &["--take-over"]].concat()));
     second.says("took over");
     world.stub = world.machine.stub(None);
     second.says_after(0, RECOVERY, "end-to-end verified");
-    assert_eq!(listening(&world.laptop).len(), 1, "{}", second.output());
+    assert_eq!(listening(&world.laptop).len(), 2, "{}", second.output());
+    // The first of them is the -L.
+    let forward = || world.laptop.workspace_status()["forwards"][0].take();
+    assert!(forward()["error"].as_str().is_some_and(|error| error.contains("in use")), "{}", forward());
+    drop(taken);
+    until("the port", || (forward()["ready"] == true).then_some(()));
+    assert_eq!(ping(&mut talk_to(port)), Ok(()));
 }
 
 #[test]

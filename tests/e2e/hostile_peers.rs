@@ -171,7 +171,7 @@ impl World {
     /// What the laptop keeps.
     fn profile(&self) -> Profile {
         let dir = profile::directory(&self.laptop.home().join("data/coordinators"), &self.url);
-        Profile::load(&dir, &self.url).expect("it is paired")
+        self.runtime.block_on(Profile::load(&dir, &self.url)).expect("it is paired")
     }
 
     /// A session of ours with the workspace `box`, as the device `anna`, showing `inner` inside.
@@ -389,11 +389,11 @@ async fn shouts(carrier: CoordinatorCarrier, noise: Arc<Noise>, mut reads: watch
 fn pairs_that_shout_and_do_not_read_cost_the_coordinator_its_buffers_and_no_more() {
     let world = World::new();
     let pid = world.coordinator.program.pid();
+    let profile = world.profile();
     let (stub, laptop) = world.runtime.block_on(async {
         let dir = TempDir::new().expect("a temporary folder");
         let code = world.coordinator.add_workspace("box");
         let state = StubState::enroll(dir.path(), &world.url, &code).await.expect("it enrols");
-        let profile = world.profile();
         let client = |trust, credential| CoordinatorClient::new(world.url.clone(), trust, credential);
         (client(state.trust.clone(), state.credential.clone()), client(profile.trust, profile.credential))
     });

@@ -272,7 +272,9 @@ fn an_authority_that_a_balancer_names_is_not_believed() {
     let laptop = Laptop::new();
     laptop.pair(&url, &coordinator.invite(), "anna").ok();
     let url = url.parse().unwrap();
-    let profile = Profile::load(&directory(&laptop.home().join("data/coordinators"), &url), &url).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = directory(&laptop.home().join("data/coordinators"), &url);
+    let profile = runtime.block_on(Profile::load(&dir, &url)).unwrap();
     let own = Trust::clone(&profile.trust);
     let forged = Authority::create(own.domain.clone(), SystemTime::now()).unwrap();
     let vouched = forged.vouch(&forged, SystemTime::now()).unwrap();
@@ -291,7 +293,6 @@ fn an_authority_that_a_balancer_names_is_not_believed() {
     let behind = format!("https+balancer://localhost:{}", balancer.port).parse().unwrap();
     let outer = OuterTls::new(&behind, Some(&read(&balancer.ca))).unwrap();
     let client = CoordinatorClient::new(behind, own.clone(), profile.credential.clone()).with_outer(outer);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for (bundle, is_refused) in bundles {
         let body = serde_json::json!({"authorities": bundle});
         let looked =

@@ -62,7 +62,8 @@ impl TunnelError {
         match self {
             TunnelError::Coordinator(error) => error.is_passing(),
             TunnelError::Session(error) => !error.is_identity(),
-            TunnelError::Profile(_) | TunnelError::NotAdmitted { .. } => false,
+            TunnelError::Profile(error) => error.is_passing(),
+            TunnelError::NotAdmitted { .. } => false,
             TunnelError::Drain(_) | TunnelError::Resume(_) => true,
             TunnelError::TakenOver(_) => false,
         }
@@ -110,7 +111,9 @@ impl Tunnel {
         })?;
         if pin.is_none() {
             tracing::info!(workspace = %self.workspace(), pin = %session.peer.pin, "first contact: key pinned");
-            self.profile().set_pin(self.workspace(), session.peer.pin)?;
+            let writing = self.profile().writing();
+            let writing = writing.await?;
+            self.profile().set_pin(&writing, self.workspace(), session.peer.pin)?;
         }
         Ok((session, greeting))
     }

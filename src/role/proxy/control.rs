@@ -196,25 +196,11 @@ pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixSt
     })
 }
 
-/// Connects to the `up` whose socket is at `path`. Unavailable when none is there; Timeout when it lets nobody in.
+/// Connects to the `up` whose socket is at `path`. `Unavailable` only where it is certain that none is there.
 pub async fn connect_at(path: &Path) -> Result<UnixStream, Refusal> {
-    let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
-        // Its queue is full of those who asked before.
-        io::ErrorKind::WouldBlock => {
-            let text = format!(
-                "the process that listens at {} does not answer. hint: it is stopped or stuck; `pgrep -a nexus-proxy` shows it, \
-                 `kill -CONT PID` lets one that was stopped go on, and `kill -KILL PID` ends it",
-                path.display()
-            );
-            Refusal::new(RefusalCode::Timeout, text)
-        }
-        _ => Refusal::new(RefusalCode::Unavailable, format!("nobody listens at {}. hint: it has ended", path.display())),
-    })?;
-    if !local::is_own(&stream) {
-        let text = format!("another user listens at {}. hint: remove it, or set NEXUS_HOME", path.display());
-        return Err(Refusal::new(RefusalCode::Denied, text));
-    }
-    Ok(stream)
+    local::connect(path).await?.ok_or_else(|| {
+        Refusal::new(RefusalCode::Unavailable, format!("nobody listens at {}. hint: it has ended", path.display()))
+    })
 }
 
 /// Calls a running `up`. The stream stays open: a forward lives as long as it does.
@@ -319,6 +305,17 @@ mod tests {
         assert_eq!(refusal.code, RefusalCode::Timeout, "{refusal}");
         assert_eq!(Claim::new(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(claim);
+    }
+
+    /// Such as `up` under `sudo -E`, whose socket is root's. A socket of another kind fails for everybody.
+    #[tokio::test]
+    async fn a_socket_that_cannot_be_opened_is_not_taken_for_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace: WorkspaceName = "box".parse().unwrap();
+        let _other_kind = std::os::unix::net::UnixDatagram::bind(socket_path(dir.path(), &workspace)).unwrap();
+        let refusal = connect(dir.path(), &workspace).await.unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Busy, "{refusal}");
+        assert!(refusal.message.contains("box.sock") && !refusal.message.contains("is not up"), "{refusal}");
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! A running `up`: the tunnel, its forwards, the control socket, and the workspace's calls.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -399,22 +400,36 @@ impl Daemon {
             let text = format!("the control socket does not pass streams of kind `{}`", open.request.name());
             return local.refuse(&Refusal::new(RefusalCode::Unsupported, text)).await;
         }
+        // First of all, because it may fail: what was opened would end with this connection, without a reason.
+        let socket = local.into_inner();
+        let watched = socket.as_fd().try_clone_to_owned();
+        let local = FramedStream::new(socket);
+        let socket = match watched {
+            Ok(socket) => socket,
+            Err(error) => return local.refuse(&without_descriptor(&error)).await,
+        };
         let remote = match self.tunnel.opener().open().await {
             Ok(remote) => remote,
             Err(refusal) => return local.refuse(&refusal).await,
         };
         match FramedStream::open(remote, open).await {
             Ok(remote) => {
-                let local = local.into_inner();
-                let Ok(socket) = local.as_fd().try_clone_to_owned() else { return };
                 tokio::select! {
-                    _ = splice(local, remote.into_inner()) => {}
+                    _ = splice(local.into_inner(), remote.into_inner()) => {}
                     () = local::hung_up(socket.as_fd()) => {}
                 }
             }
             Err(error) => local.refuse(&error.into_refusal()).await,
         }
     }
+}
+
+fn without_descriptor(error: &io::Error) -> Refusal {
+    let text = format!(
+        "the running `nexus-proxy up` has no descriptor left for it: {error}. hint: end some connections or programs, or start \
+         `up` where `ulimit -n` is higher"
+    );
+    Refusal::new(RefusalCode::Busy, text)
 }
 
 fn gone() -> Refusal {

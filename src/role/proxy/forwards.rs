@@ -1,6 +1,8 @@
 //! The forwards of one tunnel: what listens where, and how it is doing. They outlive every session; listeners in the
 //! workspace are opened again in each.
 
+mod here;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,14 +12,12 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::here::Here;
 use super::tunnel::TunnelOpener;
-use crate::service::forward::LocalForward;
 use crate::service::forward_spec::{DynamicSpec, ForwardSpec};
 use crate::service::remote::RemoteForward;
-use crate::service::socks::SocksForward;
 use crate::service::stats::ForwardStats;
 use crate::service::term::Term;
-use crate::service::udp::UdpForward;
 use crate::session::mux::MuxOpener;
 use crate::wire::limits::MAX_LISTENERS;
 use crate::wire::{Endpoint, Refusal, RefusalCode};
@@ -81,13 +81,14 @@ impl ForwardRequest {
     }
 }
 
-/// What becomes of a forward whose port in the workspace is refused at first.
+/// What becomes of a forward whose port is refused at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// There is none.
     Ends,
     /// It is asked for again until it can be had; its status says why not. A forward that went on so far, before its program
-    /// was replaced, is worth no less after that.
+    /// was replaced, is worth no less after that. On the laptop that is for ports that are in use: what else is wrong with one
+    /// stays so.
     Waits,
 }
 
@@ -172,34 +173,14 @@ impl Forwards {
     /// Adds a forward; gives its number and where it listens.
     pub async fn add(&self, request: &ForwardRequest, refused: Refused) -> Result<ForwardStatus, Refusal> {
         let bad = |e: &dyn std::fmt::Display| Refusal::new(RefusalCode::InvalidArguments, e.to_string());
-        let term = Term::until(self.stop.child_token());
-        let opener = self.opener.clone();
-        let (stats, listening, target) = match request.kind {
+        match request.kind {
             ForwardKind::Dynamic => {
                 let spec: DynamicSpec = request.spec.parse().map_err(|e| bad(&e))?;
-                let bind = request.at.as_ref().unwrap_or(&spec.bind);
-                let forward = SocksForward::bind(opener, bind).await?;
-                let at = watch::Sender::new(Listening::At(forward.bound().clone())).subscribe();
-                let stats = forward.stats();
-                self.tasks.spawn(forward.run(term.clone()));
-                (stats, at, None)
+                self.add_here(request, spec.bind, None, refused).await
             }
             ForwardKind::Local => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
-                let target = spec.target.clone();
-                let bind = request.at.as_ref().unwrap_or(&spec.bind);
-                let (stats, at) = if matches!(bind, Endpoint::Udp { .. }) {
-                    let forward = UdpForward::bind(opener, bind, spec.target).await?;
-                    let (stats, at) = (forward.stats(), forward.bound().clone());
-                    self.tasks.spawn(forward.run(term.clone()));
-                    (stats, at)
-                } else {
-                    let forward = LocalForward::bind(opener, bind, spec.target).await?;
-                    let (stats, at) = (forward.stats(), forward.bound().clone());
-                    self.tasks.spawn(forward.run(term.clone()));
-                    (stats, at)
-                };
-                (stats, watch::Sender::new(Listening::At(at)).subscribe(), Some(target))
+                self.add_here(request, spec.bind, Some(spec.target), refused).await
             }
             ForwardKind::Remote => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
@@ -211,6 +192,7 @@ impl Forwards {
                     );
                     return Err(Refusal::new(RefusalCode::InvalidArguments, text));
                 }
+                let (opener, term) = (self.opener.clone(), Term::until(self.stop.child_token()));
                 let bind = request.at.clone().unwrap_or(spec.bind);
                 let (report, listening) = watch::channel(Listening::Waiting(bind.clone()));
                 let id = self.insert(request, Some(spec.target), Arc::default(), listening.clone(), term.clone())?;
@@ -219,11 +201,34 @@ impl Forwards {
                     term.end.run_until_cancelled(keep).await;
                     term.closed.cancel();
                 });
-                return self.first_verdict(id, listening, refused).await;
+                self.first_verdict(id, listening, refused).await
             }
+        }
+    }
+
+    /// Adds one that listens on the laptop, where it is said to or did before; without a target it serves SOCKS.
+    async fn add_here(
+        &self,
+        request: &ForwardRequest,
+        bind: Endpoint,
+        target: Option<Endpoint>,
+        refused: Refused,
+    ) -> Result<ForwardStatus, Refusal> {
+        let (term, stats) = (Term::until(self.stop.child_token()), Arc::default());
+        let bind = request.at.clone().unwrap_or(bind);
+        let here = Here { opener: self.opener.clone(), bind, target, stats };
+        let bound = here.bind().await;
+        let listening = match &bound {
+            Ok(port) => Listening::At(port.bound().clone()),
+            Err(refusal) if refused == Refused::Waits && refusal.code == RefusalCode::AddressInUse => {
+                Listening::Refused(here.bind.clone(), refusal.clone())
+            }
+            Err(refusal) => return Err(refusal.clone()),
         };
-        let id = self.insert(request, target, stats, listening, term)?;
-        self.status_of(id).ok_or_else(|| Refusal::new(RefusalCode::Cancelled, "the forward was removed"))
+        let (report, listening) = watch::channel(listening);
+        let id = self.insert(request, here.target.clone(), here.stats.clone(), listening, term.clone())?;
+        self.tasks.spawn(here.keep(bound, report, term));
+        self.status_of(id).ok_or_else(removed)
     }
 
     /// Ends a forward.
@@ -339,7 +344,7 @@ impl Forwards {
             self.remove(id);
             return Err(refusal);
         }
-        self.status_of(id).ok_or_else(|| Refusal::new(RefusalCode::Cancelled, "the forward was removed"))
+        self.status_of(id).ok_or_else(removed)
     }
 
     fn status_of(&self, id: u32) -> Option<ForwardStatus> {
@@ -371,6 +376,10 @@ impl Forwards {
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn removed() -> Refusal {
+    Refusal::new(RefusalCode::Cancelled, "the forward was removed")
 }
 
 /// Opens the listener in every session, until the port is to be closed. A port that was picked once is asked for again.
@@ -420,3 +429,7 @@ async fn gone(session: &MuxOpener) {
         () = session.draining() => {}
     }
 }
+
+#[cfg(test)]
+#[path = "forwards_tests.rs"]
+mod tests;

@@ -2,11 +2,13 @@
 //! keys of the workspaces it has met there.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 use crate::identity::code::{Code, CodeKind};
 use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
@@ -37,6 +39,19 @@ pub enum ProfileError {
          nexus-proxy pair {0} CODE"
     )]
     NotPaired(CoordinatorUrl),
+    /// Another process is at it.
+    #[error(
+        "another process is writing the profile, or reading it, and has {path}; it was waited for {} s. hint: try again; `fuser -v \
+         {path}` shows one that was stopped at it, and `kill -CONT PID` lets that go on",
+        waited.as_secs(),
+        path = path.display()
+    )]
+    Held {
+        /// The file whose lock it has.
+        path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The coordinator.
     #[error("{0}")]
     Coordinator(#[from] ClientError),
@@ -45,11 +60,31 @@ pub enum ProfileError {
     Code(String),
 }
 
+impl ProfileError {
+    /// Whether trying again without changing anything may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            ProfileError::Held { .. } => true,
+            ProfileError::Coordinator(error) => error.is_passing(),
+            ProfileError::File(_)
+            | ProfileError::Damaged { .. }
+            | ProfileError::NotPaired(_)
+            | ProfileError::Code(_) => false,
+        }
+    }
+}
+
 /// The file with the address, the name and the pins.
 const PROFILE: &str = "profile.json";
 
 /// The file whose lock whoever writes has alone, and those who read together: what belongs together is several files.
 const LOCK: &str = "profile.lock";
+
+/// How long whoever writes is waited for: that takes milliseconds, unless its process was stopped meanwhile.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the lock is tried meanwhile: nothing tells when it is free without holding a thread.
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Kept {
@@ -69,18 +104,65 @@ pub struct Profile {
     pub credential: Credential,
 }
 
+/// The right to change a profile. For as long as it is held, nobody else does.
+#[derive(Debug)]
+pub struct Writing {
+    _lock: File,
+}
+
+impl Writing {
+    /// Waits for whoever has it, and for those who read, up to [`LOCK_TIMEOUT`].
+    async fn begin(dir: &Path) -> Result<Writing, ProfileError> {
+        let path = dir.join(LOCK);
+        let lock = Writing::file(&path)?;
+        locked(&path, || lock.try_lock()).await?;
+        Ok(Writing { _lock: lock })
+    }
+
+    /// As [`begin`](Self::begin), and waits for nobody.
+    fn try_begin(dir: &Path) -> Result<Writing, ProfileError> {
+        let path = dir.join(LOCK);
+        let lock = Writing::file(&path)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Writing { _lock: lock }),
+            Err(TryLockError::Error(error)) => Err(error.into()),
+            Err(TryLockError::WouldBlock) => Err(ProfileError::Held { path, waited: Duration::ZERO }),
+        }
+    }
+
+    fn file(path: &Path) -> Result<File, ProfileError> {
+        Ok(File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?)
+    }
+}
+
+/// Tries to have the lock of the file at `path`, for up to [`LOCK_TIMEOUT`].
+async fn locked(path: &Path, try_lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), ProfileError> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(ProfileError::Held { path: path.to_owned(), waited: LOCK_TIMEOUT });
+            }
+            Err(TryLockError::WouldBlock) => sleep(LOCK_POLL).await,
+        }
+    }
+}
+
 /// The directory of the profile for `url` below `root`.
 pub fn directory(root: &Path, url: &CoordinatorUrl) -> PathBuf {
     root.join(url.authority().replace([':', '[', ']', '/'], "_"))
 }
 
 impl Profile {
-    /// Reads what pairing left in `dir`. Waits for whoever is writing it.
-    pub fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
+    /// Reads what pairing left in `dir`. Waits for whoever is writing it, up to [`LOCK_TIMEOUT`].
+    pub async fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
+        let path = dir.join(LOCK);
         // Where there is none, nothing was ever written.
-        let lock = File::open(dir.join(LOCK)).ok();
+        let lock = File::open(&path).ok();
         if let Some(lock) = &lock {
-            lock.lock_shared()?;
+            locked(&path, || lock.try_lock_shared()).await?;
         }
         Profile::read(dir, url)
     }
@@ -116,6 +198,8 @@ impl Profile {
             return Err(ProfileError::Code(text.into()));
         }
         files::private_dir(dir)?;
+        // A code is good for one use: what would keep its answer from being written is found before.
+        drop(Writing::begin(dir).await?);
         let outer = balancer::outer(dir, url)?;
         let key = PrivateKey::generate().map_err(ClientError::from)?;
         let csr = key.csr_pem().map_err(ClientError::from)?;
@@ -124,13 +208,13 @@ impl Profile {
         let credential = Credential::from_pem(&answer.chain, key).map_err(ClientError::from)?;
         let kept = Kept { url: url.clone(), device, workspaces: BTreeMap::new() };
         let mut profile = Profile { dir: dir.to_owned(), kept, trust, credential };
-        profile.begin()?;
+        profile.begin().await?;
         Ok(profile)
     }
 
     /// Puts all of a new profile in its directory.
-    fn begin(&mut self) -> Result<(), ProfileError> {
-        let _lock = self.lock()?;
+    async fn begin(&mut self) -> Result<(), ProfileError> {
+        let _writing = Writing::begin(&self.dir).await?;
         // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
         let before = Profile::read(&self.dir, &self.kept.url).ok().filter(|before| before.trust.shares(&self.trust));
         self.kept.workspaces = before.map(|before| before.kept.workspaces).unwrap_or_default();
@@ -141,12 +225,10 @@ impl Profile {
         self.save(&self.kept)
     }
 
-    /// For as long as the file is held, nobody else changes the profile.
-    fn lock(&self) -> Result<File, ProfileError> {
-        let mut options = File::options();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(self.dir.join(LOCK))?;
-        lock.lock()?;
-        Ok(lock)
+    /// The right to change it, apart from what is in memory: whoever shares that waits without holding it.
+    pub fn writing(&self) -> impl Future<Output = Result<Writing, ProfileError>> + use<> {
+        let dir = self.dir.clone();
+        async move { Writing::begin(&dir).await }
     }
 
     /// Where the coordinator is, as it was said when this device was paired: at `given`, behind a load balancer or not.
@@ -170,8 +252,8 @@ impl Profile {
     }
 
     /// Pins the key of a workspace at first contact. Refused when another process has pinned another key meanwhile.
-    pub fn set_pin(&mut self, workspace: &WorkspaceName, pin: KeyPin) -> Result<(), ProfileError> {
-        let kept = self.change(|workspaces| *workspaces.entry(workspace.clone()).or_insert(pin))?;
+    pub fn set_pin(&mut self, writing: &Writing, workspace: &WorkspaceName, pin: KeyPin) -> Result<(), ProfileError> {
+        let kept = self.change(writing, |workspaces| *workspaces.entry(workspace.clone()).or_insert(pin))?;
         if kept != pin {
             return Err(ClientError::from(IdentityError::WrongPin { expected: kept, found: pin }).into());
         }
@@ -179,14 +261,17 @@ impl Profile {
     }
 
     /// Forgets the key of a workspace that was made anew.
-    pub fn forget(&mut self, workspace: &WorkspaceName) -> Result<bool, ProfileError> {
-        self.change(|workspaces| workspaces.remove(workspace).is_some())
+    pub fn forget(&mut self, writing: &Writing, workspace: &WorkspaceName) -> Result<bool, ProfileError> {
+        self.change(writing, |workspaces| workspaces.remove(workspace).is_some())
     }
 
     /// Changes the pins. Each workspace that is up has a process with a copy of its own: what the others have written
-    /// is read again, under a lock, so that no pin is lost.
-    fn change<R>(&mut self, change: impl FnOnce(&mut BTreeMap<WorkspaceName, KeyPin>) -> R) -> Result<R, ProfileError> {
-        let _lock = self.lock()?;
+    /// is read again, under the lock, so that no pin is lost.
+    fn change<R>(
+        &mut self,
+        _: &Writing,
+        change: impl FnOnce(&mut BTreeMap<WorkspaceName, KeyPin>) -> R,
+    ) -> Result<R, ProfileError> {
         let path = self.dir.join(PROFILE);
         let mut kept = match files::read(&path)? {
             Some(text) => {
@@ -201,9 +286,10 @@ impl Profile {
     }
 
     /// Keeps what came of a renewal: the authorities first, because a certificate without its authority is of no use.
-    /// Writes nothing when the device was paired anew meanwhile: what is there is of another key.
+    /// Writes nothing when the device was paired anew meanwhile: what is there is of another key. Waits for nobody: whoever
+    /// renews tries again.
     pub fn save_fresh(&mut self, fresh: &Fresh) -> Result<(), ProfileError> {
-        let _lock = self.lock()?;
+        let _writing = Writing::try_begin(&self.dir)?;
         let key = files::read(&self.dir.join("key.pem"))?;
         if key.is_some_and(|key| key == fresh.credential.key.to_pem().as_str()) {
             files::write(&self.dir.join("ca.pem"), fresh.trust.to_pem().as_bytes())?;
@@ -223,13 +309,10 @@ impl Profile {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     use super::*;
     use crate::identity::{Authority, Identity, Role};
-
-    /// How long somebody who must wait is looked at.
-    const A_WHILE: Duration = Duration::from_millis(200);
 
     fn authority() -> Authority {
         Authority::create("d".parse().unwrap(), SystemTime::now()).unwrap()
@@ -257,74 +340,104 @@ mod tests {
         "https://127.0.0.1:1".parse().unwrap()
     }
 
-    #[test]
-    fn two_processes_lose_no_pin_and_overwrite_none() {
+    #[tokio::test]
+    async fn two_processes_lose_no_pin_and_overwrite_none() {
         let dir = tempfile::tempdir().unwrap();
         let (mut one, mut other) = (profile(dir.path()), profile(dir.path()));
         let (a, b): (WorkspaceName, WorkspaceName) = ("a".parse().unwrap(), "b".parse().unwrap());
         let pin = |n| KeyPin::from_bytes([n; 32]);
-        one.set_pin(&a, pin(1)).unwrap();
-        other.set_pin(&b, pin(2)).unwrap();
+        let writing = one.writing().await.unwrap();
+        one.set_pin(&writing, &a, pin(1)).unwrap();
+        other.set_pin(&writing, &b, pin(2)).unwrap();
         let text = files::read(&dir.path().join(PROFILE)).unwrap().unwrap();
         let kept: Kept = serde_json::from_str(&text).unwrap();
         assert_eq!(kept.workspaces, BTreeMap::from([(a.clone(), pin(1)), (b.clone(), pin(2))]));
-        assert!(one.set_pin(&b, pin(3)).unwrap_err().to_string().contains("pinned"));
+        assert!(one.set_pin(&writing, &b, pin(3)).unwrap_err().to_string().contains("pinned"));
         assert_eq!(one.pin(&b), Some(pin(2)));
-        assert!(other.forget(&a).unwrap() && !one.forget(&a).unwrap());
+        assert!(other.forget(&writing, &a).unwrap() && !one.forget(&writing, &a).unwrap());
     }
 
-    #[test]
-    fn a_program_that_runs_leaves_what_was_paired_anew_alone() {
+    #[tokio::test]
+    async fn a_program_that_runs_leaves_what_was_paired_anew_alone() {
         let dir = tempfile::tempdir().unwrap();
         let authority = authority();
         let (a, b): (WorkspaceName, WorkspaceName) = ("a".parse().unwrap(), "b".parse().unwrap());
         let pin = |n| KeyPin::from_bytes([n; 32]);
         let mut runs = paired(dir.path(), &authority, "laptop");
-        runs.begin().unwrap();
-        runs.set_pin(&a, pin(1)).unwrap();
+        runs.begin().await.unwrap();
+        let writing = runs.writing().await.unwrap();
+        runs.set_pin(&writing, &a, pin(1)).unwrap();
+        drop(writing);
         let renew = |runs: &mut Profile| {
             let credential = credential(&authority, runs.credential.key.clone()).into();
             runs.save_fresh(&Fresh { trust: runs.trust.clone().into(), credential }).unwrap();
         };
         renew(&mut runs);
-        assert_eq!(Profile::load(dir.path(), &url()).unwrap().credential.chain, runs.credential.chain);
+        assert_eq!(Profile::load(dir.path(), &url()).await.unwrap().credential.chain, runs.credential.chain);
         let mut anew = paired(dir.path(), &authority, "renamed");
-        anew.begin().unwrap();
+        anew.begin().await.unwrap();
         assert_eq!(anew.pin(&a), Some(pin(1)), "the workspaces that it has met are kept");
         renew(&mut runs);
-        runs.set_pin(&b, pin(2)).unwrap();
-        let there = Profile::load(dir.path(), &url()).expect("it is whole");
+        let writing = runs.writing().await.unwrap();
+        runs.set_pin(&writing, &b, pin(2)).unwrap();
+        drop(writing);
+        let there = Profile::load(dir.path(), &url()).await.expect("it is whole");
         assert_eq!(there.credential.chain, anew.credential.chain);
         assert_eq!((there.device(), there.pin(&b)), (anew.device(), Some(pin(2))));
     }
 
-    #[test]
-    fn a_profile_that_is_being_written_is_waited_for() {
+    #[tokio::test]
+    async fn a_profile_that_is_being_written_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        profile(dir.path()).begin().unwrap();
+        profile(dir.path()).begin().await.unwrap();
         // As it is while another laptop's key is put in its place.
         let next = profile(dir.path());
-        let lock = next.lock().unwrap();
+        let writing = next.writing().await.unwrap();
         files::write(&dir.path().join("key.pem"), next.credential.key.to_pem().as_bytes()).unwrap();
-        let (loaded, loads) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
-            scope.spawn(|| loaded.send(Profile::load(dir.path(), &url()).map(drop)).unwrap());
-            assert!(loads.recv_timeout(A_WHILE).is_err(), "half of it was read");
-            files::write(&dir.path().join("ca.pem"), next.trust.to_pem().as_bytes()).unwrap();
-            files::write(&dir.path().join("chain.pem"), next.credential.to_pem().as_bytes()).unwrap();
-            drop(lock);
-            loads.recv().unwrap().expect("it is whole");
-        });
+        let url = url();
+        let mut loads = std::pin::pin!(Profile::load(dir.path(), &url));
+        assert!(futures::poll!(&mut loads).is_pending(), "half of it was read");
+        files::write(&dir.path().join("ca.pem"), next.trust.to_pem().as_bytes()).unwrap();
+        files::write(&dir.path().join("chain.pem"), next.credential.to_pem().as_bytes()).unwrap();
+        drop(writing);
+        loads.await.expect("it is whole");
     }
 
-    #[test]
-    fn a_pin_that_could_not_be_written_is_not_known() {
+    /// Such as one that was stopped between the lock and its release.
+    #[tokio::test]
+    async fn who_holds_the_lock_and_does_not_let_go_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kept = profile(dir.path());
+        kept.begin().await.unwrap();
+        let (device, url) = ("laptop".parse().unwrap(), url());
+        let code = Code::generate(CodeKind::Pair, kept.trust.ca_pin()).reveal();
+        let fresh = Fresh { trust: kept.trust.clone().into(), credential: kept.credential.clone().into() };
+        let writing = kept.writing().await.unwrap();
+        let refused = tokio::join!(
+            async { Profile::load(dir.path(), &url).await.map(drop) },
+            async { Profile::pair(dir.path(), &url, &code, device).await.map(drop) },
+            async { kept.writing().await.map(drop) },
+        );
+        for error in [refused.0, refused.1, refused.2].map(Result::unwrap_err) {
+            assert!(matches!(error, ProfileError::Held { waited: LOCK_TIMEOUT, .. }), "{error}");
+            assert!(error.is_passing() && error.to_string().contains("for 5 s. hint:"), "{error}");
+        }
+        let error = kept.save_fresh(&fresh).unwrap_err();
+        assert!(matches!(error, ProfileError::Held { waited: Duration::ZERO, .. }), "nothing waits for it: {error}");
+        drop(writing);
+        kept.save_fresh(&fresh).unwrap();
+        Profile::load(dir.path(), &url).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_pin_that_could_not_be_written_is_not_known() {
         let dir = tempfile::tempdir().unwrap();
         let mut profile = profile(dir.path());
         let name: WorkspaceName = "a".parse().unwrap();
-        profile.begin().unwrap();
+        profile.begin().await.unwrap();
+        let writing = profile.writing().await.unwrap();
         std::fs::remove_dir_all(dir.path()).unwrap();
-        profile.set_pin(&name, KeyPin::from_bytes([1; 32])).unwrap_err();
+        profile.set_pin(&writing, &name, KeyPin::from_bytes([1; 32])).unwrap_err();
         assert_eq!(profile.pin(&name), None);
     }
 }

@@ -165,10 +165,11 @@ fn lock_of(path: &Path) -> PathBuf {
     path.with_extension("lock")
 }
 
-/// Whether a process has that right. It has it for a moment here: whoever binds tries again.
+/// Whether a process has that right, which it has alone. Those who look share the lock for a moment, and so none is taken for
+/// that process by another; whoever binds meanwhile tries again.
 fn is_locked(path: &Path) -> bool {
-    let Ok(lock) = OpenOptions::new().write(true).open(lock_of(path)) else { return false };
-    let free = lock.try_lock().is_ok();
+    let Ok(lock) = File::open(lock_of(path)) else { return false };
+    let free = lock.try_lock_shared().is_ok();
     if free {
         let _ = lock.unlock();
     }
@@ -342,8 +343,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET);
         drop(Gateway::bind(&path).await.unwrap());
-        let looks = OpenOptions::new().write(true).open(lock_of(&path)).unwrap();
-        looks.try_lock().unwrap();
+        let looks = File::open(lock_of(&path)).unwrap();
+        looks.try_lock_shared().unwrap();
+        assert!(!Gateway::is_served(&path).await, "nor is it taken for who serves");
         let mut binds = std::pin::pin!(Gateway::bind(&path));
         assert!(futures::poll!(&mut binds).is_pending());
         looks.unlock().unwrap();

@@ -1,4 +1,4 @@
-//! Calls between two stubs on one machine: who is there, and how long an answer may take.
+//! Calls between two stubs on one machine: which process is there, and how long an answer may take.
 
 use std::io;
 use std::path::Path;
@@ -11,29 +11,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::role::local;
-pub use crate::role::local::{answer, bind, is_deserted, is_nobody, is_own};
+pub use crate::role::local::{answer, bind, connect, is_deserted, is_nobody, is_own};
 use crate::session::framed::StreamError;
 use crate::wire::{Refusal, RefusalCode};
 
 /// How long a stub may take to answer. Closing ports and sockets takes none; a machine that thrashes does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Connects to the stub at `path`; `None` when nobody listens there.
-pub async fn connect(path: &Path) -> Result<Option<UnixStream>, Refusal> {
-    match UnixStream::connect(path).await {
-        Ok(stream) if is_own(&stream) => Ok(Some(stream)),
-        Ok(_) => {
-            let text = format!("another user listens at {}. hint: remove it, or use another --state", path.display());
-            Err(Refusal::new(RefusalCode::Denied, text))
-        }
-        Err(error) if is_nobody(&error) => Ok(None),
-        // A queue that is full, or no descriptor left here: somebody may well listen.
-        Err(error) => {
-            let text = format!("{}: {error}. hint: try again; many programs may ask there at once", path.display());
-            Err(Refusal::new(RefusalCode::Unavailable, text))
-        }
-    }
-}
 
 /// The process that listens at `path`, if one of this user's does. An error where that cannot be told.
 pub async fn pid_at(path: &Path) -> Result<Option<i32>, Refusal> {
@@ -102,14 +85,10 @@ mod tests {
                 Err(refusal) => break refusal,
             }
         };
-        assert_eq!(refusal.code, RefusalCode::Unavailable);
+        assert_eq!(refusal.code, RefusalCode::Timeout);
         assert!(refusal.message.contains("hint:"), "{refusal}");
         assert!(!is_deserted(&path).await);
-        assert_eq!(
-            pid_at(&path).await.unwrap_err().code,
-            RefusalCode::Unavailable,
-            "which process it is cannot be told"
-        );
+        assert_eq!(pid_at(&path).await.unwrap_err().code, RefusalCode::Timeout, "which process it is cannot be told");
         drop(listener);
         assert!(is_deserted(&path).await);
     }

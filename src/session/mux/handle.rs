@@ -15,10 +15,10 @@ use crate::wire::{FrameHeader, FrameKind, Refusal, RefusalCode};
 
 /// One stream.
 ///
-/// What is written leaves by itself; `flush` has nothing to do. Shutting it down ends this direction and lets the handle
-/// go: what was written still leaves, then the end. A handle that is dropped without that resets the stream, after as much
-/// of what was written as the other end has room for. Reading gives everything that arrived before a reset, and then
-/// an error of kind `ConnectionReset`.
+/// What is written leaves by itself; `flush` waits for nothing, and fails when the stream was cut. Shutting it down ends
+/// this direction and lets the handle go: what was written still leaves, then the end. A handle that is dropped without that
+/// resets the stream, after as much of what was written as the other end has room for. Reading gives everything that arrived
+/// before a reset, and then an error of kind `ConnectionReset`.
 #[derive(Debug)]
 pub struct MuxStream {
     stream: Arc<Stream>,
