@@ -9,6 +9,9 @@
 //! ```
 
 mod connections;
+#[path = "../../tests/e2e/support/kernel.rs"]
+#[allow(dead_code, reason = "the tests ask it for more")]
+mod kernel;
 mod latency;
 // The tests' own: what they prove and what is measured here happens on the same wire.
 mod distant;

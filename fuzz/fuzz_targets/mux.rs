@@ -365,6 +365,10 @@ impl Session {
         }
         assert!(!self.finished.contains(&id) || payload.is_empty(), "content after the end of {id}");
         self.sent.known.insert(id);
+        // What leaves there is the refusal, which nobody wrote here.
+        if self.sent.refused.contains(&id) {
+            return;
+        }
         let (tag, sent) = self.left.entry(id).or_default();
         if let Some(first) = payload.first() {
             let tag = *tag.get_or_insert(usize::from(*first));

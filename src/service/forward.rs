@@ -25,6 +25,10 @@ use crate::wire::{Endpoint, Open, Refusal, RefusalCode, StreamRequest};
 /// told at once that nothing is there does not ask again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Connections of one listener that are kept: as many as a session has streams, and as many as the kernel would keep besides, which
+/// wait for one to be free.
+pub(crate) const MAX_KEPT: usize = MAX_STREAMS + 1024;
+
 /// First pause before a stream is tried again; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -104,7 +108,8 @@ impl<O: Opener> LocalForward<O> {
     }
 }
 
-/// Accepts for ever, and forwards each connection on a stream of its own, as a task in `tasks`.
+/// Accepts for ever, and forwards each connection on a stream of its own, as a task in `tasks`. One that is too many is reset:
+/// it would hang in the kernel's queue otherwise, with nobody to tell why.
 pub(crate) async fn accept_all<O: Opener>(
     listener: &Listener,
     tasks: &mut JoinSet<()>,
@@ -114,13 +119,25 @@ pub(crate) async fn accept_all<O: Opener>(
 ) {
     loop {
         tokio::select! {
-            (socket, peer) = listener.accept(), if tasks.len() < MAX_STREAMS => {
+            biased;
+            // What is over makes room first.
+            Some(_) = tasks.join_next() => {}
+            (socket, _) = listener.accept(), if tasks.len() >= MAX_KEPT => {
+                socket.reset();
+                stats.failed(crowded());
+            }
+            (socket, peer) = listener.accept(), if tasks.len() < MAX_KEPT => {
                 socket.arm_reset();
                 tasks.spawn(forward_one(socket, opener.clone(), Open::new(request(peer)), stats.clone()));
             }
-            Some(_) = tasks.join_next() => {}
         }
     }
+}
+
+/// Why a listener that has [`MAX_KEPT`] connections takes no other one.
+pub(crate) fn crowded() -> Refusal {
+    let text = format!("{MAX_KEPT} connections came through this port, and have not ended");
+    Refusal::new(RefusalCode::Busy, format!("{text}. hint: close some connections and try again"))
 }
 
 async fn forward_one<O: Opener>(socket: Socket, opener: O, open: Open, stats: Arc<ForwardStats>) {

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::service::copy::{Answer, Socket, relay_metered};
 use crate::service::dial::Place;
-use crate::service::forward::open_patiently;
+use crate::service::forward::{MAX_KEPT, crowded, open_patiently};
 use crate::service::listen::Listener;
 use crate::service::stats::ForwardStats;
 use crate::service::term::Term;
@@ -28,7 +28,7 @@ use crate::service::udp::{next_datagram, recv};
 use crate::service::udp_address;
 use crate::session::framed::{FramedStream, Io, StreamError};
 use crate::session::opener::Opener;
-use crate::wire::limits::{DIAL_TIMEOUT, MAX_DATAGRAM, MAX_STREAMS};
+use crate::wire::limits::{DIAL_TIMEOUT, MAX_DATAGRAM};
 use crate::wire::{Endpoint, FrameKind, Open, Refusal, RefusalCode, StreamRequest};
 
 /// How long a client may take to say what it wants.
@@ -90,12 +90,18 @@ impl<O: Opener> SocksForward<O> {
         let accept = async |listener: &Listener, tasks: &mut JoinSet<()>| {
             loop {
                 tokio::select! {
-                    (socket, _) = listener.accept(), if tasks.len() < MAX_STREAMS => {
+                    biased;
+                    // What is over makes room first.
+                    Some(_) = tasks.join_next() => {}
+                    (socket, _) = listener.accept(), if tasks.len() >= MAX_KEPT => {
+                        socket.reset();
+                        stats.failed(crowded());
+                    }
+                    (socket, _) = listener.accept(), if tasks.len() < MAX_KEPT => {
                         if let Socket::Tcp(client) = socket {
                             tasks.spawn(serve(client, opener.clone(), stats.clone()));
                         }
                     }
-                    Some(_) = tasks.join_next() => {}
                 }
             }
         };

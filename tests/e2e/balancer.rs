@@ -26,7 +26,7 @@ struct World {
     balancer: Balancer,
     /// Between everybody and the balancer; the other one is between that and the coordinator.
     near: Link,
-    _far: Link,
+    far: Link,
 }
 
 /// How long a byte is under way from one to the next.
@@ -44,7 +44,7 @@ impl World {
         let own = ["--listen-plain", &listen, "--public-url", &public];
         let mut coordinator = Coordinator::start_at(&Place::Here, &[&own, options].concat());
         coordinator.program.says("without TLS");
-        World { coordinator, balancer, near, _far: far }
+        World { coordinator, balancer, near, far }
     }
 
     /// The address that its operator's commands print, and a code.
@@ -73,10 +73,16 @@ impl World {
     /// A laptop that is paired, and the workspace `box`, both through the balancer.
     #[track_caller]
     fn members(&self) -> (Laptop, Machine, Running) {
+        self.members_with(|machine| machine)
+    }
+
+    /// The same, on a workspace's machine as `set_up` makes it.
+    #[track_caller]
+    fn members_with(&self, set_up: impl FnOnce(Machine) -> Machine) -> (Laptop, Machine, Running) {
         let laptop = Laptop::new();
         self.pair(&laptop, "anna").ok();
         let (url, code) = self.invitation(&["workspace", "add", "box"]);
-        let machine = Machine::at(&Place::Here, &url).env("NEXUS_CA_FILE", self.ca());
+        let machine = set_up(Machine::at(&Place::Here, &url).env("NEXUS_CA_FILE", self.ca()));
         let stub = machine.stub(Some(&code));
         (laptop, machine, stub)
     }
@@ -469,18 +475,49 @@ const IDLE: Duration = Duration::from_secs(75);
 #[ignore = "a long proof: it waits for longer than nginx does"]
 fn a_connection_that_is_idle_stays() {
     let world = World::new(&[]);
-    let (laptop, _machine, stub) = world.members();
-    // What is idle is the connection through nginx: a direct way would not notice.
+    let port = free_port();
+    let direct = Link::to(port);
+    let (laptop, _machine, stub) = world.members_with(|machine| {
+        machine
+            .env("NEXUS_DIRECT_LISTEN", &format!("127.0.0.1:{port}"))
+            .env("NEXUS_DIRECT_ADVERTISE", &direct.address())
+    });
+    // One session goes through nginx; another goes directly, and what stands by behind it goes through nginx.
     let up = laptop.up(&["box", "--no-direct", "--coordinator", &world.url()]);
-    let parked = stub.lines().iter().filter(|line| line.contains("ready for laptops")).count();
+    let other = Laptop::new();
+    let said = world.pair(&other, "bert").ok();
+    let pin = said.lines().find_map(|line| line.strip_prefix("this device's key: ")).expect("pair says the key");
+    laptop.run(&["device", "add", "box", pin]).ok();
+    let other_up = other.up(&["box", "--coordinator", &world.url()]);
+    other.until_it_goes("direct", true);
+    // Of each session two ends, and the one on which the workspace waits for the next.
+    let open = || (world.near.counts().open, direct.counts());
+    until("the workspace to wait for the next", || (open().0 == 5).then_some(()));
+    world.far.record();
+    let came = |request: &str| {
+        let recorded = world.far.recorded();
+        recorded.iter().filter(|connection| connection.up.starts_with(request.as_bytes())).count()
+    };
+    let carried = direct.counts().accepted;
     let ends = Instant::now() + IDLE;
     while Instant::now() < ends {
-        assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+        for up in [&up, &other_up] {
+            assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+        }
         std::thread::sleep(Duration::from_secs(1));
     }
+    let (open, direct_counts) = open();
+    let (joined, parked, looks) = (came("GET /v1/connect/"), came("GET /v1/park"), came("GET /v1/authorities"));
+    println!(
+        "open at nginx: {open}, directly: {direct_counts:?}; came meanwhile: {joined}, {parked}, and {looks} to look"
+    );
+    assert_eq!((open, joined, parked), (5, 0, 0), "all stayed, the parked one too: {}", stub.output());
+    assert!(looks > 0, "everybody looks at the authorities once a minute, and was not seen");
+    assert_eq!((direct_counts.open, direct_counts.accepted), (1, carried), "{}", other_up.program.output());
     assert_eq!(laptop.workspace_status()["tunnel"]["moves"], 0, "{}", up.program.output());
-    assert_eq!(laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
-    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
-    let again = stub.lines().iter().filter(|line| line.contains("ready for laptops")).count();
-    assert_eq!(again, parked, "the parked connection stayed too: {}", stub.output());
+    other.until_it_goes("direct", true);
+    for (laptop, up) in [(&laptop, &up), (&other, &other_up)] {
+        assert_eq!(laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+        assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    }
 }

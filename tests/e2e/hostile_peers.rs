@@ -1,7 +1,6 @@
 //! Within a session: a workspace that wants more of the laptop than it may have, a device that wants more of the
 //! workspace, and both of them breaking the protocol. Each stream is refused by itself; the session and the others live.
 
-use std::fs;
 use std::io::ErrorKind::WouldBlock;
 use std::io::Write;
 use std::net::TcpStream;
@@ -39,15 +38,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::kernel::footprint;
+use crate::support::kernel::{footprint, peak};
 use crate::support::laptop::{Up, port_in};
 use crate::support::*;
 
 /// Bytes that may be on their way to a peer that does not read: buffers of sockets, pipes and windows together.
 const ON_THE_WAY: usize = 64 << 20;
 
-/// KiB that a program may have in all of this.
-const MEMORY: u64 = 200 << 10;
+/// Bytes of memory that a program may have in all of this.
+const MEMORY: u64 = 200 << 20;
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
@@ -113,10 +112,8 @@ async fn breaks_the_protocol(opener: &MuxOpener) {
 
 #[track_caller]
 fn memory_is_bounded(pid: u32) {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("our own child");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it has memory");
-    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
-    assert!(kib < MEMORY, "{kib} KiB");
+    let most = peak(pid);
+    assert!(most < MEMORY, "{most} bytes");
 }
 
 /// `tool.list`, which the laptop answers whatever else goes on.

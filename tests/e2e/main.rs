@@ -28,6 +28,7 @@ mod reach;
 mod reach_network;
 mod reliability;
 mod reliability_drain;
+mod reliability_growth;
 mod reliability_late;
 mod reliability_load;
 mod reliability_programs;

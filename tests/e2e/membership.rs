@@ -162,12 +162,12 @@ fn certificates_are_renewed_over_wires_that_break(way: Way) {
     let (port, _forward) = world.linked.forward(format!("127.0.0.1:{}", redis.port));
     let mut talk = Dialogue::redis(port);
     let mut faults = faults::Faults::new();
-    let wires = [&world.linked.near, &world.linked.far];
+    let wires = world.all_wires();
     for folder in [world.linked.laptop.home(), world.linked.machine.state()] {
         let chain = find_below(folder, "chain.pem").expect("a chain.pem");
         let mut seen = vec![std::fs::read(&chain).expect("a chain")];
         until("two renewals", || {
-            for link in wires {
+            for link in &wires {
                 link.harm_after(Direction::BOTH[faults.below(2) as usize], 1 + faults.below(10_000), Harm::Cut);
             }
             talk.echo_within(RECOVERY);
@@ -179,6 +179,7 @@ fn certificates_are_renewed_over_wires_that_break(way: Way) {
         });
     }
     wires.iter().for_each(|link| link.heal());
+    world.settle();
     talk.echo_within(RECOVERY);
     talk.ends_well();
     assert_eq!(up.tunnels(), 1, "the session outlived its certificates: {}", up.program.output());
@@ -187,6 +188,11 @@ fn certificates_are_renewed_over_wires_that_break(way: Way) {
 #[test]
 fn certificates_are_renewed_over_a_wire_that_breaks() {
     certificates_are_renewed_over_wires_that_break(Way::Relay);
+}
+
+#[test]
+fn certificates_are_renewed_on_the_direct_way_over_a_wire_that_breaks() {
+    certificates_are_renewed_over_wires_that_break(Way::Direct);
 }
 
 #[test]

@@ -126,9 +126,17 @@ impl Scene<'_> {
 /// Something that happens to whoever is there.
 struct Trouble {
     what: &'static str,
-    /// Where it happens in the usual run. In the long one everything happens everywhere.
+    /// Where it happens in the usual run.
     usual: &'static [Way],
+    /// And in the long one: wherever it can.
+    long: &'static [Way],
     strike: fn(&mut Scene<'_>),
+}
+
+impl Trouble {
+    fn happens(&self, by: Way) -> bool {
+        if is_long() { self.long } else { self.usual }.contains(&by)
+    }
 }
 
 const ALL: &[Way] = &[Way::Relay, Way::Direct, Way::Balanced];
@@ -139,11 +147,12 @@ const DIRECT: &[Way] = &[Way::Direct];
 
 /// In this order: what is open stays behind at the hand-overs, and what comes after them happens to it there.
 const TROUBLES: [Trouble; 19] = [
-    Trouble { what: "a reset of the near wire", usual: ALL, strike: |scene| scene.near().reset() },
-    Trouble { what: "a reset of the far wire", usual: TWO_WIRES, strike: |scene| scene.far().reset() },
+    Trouble { what: "a reset of the near wire", usual: ALL, long: ALL, strike: |scene| scene.near().reset() },
+    Trouble { what: "a reset of the far wire", usual: TWO_WIRES, long: ALL, strike: |scene| scene.far().reset() },
     Trouble {
         what: "`up --take-over`",
         usual: ALL,
+        long: ALL,
         strike: |scene| {
             let next = scene.world.up_with(scene.laptop, &["--take-over"]);
             scene.ups.last_mut().expect("one at least").program.says("handed over");
@@ -153,21 +162,25 @@ const TROUBLES: [Trouble; 19] = [
     Trouble {
         what: "a message cut in two",
         usual: ALL,
+        long: ALL,
         strike: |scene| scene.near().cut_after(Direction::Down, 100_000),
     },
     Trouble {
         what: "bytes that come twice",
         usual: ALL,
+        long: ALL,
         strike: |scene| scene.far().harm_after(Direction::Up, 100_000, Harm::Double),
     },
     Trouble {
         what: "bytes that come in part",
         usual: HOSTS,
+        long: ALL,
         strike: |scene| scene.near().harm_after(Direction::Down, 100_000, Harm::Shorten),
     },
     Trouble {
         what: "`run --take-over` of the stub",
         usual: ALL,
+        long: ALL,
         strike: |scene| {
             let linked = &mut scene.world.linked;
             let mut former = std::mem::replace(&mut linked.stub, linked.machine.successor());
@@ -178,40 +191,52 @@ const TROUBLES: [Trouble; 19] = [
     Trouble {
         what: "connections that are overtaken by later ones",
         usual: RELAY,
+        long: ALL,
         strike: |scene| overtake(scene.near()),
     },
     Trouble {
         what: "a wire that holds everything",
         usual: RELAY,
+        long: ALL,
         strike: |scene| scene.out(&[scene.near()], Link::hold),
     },
     Trouble {
         what: "a way that is long for a while",
         usual: RELAY,
+        long: ALL,
         strike: |scene| {
             scene.out(&[scene.near()], |link| link.set_wire(Wire { delay: LONG, ..wire() }));
             scene.near().set_wire(wire());
         },
     },
-    Trouble { what: "a black hole", usual: ALL, strike: |scene| scene.out(&[scene.near()], Link::black_hole) },
+    Trouble {
+        what: "a black hole",
+        usual: ALL,
+        long: ALL,
+        strike: |scene| scene.out(&[scene.near()], Link::black_hole),
+    },
     Trouble {
         what: "a black hole on all wires",
         usual: DIRECT,
+        long: ALL,
         strike: |scene| scene.out(&scene.world.all_wires(), Link::black_hole),
     },
     Trouble {
         what: "a near wire that is half dead",
         usual: RELAY,
+        long: ALL,
         strike: |scene| scene.out(&[scene.near()], |link| link.half_open(Direction::Up)),
     },
     Trouble {
         what: "a far wire that is half dead",
         usual: RELAY,
+        long: ALL,
         strike: |scene| scene.out(&[scene.far()], |link| link.half_open(Direction::Up)),
     },
     Trouble {
         what: "a crash of the coordinator",
         usual: ALL,
+        long: ALL,
         strike: |scene| {
             scene.world.linked.coordinator.kill();
             scene.world.linked.coordinator.start_again();
@@ -220,22 +245,25 @@ const TROUBLES: [Trouble; 19] = [
     Trouble {
         what: "another coordinator, while the former drains",
         usual: ALL,
+        long: ALL,
         strike: |scene| scene.former.push(scene.world.linked.coordinator.replace()),
     },
     Trouble {
         what: "another address of the laptop",
         usual: HOSTS,
+        long: HOSTS,
         strike: |scene| {
-            let Some(hosts) = &scene.world.hosts else { return };
+            let hosts = scene.world.hosts.as_ref().expect("the laptop has a host of its own");
             let next = Ipv4Addr::new(10, 77, 1, 77);
             hosts.readdress(&hosts.laptop, scene.address, next);
             scene.address = next;
         },
     },
-    Trouble { what: "sleep of the laptop", usual: HOSTS, strike: |scene| scene.sleep(|_| ()) },
+    Trouble { what: "sleep of the laptop", usual: HOSTS, long: ALL, strike: |scene| scene.sleep(|_| ()) },
     Trouble {
         what: "sleep of the laptop, whose connections go meanwhile",
         usual: TWO_WIRES,
+        long: ALL,
         strike: |scene| scene.sleep(|world| world.laptops_wires().iter().for_each(|link| link.forget_present())),
     },
 ];
@@ -303,7 +331,7 @@ fn what_is_open_notices_nothing(by: Way) {
         });
         let end = Enough(&enough);
         let mut words = Vec::new();
-        for trouble in TROUBLES.iter().filter(|trouble| is_long() || trouble.usual.contains(&by)) {
+        for trouble in TROUBLES.iter().filter(|trouble| trouble.happens(by)) {
             let before = scene.near().counts();
             let moves = within(RECOVERY, || (scene.near().counts().down > before.down + 500_000).then_some(()));
             assert!(moves.is_some(), "nothing is under way before {}", trouble.what);
@@ -319,7 +347,7 @@ fn what_is_open_notices_nothing(by: Way) {
         }
         drop(end);
         let (copies, clones) = (copies.join().expect("a copy broke"), clones.join().expect("a clone broke"));
-        println!("{by:?}: {copies} copies, {clones} clones");
+        println!("{by:?}: {} troubles, {copies} copies, {clones} clones", words.len());
 
         shell.ask(PATIENCE, |word| format!("test \"$kept\" = here && {}", typed(word)));
         shell.say("exit 0");

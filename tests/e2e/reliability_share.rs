@@ -100,8 +100,7 @@ fn bulk_starves_nobody(way: Way) {
     let (lines, calls) = if is_long() { (1000, 50) } else { (100, 5) };
     let sshd = Sshd::start();
     let world = World::by(way);
-    let wires = world.wires();
-    wires.iter().for_each(|link| link.set_wire(Wire::new(BANDWIDTH, DELAY / wires.len() as u32)));
+    world.stretch(BANDWIDTH, DELAY);
     let up = world.up();
     let (port, _forward) = world.linked.forward(format!("127.0.0.1:{}", sshd.port));
     let mut terminal = Dialogue::with(sshd.client(port, &["-tt", "there", "cat"]));

@@ -13,8 +13,10 @@ use nexus_proxy::transport::outer::OuterTls;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::reliability::{TRANSFER, slow_down, until_it_moves};
 use crate::support::linked::Frozen;
 use crate::support::program::command;
+use crate::support::transfers::{RECOVERY, Transfers};
 use crate::support::*;
 
 const REFUSED: i32 = 4;
@@ -162,6 +164,47 @@ fn a_download_and_an_ssh_connection_outlive_a_rotation_and_a_crash_after_it() {
     world.stub = world.machine.stub(None);
     let _again = world.laptop.up(&world.words());
     assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+}
+
+#[test]
+fn transfers_on_the_direct_way_outlive_a_rotation_while_wires_break() {
+    let world = world::World::with(Way::Direct, &["--leaf-lifetime", "6s"]);
+    slow_down(&world);
+    let up = world.up();
+    let (linked, coordinator) = (&world.linked, &world.linked.coordinator);
+    let before = read(&coordinator.data().join("ca.pem"));
+    let files = |name: &str| {
+        [linked.laptop.home(), linked.machine.state()].map(|folder| find_below(folder, name).expect("it is kept"))
+    };
+    let sshd = Sshd::start();
+    let (port, _forward) = linked.forward(format!("127.0.0.1:{}", sshd.port));
+    let mut talk = Dialogue::with(sshd.client(port, &["there", "cat"]));
+    let mut transfers = Transfers::start(linked, TRANSFER);
+    let mut break_all = |transfers: &mut Transfers| {
+        until_it_moves("bytes before the wires break", transfers, &world);
+        world.all_wires().iter().for_each(|link| link.reset());
+        talk.ask(RECOVERY, str::to_owned);
+        world.settle();
+    };
+
+    let mut steps = Running::start(coordinator.command(&["authority", "rotate", "--wait", "5m"]));
+    for words in STEPS {
+        steps.says_after(0, RECOVERY, words);
+        break_all(&mut transfers);
+    }
+    steps.completes(PATIENCE);
+    only_the_next_is_left(coordinator, &before, &files("ca.pem"), &files("chain.pem"));
+    // What breaks from here on is mended with certificates by the next authority, and by those after them.
+    for _ in 0..2 {
+        let chains = files("chain.pem").map(|chain| (read(&chain), chain));
+        until("everybody to have another certificate", || {
+            chains.iter().all(|(former, chain)| read(chain) != *former).then_some(())
+        });
+        break_all(&mut transfers);
+    }
+    transfers.finish();
+    assert_eq!(up.tunnels(), 1, "one session carried all of it:\n{}", up.program.output());
+    talk.ends_well();
 }
 
 #[test]

@@ -36,9 +36,6 @@ use crate::wire::limits::MAX_STREAMS;
 /// Streams above the other end's limit that may wait for their refusal to leave. With more the other end does not read.
 const SLACK: usize = 1024;
 
-/// New streams that may wait for the acceptor.
-const ACCEPT_QUEUE: usize = 256;
-
 /// Which end of the session this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -65,7 +62,8 @@ pub fn multiplex<T: Io + Paced>(
 ) -> (MuxOpener, MuxAcceptor, impl Future<Output = io::Result<()>> + Send) {
     let hub = hub::Hub::new(window::POOL);
     let (over, cancel) = (CancellationToken::new(), CancellationToken::new());
-    let (accepting, accepted) = mpsc::channel(ACCEPT_QUEUE);
+    // Whoever may be there may wait for the acceptor: many that come at once arrive before it has its turn.
+    let (accepting, accepted) = mpsc::channel(end.inbound_limit());
     let limit = if end == End::Laptop { End::Workspace.inbound_limit() } else { End::Laptop.inbound_limit() };
     let opener = MuxOpener { hub: hub.clone(), over: over.clone(), permits: Arc::new(Semaphore::new(limit)), limit };
     let acceptor = MuxAcceptor { accepted, _end: cancel.clone().drop_guard() };

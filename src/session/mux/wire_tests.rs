@@ -194,8 +194,7 @@ async fn an_idle_stream_is_small() {
 #[tokio::test]
 async fn streams_without_end_whose_refusals_nobody_reads_end_the_session() {
     let mut raw = Raw::new(End::Laptop, 4096);
-    // Nobody takes those that are let in, so the acceptor's queue is what lets in.
-    let limit = (ACCEPT_QUEUE + SLACK) as u32;
+    let limit = (End::Laptop.inbound_limit() + SLACK) as u32;
     for i in 0..limit {
         raw.send(Header::data(2 * i + 2, Flags::SYN, 1), b"x").await;
     }
@@ -214,7 +213,7 @@ async fn streams_without_end_whose_refusals_nobody_reads_end_the_session() {
 async fn streams_that_are_reset_at_once_while_nothing_can_leave_end_the_session() {
     let mut raw = Raw::new(End::Laptop, 4096);
     // Their refusals, which nobody reads, fill the byte stream.
-    let blocked = (ACCEPT_QUEUE + SLACK / 2) as u32;
+    let blocked = (End::Laptop.inbound_limit() + SLACK / 2) as u32;
     for i in 0..blocked {
         raw.send(Header::data(2 * i + 2, Flags::SYN, 0), &[]).await;
     }
@@ -228,6 +227,21 @@ async fn streams_that_are_reset_at_once_while_nothing_can_leave_end_the_session(
     }
     let error = raw.outcome().await.unwrap_err();
     assert!(error.to_string().contains("opened streams without end"), "{error}");
+}
+
+#[tokio::test]
+async fn as_many_streams_as_there_may_be_are_let_in_before_one_is_taken() {
+    let mut raw = Raw::new(End::Laptop, 1 << 20);
+    let limit = End::Laptop.inbound_limit() as u32;
+    for i in 0..limit {
+        raw.send(Header::data(2 * i + 2, Flags::SYN, 0), &[]).await;
+    }
+    // Its answer says that all of them were read.
+    raw.send(Header { kind: Kind::Ping, flags: Flags::SYN, stream: 0, length: 1 }, &[]).await;
+    while raw.frame().await.0.kind != Kind::Ping {}
+    for _ in 0..limit {
+        in_time(raw.acceptor.accept()).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -49,14 +49,23 @@ pub struct Footprint {
 /// What process `pid` holds now.
 #[track_caller]
 pub fn footprint(pid: u32) -> Footprint {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let field = |name: &str| -> u64 {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        number.unwrap_or_else(|| panic!("no `{name}` in:\n{status}"))
-    };
     let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs, and is ours").count();
-    Footprint { memory: field("VmRSS") * 1024, threads: field("Threads") as usize, files }
+    Footprint { memory: field(pid, "VmRSS") * 1024, threads: field(pid, "Threads") as usize, files }
+}
+
+/// The most resident memory in bytes that process `pid` has had since its start: nothing is too short to be seen.
+#[track_caller]
+pub fn peak(pid: u32) -> u64 {
+    field(pid, "VmHWM") * 1024
+}
+
+/// A number that the kernel gives of process `pid`.
+#[track_caller]
+fn field(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("no `{name}` in:\n{status}"))
 }
 
 /// Environment and command line of process `pid`, a line each.

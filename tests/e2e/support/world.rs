@@ -1,5 +1,7 @@
 //! A laptop and a workspace that reach each other in one of the ways there are, over wires that a test disturbs.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::balancer::Balancer;
@@ -170,6 +172,13 @@ impl World {
     /// The wires that end at the laptop.
     pub fn laptops_wires(&self) -> Vec<&Link> {
         self.direct.iter().chain([&self.linked.near]).collect()
+    }
+
+    /// Makes the session's wires one long way: each has so many bit/s, and together a byte takes `delay` on them.
+    pub fn stretch(&self, bandwidth: u64, delay: Duration) {
+        let wires = self.wires();
+        let wire = Wire::new(bandwidth, delay / wires.len() as u32);
+        wires.iter().for_each(|link| link.set_wire(wire));
     }
 
     /// Waits until the session is back on its way, where it can be on another.
