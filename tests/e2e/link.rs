@@ -380,13 +380,17 @@ fn a_forgotten_connection_is_silent_for_good() {
 }
 
 #[test]
-fn what_a_program_has_dialled_is_forgotten_and_what_it_dials_next_passes() {
+fn a_connection_is_forgotten_by_its_port_and_those_beside_it_pass() {
     let far = Far::new();
     let (mut near, mut served) = far.connect();
-    far.link.forget_those_of(std::process::id());
+    let (mut beside, mut beside_served) = far.connect();
+    let port = near.local_addr().unwrap().port();
+    assert!(kernel::ports_toward(std::process::id(), far.link.port).contains(&port));
+    far.link.forget_those_from(&[port]);
     near.write_all(b"lost").unwrap();
     let (mut second, mut second_served) = far.connect();
     passes(&mut second, &mut second_served, "hello");
+    passes(&mut beside_served, &mut beside, "hello");
     is_silent(&mut served);
     is_silent(&mut near);
 }

@@ -102,6 +102,12 @@ fn a_coordinator_that_stood_still_goes_on() {
     });
 }
 
+/// What the laptop has on a wire says nothing more; that of others there goes on.
+#[track_caller]
+fn forget_those_of(up: &laptop::Up<'_>, link: &Link) {
+    link.forget_those_from(&kernel::ports_toward(up.program.pid(), link.port));
+}
+
 /// As a laptop whose lid was closed finds it: the connections that it had are gone, and nobody tells.
 #[track_caller]
 fn connections_that_went_in_sleep_are_replaced(way: Way) {
@@ -112,7 +118,7 @@ fn connections_that_went_in_sleep_are_replaced(way: Way) {
     let time = lasts(5, 180);
     were_soon([(); LOOKS].map(|()| {
         let frozen = Frozen::new(up.program.pid());
-        world.laptops_wires().iter().for_each(|link| link.forget_those_of(up.program.pid()));
+        world.laptops_wires().into_iter().for_each(|link| forget_those_of(&up, link));
         std::thread::sleep(time);
         drop(frozen);
         let took = Answers::from_here(&world, &mut talk);
@@ -153,7 +159,7 @@ fn a_laptop_far_away_that_slept_does_not_wait_first_and_then_dial() {
         // What is measured of this way.
         (0..5).for_each(|_| talk.echo());
         let frozen = Frozen::new(up.program.pid());
-        world.linked.near.forget_those_of(up.program.pid());
+        forget_those_of(&up, &world.linked.near);
         std::thread::sleep(lasts(5, 180));
         drop(frozen);
         let began = Instant::now();

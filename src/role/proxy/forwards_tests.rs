@@ -1,3 +1,5 @@
+//! Forwards that listen on the laptop, without a session: which ports are waited for, and how that ends.
+
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 

@@ -26,8 +26,6 @@ use tokio_util::sync::CancellationToken;
 use relay::{Settings, Shared};
 pub use wire::Wire;
 
-use super::kernel;
-
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -223,12 +221,11 @@ impl Link {
         self.change(|settings| settings.forgotten = present);
     }
 
-    /// The same of those connections only that process `pid` has dialled, one at least.
+    /// The same of those connections only that were dialled from these ports, one at least.
     #[track_caller]
-    pub fn forget_those_of(&self, pid: u32) {
-        let ports = kernel::ports_toward(pid, self.port);
-        assert!(!ports.is_empty(), "process {pid} has no connection here");
-        self.shared.forget_ports(&ports);
+    pub fn forget_those_from(&self, ports: &[u16]) {
+        assert!(!ports.is_empty(), "nobody is there to be forgotten");
+        self.shared.forget_ports(ports);
     }
 
     /// Records from now on what connections say.
