@@ -1,4 +1,4 @@
-//! Laptop, coordinator and workspace as three programs, the laptop's way to the coordinator over a simulated wire.
+//! Laptop, coordinator and workspace as three programs, the way that the session's bytes take over a simulated wire.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::link::{Link, Wire};
-use super::rig::{Home, Process, Programs};
+use super::rig::{Home, Process, Programs, Way, free_port};
 
 /// What the workspace is called.
 const WORKSPACE: &str = "box";
@@ -66,29 +66,38 @@ pub struct Distant<'a> {
     _stub: Process,
     home: Home<'a>,
     workspace: TempDir,
-    _link: Link,
+    _links: Vec<Link>,
     _coordinator: Coordinator<'a>,
 }
 
 impl Distant<'_> {
-    /// Pairs, enrols, and waits until the tunnel is up.
-    pub fn start(programs: &Programs, wire: Wire) -> Result<Distant<'_>> {
+    /// Pairs, enrols, and waits until the tunnel is up, by this way. `wire` is the laptop's: to the coordinator, and to the
+    /// workspace when there is a direct way.
+    pub fn start(programs: &Programs, wire: Wire, way: Way) -> Result<Distant<'_>> {
         let coordinator = Coordinator::start(programs)?;
         let workspace = TempDir::new()?;
         let home = Home::new(programs)?;
-        let link = Link::with(coordinator.address.port(), wire);
-        let url = link.url();
+        let near = Link::with(coordinator.address.port(), wire);
+        let url = near.url();
         // The first device of an enrolment is the one that is paired by then.
         home.proxy(&["pair", &url, &coordinator.code(&["invite"])?, "--name", "bench"], |_| Some(()))?;
         let mut stub = Command::new(programs.path("nexus-stub"));
         stub.args(["-v", "run", "--coordinator", &format!("https://{}", coordinator.address)]);
         stub.arg("--enroll").arg(coordinator.code(&["workspace", "add", WORKSPACE])?);
         stub.arg("--state").arg(workspace.path().join("state")).arg("--workspace").arg(workspace.path());
+        let mut links = vec![near];
+        if way == Way::Direct {
+            let port = free_port()?;
+            let direct = Link::with(port, wire);
+            stub.env("NEXUS_DIRECT_LISTEN", format!("127.0.0.1:{port}"));
+            stub.env("NEXUS_DIRECT_ADVERTISE", direct.address());
+            links.push(direct);
+        }
         let stub = Process::start(stub)?;
         stub.says(|line| line.contains("ready for laptops").then_some(()))?;
-        let up = home.up_with(&[WORKSPACE, "--no-direct", "--coordinator", &url])?;
-        let (_up, _stub, _link, _coordinator) = (up, stub, link, coordinator);
-        Ok(Distant { forwards: Vec::new(), _up, _stub, home, workspace, _link, _coordinator })
+        let up = home.up_by(way, &[WORKSPACE, "--coordinator", &url])?;
+        let (_up, _stub, _links, _coordinator) = (up, stub, links, coordinator);
+        Ok(Distant { forwards: Vec::new(), _up, _stub, home, workspace, _links, _coordinator })
     }
 
     /// Forwards a free port of the laptop to `port` of the workspace, and gives it.

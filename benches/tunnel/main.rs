@@ -2,8 +2,9 @@
 //! tunnels that others wrote. Prints, and says of what has an aim whether it was met; a busy machine misses some.
 //!
 //! ```console
-//! $ cargo bench --bench tunnel                        # all sections
+//! $ cargo bench --bench tunnel                        # all sections but those that have to be asked for
 //! $ cargo bench --bench tunnel -- throughput memory   # some
+//! $ cargo bench --bench tunnel -- path-direct         # one that has to be: long paths, directly
 //! $ cargo bench --bench tunnel -- --json              # one JSON object to a line
 //! $ cargo bench --bench tunnel -- latency path --check  # fails when an aim is missed
 //! ```
@@ -35,14 +36,18 @@ use rig::Programs;
 
 type Section = fn(&Programs, &Report) -> Result<()>;
 
-const SECTIONS: [(&str, Section); 6] = [
+const SECTIONS: [(&str, Section); 7] = [
     ("throughput", throughput::run),
     ("latency", latency::run),
     ("path", path::run),
+    (DIRECTLY, path::run_directly),
     ("connections", connections::run),
     ("memory", memory::run),
     ("start", start::run),
 ];
+
+/// Takes as long as all others together, so it runs only when it is asked for.
+const DIRECTLY: &str = "path-direct";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -64,7 +69,7 @@ fn main() -> Result<()> {
     report.machine();
     let programs = Programs::copied()?;
     for (name, section) in SECTIONS {
-        if wanted.is_empty() || wanted.contains(&name) {
+        if (wanted.is_empty() && name != DIRECTLY) || wanted.contains(&name) {
             section(&programs, &report)?;
         }
     }

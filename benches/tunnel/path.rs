@@ -13,7 +13,7 @@ use super::latency::{calls, loaded};
 use super::link::{Link, Wire};
 use super::peers::find;
 use super::report::{Report, figure, median, percentile};
-use super::rig::{Process, Programs, free_port};
+use super::rig::{Process, Programs, Way, free_port};
 use super::target::{self, Direction, requests};
 
 /// Round trips of the paths.
@@ -43,24 +43,115 @@ const LOADED_BATCH: usize = 5;
 
 const WAYS: [(&str, Direction); 2] = [("up", Direction::Up), ("down", Direction::Down)];
 
-/// Both paths.
+/// Both paths, through the coordinator.
 pub fn run(programs: &Programs, report: &Report) -> Result<()> {
-    report.title(
-        "path",
-        "A wire of 1 Gbit/s between laptop and coordinator; plain is the same without a tunnel.\n  \
-         Transfers: medians of three by iperf3, counted by the receiver. Calls: `tool.list`; plain is a request on an \
-         open connection; medians of three rounds.",
-    );
-    let iperf3 = find("iperf3");
-    for round_trip in ROUND_TRIPS {
-        let wire = Wire::new(BANDWIDTH, round_trip / 2);
-        match &iperf3 {
-            Some(iperf3) => transfers(programs, report, iperf3, wire)?,
-            None => report.absent("path", &format!("one stream, {round_trip:?}"), "iperf3 is not installed"),
+    Paths { programs, report, section: "path", way: Way::Relay }.run("coordinator")
+}
+
+/// Both paths, directly.
+pub fn run_directly(programs: &Programs, report: &Report) -> Result<()> {
+    Paths { programs, report, section: "path-direct", way: Way::Direct }.run("workspace")
+}
+
+/// What is measured, and where it is said.
+#[derive(Clone, Copy)]
+struct Paths<'a> {
+    programs: &'a Programs,
+    report: &'a Report,
+    section: &'static str,
+    way: Way,
+}
+
+impl Paths<'_> {
+    fn run(self, end: &str) -> Result<()> {
+        let note = format!(
+            "A wire of 1 Gbit/s between laptop and {end}; plain is the same without a tunnel.\n  \
+             Transfers: medians of three by iperf3, counted by the receiver. Calls: `tool.list`; plain is a request on \
+             an open connection; medians of three rounds."
+        );
+        self.report.title(self.section, &note);
+        let iperf3 = find("iperf3");
+        for round_trip in ROUND_TRIPS {
+            let wire = Wire::new(BANDWIDTH, round_trip / 2);
+            match &iperf3 {
+                Some(iperf3) => self.transfers(iperf3, wire)?,
+                None => {
+                    self.report.absent(self.section, &format!("one stream, {round_trip:?}"), "iperf3 is not installed");
+                }
+            }
+            self.latencies(wire)?;
         }
-        latencies(programs, report, wire)?;
+        Ok(())
     }
-    Ok(())
+
+    fn transfers(self, iperf3: &Path, wire: Wire) -> Result<()> {
+        let Paths { programs, report, section, way: path } = self;
+        for (way, direction) in WAYS {
+            let (mut plain, mut ours) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                let port = free_port()?;
+                let mut server = Command::new(iperf3);
+                // In JSON, so that its report can be part of the client's.
+                server.args(["-s", "-J", "-B", "127.0.0.1", "-p", &port.to_string()]);
+                let _server = Process::listening(server, port)?;
+                let link = Link::with(port, wire);
+                plain.push(transfer(iperf3, link.port, direction)?);
+                drop(link);
+                let mut tunnel = Distant::start(programs, wire, path)?;
+                ours.push(transfer(iperf3, tunnel.forward(port)?, direction)?);
+            }
+            let round_trip = wire.delay * 2;
+            for (what, pick, least) in [
+                ("all of it", (|received| received.total) as fn(&Received) -> f64, 0.95),
+                ("first second", |received| received.first_second, 0.5),
+            ] {
+                let of = |all: &[Received]| median(&all.iter().map(pick).collect::<Vec<_>>());
+                let (plain, ours) = (of(&plain), of(&ours));
+                let figures = [
+                    figure("of plain", ours / plain, 2),
+                    figure("Mbit/s", ours / 1e6, 0),
+                    figure("Mbit/s plain", plain / 1e6, 0),
+                ];
+                report.row(section, &format!("one stream {way}, {round_trip:?}, {what}"), &figures);
+                report.aim(section, &format!("at least {least} of plain"), ours / plain >= least);
+            }
+        }
+        Ok(())
+    }
+
+    fn latencies(self, wire: Wire) -> Result<()> {
+        let target = target::serve()?;
+        let plain = Link::with(target, wire);
+        let mut tunnel = Distant::start(self.programs, wire, self.way)?;
+        let (port, socket) = (tunnel.forward(target)?, tunnel.stub_socket());
+        let round_trip = wire.delay * 2;
+        let idle = Pairs { ours: vec![calls(&socket, CALLS)?], plain: vec![requests(plain.port, CALLS)?] };
+        self.show(&idle, &format!("call, {round_trip:?}, idle"));
+        for (way, direction) in WAYS {
+            let mut pairs = Pairs::default();
+            for _ in 0..ROUNDS {
+                pairs.ours.push(loaded(port, direction, ROUND, || calls(&socket, LOADED_BATCH))?);
+                pairs.plain.push(loaded(plain.port, direction, ROUND, || requests(plain.port, LOADED_BATCH))?);
+            }
+            self.show(&pairs, &format!("call, {round_trip:?}, one stream {way}"));
+            let most = round_trip + MOST_WAIT;
+            let met = middle(&pairs.ours, 99.0) <= most.as_secs_f64();
+            self.report.aim(self.section, &format!("p99 at most {most:?}"), met);
+        }
+        Ok(())
+    }
+
+    fn show(self, pairs: &Pairs, what: &str) {
+        let at = |percent| (middle(&pairs.ours, percent), middle(&pairs.plain, percent));
+        let (p50, p99) = (at(50.0), at(99.0));
+        let figures = [
+            figure("of plain p50", p50.0 / p50.1, 2),
+            figure("ms p50", p50.0 * 1e3, 1),
+            figure("of plain p99", p99.0 / p99.1, 2),
+            figure("ms p99", p99.0 * 1e3, 1),
+        ];
+        self.report.row(self.section, what, &figures);
+    }
 }
 
 /// What a receiver counted, in bit/s.
@@ -68,40 +159,6 @@ pub fn run(programs: &Programs, report: &Report) -> Result<()> {
 struct Received {
     first_second: f64,
     total: f64,
-}
-
-fn transfers(programs: &Programs, report: &Report, iperf3: &Path, wire: Wire) -> Result<()> {
-    for (way, direction) in WAYS {
-        let (mut plain, mut ours) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let port = free_port()?;
-            let mut server = Command::new(iperf3);
-            // In JSON, so that its report can be part of the client's.
-            server.args(["-s", "-J", "-B", "127.0.0.1", "-p", &port.to_string()]);
-            let _server = Process::listening(server, port)?;
-            let link = Link::with(port, wire);
-            plain.push(transfer(iperf3, link.port, direction)?);
-            drop(link);
-            let mut tunnel = Distant::start(programs, wire)?;
-            ours.push(transfer(iperf3, tunnel.forward(port)?, direction)?);
-        }
-        let round_trip = wire.delay * 2;
-        for (what, pick, least) in [
-            ("all of it", (|received| received.total) as fn(&Received) -> f64, 0.95),
-            ("first second", |received| received.first_second, 0.5),
-        ] {
-            let of = |all: &[Received]| median(&all.iter().map(pick).collect::<Vec<_>>());
-            let (plain, ours) = (of(&plain), of(&ours));
-            let figures = [
-                figure("of plain", ours / plain, 2),
-                figure("Mbit/s", ours / 1e6, 0),
-                figure("Mbit/s plain", plain / 1e6, 0),
-            ];
-            report.row("path", &format!("one stream {way}, {round_trip:?}, {what}"), &figures);
-            report.aim("path", &format!("at least {least} of plain"), ours / plain >= least);
-        }
-    }
-    Ok(())
 }
 
 /// One transfer to the server behind `port`, or from it.
@@ -124,47 +181,11 @@ fn transfer(iperf3: &Path, port: u16, direction: Direction) -> Result<Received> 
     })
 }
 
-fn latencies(programs: &Programs, report: &Report, wire: Wire) -> Result<()> {
-    let target = target::serve()?;
-    let plain = Link::with(target, wire);
-    let mut tunnel = Distant::start(programs, wire)?;
-    let (port, socket) = (tunnel.forward(target)?, tunnel.stub_socket());
-    let round_trip = wire.delay * 2;
-    let idle = Pairs { ours: vec![calls(&socket, CALLS)?], plain: vec![requests(plain.port, CALLS)?] };
-    idle.show(report, &format!("call, {round_trip:?}, idle"));
-    for (way, direction) in WAYS {
-        let mut pairs = Pairs::default();
-        for _ in 0..ROUNDS {
-            pairs.ours.push(loaded(port, direction, ROUND, || calls(&socket, LOADED_BATCH))?);
-            pairs.plain.push(loaded(plain.port, direction, ROUND, || requests(plain.port, LOADED_BATCH))?);
-        }
-        pairs.show(report, &format!("call, {round_trip:?}, one stream {way}"));
-        let most = round_trip + MOST_WAIT;
-        let met = middle(&pairs.ours, 99.0) <= most.as_secs_f64();
-        report.aim("path", &format!("p99 at most {most:?}"), met);
-    }
-    Ok(())
-}
-
 /// Seconds of each call, of each round.
 #[derive(Default)]
 struct Pairs {
     ours: Vec<Vec<f64>>,
     plain: Vec<Vec<f64>>,
-}
-
-impl Pairs {
-    fn show(&self, report: &Report, what: &str) {
-        let at = |percent| (middle(&self.ours, percent), middle(&self.plain, percent));
-        let (p50, p99) = (at(50.0), at(99.0));
-        let figures = [
-            figure("of plain p50", p50.0 / p50.1, 2),
-            figure("ms p50", p50.0 * 1e3, 1),
-            figure("of plain p99", p99.0 / p99.1, 2),
-            figure("ms p99", p99.0 * 1e3, 1),
-        ];
-        report.row("path", what, &figures);
-    }
 }
 
 /// The median of the rounds' percentiles.

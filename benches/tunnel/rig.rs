@@ -161,6 +161,15 @@ impl Home<'_> {
         Ok(self.proxy(&[&["up"], words].concat(), up)?.0)
     }
 
+    /// The same, until the tunnel goes by this way.
+    pub fn up_by(&self, way: Way, words: &[&str]) -> Result<Process> {
+        if way == Way::Relay {
+            return self.up_with(&[words, &["--no-direct"]].concat());
+        }
+        let goes = |event: &Value| (event["tunnel"]["path"] == "direct").then_some(());
+        Ok(self.proxy(&[&["up"], words].concat(), goes)?.0)
+    }
+
     /// Forwards a free port of the laptop to `port` of a workspace for as long as the process lives, and gives it.
     pub fn forward(&self, workspace: &str, port: u16) -> Result<(Process, u16)> {
         let spec = format!("0:127.0.0.1:{port}");
@@ -197,10 +206,7 @@ impl Tunnel<'_> {
     /// A tunnel, up, by this way.
     pub fn start(programs: &Programs, way: Way) -> Result<Tunnel<'_>> {
         let home = Home::new(programs)?;
-        let up = match way {
-            Way::Relay => home.up_with(&["--no-direct"])?,
-            Way::Direct => home.proxy(&["up"], |event| (event["tunnel"]["path"] == "direct").then_some(()))?.0,
-        };
+        let up = home.up_by(way, &[])?;
         let stub = children(up.pid()).into_iter().next().context("`up` has a stub")?;
         Ok(Tunnel { forwards: Vec::new(), up, stub, home })
     }
