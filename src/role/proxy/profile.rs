@@ -156,7 +156,7 @@ pub fn directory(root: &Path, url: &CoordinatorUrl) -> PathBuf {
 }
 
 impl Profile {
-    /// Reads what pairing left in `dir`. Waits for whoever is writing it, up to [`LOCK_TIMEOUT`].
+    /// Reads what pairing left in `dir`. Waits for whoever is writing it, for five seconds at the most.
     pub async fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
         let path = dir.join(LOCK);
         // Where there is none, nothing was ever written.
