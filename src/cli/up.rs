@@ -267,6 +267,14 @@ fn session<'a>(
     Box::pin(live(plan, is_first, began, socket, held, local, predecessor))
 }
 
+/// Reads the profile in `dir`; what failed, and whether that may pass.
+pub(super) async fn load_profile(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, (Failure, bool)> {
+    Profile::load(dir, url).await.map_err(|error| {
+        let passes = error.is_passing();
+        (Failure::new(if passes { failure::UNAVAILABLE } else { failure::USAGE }, error), passes)
+    })
+}
+
 async fn live(
     plan: &Plan<'_>,
     is_first: bool,
@@ -280,7 +288,13 @@ async fn live(
     let (profile, url) = match &up.coordinator {
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
-            let profile = Profile::load(&dir, url).await.map_err(|e| Failure::new(failure::USAGE, e))?;
+            let profile = loop {
+                match load_profile(&dir, url).await {
+                    // What is open is not worse off for a moment in which somebody else writes it.
+                    Err((_, true)) if !is_first && !plan.stop.is_cancelled() => {}
+                    loaded => break loaded.map_err(|(failure, _)| failure)?,
+                }
+            };
             let url = &profile.url(url.clone());
             if up.ca_file.is_some() {
                 super::ca_file::keep(&dir, url, up.ca_file.as_deref())?;
