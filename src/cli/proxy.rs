@@ -36,7 +36,8 @@ use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::open::ProcessRequest;
 use crate::wire::{Open, RefusalCode, StreamRequest};
 
-/// `exec`: signals that are passed on; the next one ends the command here.
+/// `exec`: signals that are passed on to the process; the next one ends the command here. While there is no process yet, the
+/// first one does.
 const SIGNALS_PASSED_ON: u32 = 2;
 
 /// `exec`: nexus-proxy itself failed, not the command.
