@@ -124,7 +124,10 @@ fn a_direct_way_that_changes_bytes_does_not_keep_a_laptop_from_working() {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        let exec = || world.linked.laptop.exec("box", &["head", "-c", OUTPUT, "/dev/zero"]);
+        let exec = || {
+            until("a session", || (world.tunnel()["state"] == "up").then_some(()));
+            world.linked.laptop.exec("box", &["head", "-c", OUTPUT, "/dev/zero"])
+        };
         let works = (0..TRIES).filter(|_| exec().stdout.len().to_string() == OUTPUT).count();
         done.store(true, Relaxed);
         works
