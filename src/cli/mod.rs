@@ -27,8 +27,6 @@ mod log;
 mod output;
 #[cfg(feature = "proxy")]
 pub mod proxy;
-#[cfg(feature = "proxy")]
-mod requests;
 mod signals;
 #[cfg(feature = "proxy")]
 mod status;
