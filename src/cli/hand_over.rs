@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{self, Failure};
 use super::home::Home;
 use super::output::{Output, count};
-use super::up::{Requests, Up};
+use super::requests::Requests;
+use super::up::{Up, load_profile};
 use crate::lifeline::core::RETENTION;
 use crate::role::proxy::control::{self, Door};
 use crate::role::proxy::daemon::{Daemon, HandedOver, Status};
 use crate::role::proxy::forwards::ForwardRequest;
 use crate::role::proxy::ports;
-use crate::role::proxy::profile::{self, Profile};
+use crate::role::proxy::profile;
 use crate::role::proxy::tunnel::TunnelError;
 use crate::session::framed::FramedStream;
 use crate::transport::address::CoordinatorUrl;
@@ -114,7 +115,7 @@ fn take_forwards(up: &Up, forwards: &mut Requests, handed: Vec<ForwardRequest>, 
 /// coordinator that is not reached, a port that somebody else has.
 async fn could_come_up(up: &Up, url: &CoordinatorUrl, requests: &[ForwardRequest], home: &Home) -> Result<(), Failure> {
     let dir = profile::directory(&home.data.join("coordinators"), url);
-    let profile = Profile::load(&dir, url).await.map_err(|e| Failure::new(failure::USAGE, e))?;
+    let profile = load_profile(&dir, url).await.map_err(|(failure, _)| failure)?;
     let url = profile.url(url.clone());
     if up.ca_file.is_some() {
         super::ca_file::keep(&dir, &url, up.ca_file.as_deref())?;

@@ -17,7 +17,7 @@ use crate::session::framed::FramedStream;
 use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
 
-/// How long the `up` that takes over may take to listen.
+/// How long the `up` that takes over may take to listen, and to answer: a machine that starts it has much to do.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it is looked for: nothing tells that across processes.
@@ -38,7 +38,7 @@ impl Lease {
         request: &ForwardRequest,
         output: Output,
     ) -> Result<Lease, Refusal> {
-        let stream = control::connect(run, workspace).await?;
+        let stream = control::connect_awake(run, workspace).await?;
         let params = serde_json::to_value(request).unwrap_or_default();
         let (status, stream): (ForwardStatus, _) = control::call(stream, "forward", params).await?;
         show_forward(output, &status);
@@ -66,9 +66,10 @@ impl Lease {
 
     async fn take_again(&self, again: &ForwardRequest, output: Output) -> Result<Lease, Refusal> {
         let deadline = Instant::now() + PATIENCE;
+        let may_pass = |code| matches!(code, RefusalCode::Unavailable | RefusalCode::Timeout);
         loop {
             match Lease::take(&self.run, &self.workspace, again, output).await {
-                Err(refusal) if refusal.code == RefusalCode::Unavailable && Instant::now() < deadline => {
+                Err(refusal) if may_pass(refusal.code) && Instant::now() < deadline => {
                     tokio::time::sleep(POLL).await;
                 }
                 taken => return taken,

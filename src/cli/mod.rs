@@ -27,6 +27,8 @@ mod log;
 mod output;
 #[cfg(feature = "proxy")]
 pub mod proxy;
+#[cfg(feature = "proxy")]
+mod requests;
 mod signals;
 #[cfg(feature = "proxy")]
 mod status;

@@ -36,7 +36,8 @@ use crate::wire::name::{DeviceName, WorkspaceName};
 use crate::wire::open::ProcessRequest;
 use crate::wire::{Open, RefusalCode, StreamRequest};
 
-/// `exec`: signals that are passed on; the next one ends the command here.
+/// `exec`: signals that are passed on to the process; the next one ends the command here. While there is no process yet, the
+/// first one does.
 const SIGNALS_PASSED_ON: u32 = 2;
 
 /// `exec`: nexus-proxy itself failed, not the command.
@@ -322,7 +323,7 @@ pub fn show_forward(output: Output, status: &ForwardStatus) {
 async fn exec(args: Exec, output: Output) -> Result<u8, Failure> {
     let own = |failure: Failure| Failure { code: EXEC_FAILED, ..failure };
     let home = Home::find().map_err(|e| own(e.into()))?;
-    let stream = control::connect(&home.run, &args.workspace).await.map_err(|e| own(e.into()))?;
+    let stream = control::connect_awake(&home.run, &args.workspace).await.map_err(|e| own(e.into()))?;
     let env = args.env.into_iter().collect();
     let request = StreamRequest::Process(ProcessRequest { argv: args.argv, cwd: args.cwd, env });
     let stream = FramedStream::open(stream, &Open::new(request)).await;
@@ -424,7 +425,7 @@ async fn device(what: Device, output: Output) -> Result<u8, Failure> {
         Device::Add { workspace, pin } => (workspace, "device.add", json!({"pin": pin})),
         Device::Remove { workspace, pin } => (workspace, "device.remove", json!({"pin": pin})),
     };
-    let stream = control::connect(&Home::find()?.run, &workspace).await?;
+    let stream = control::connect_awake(&Home::find()?.run, &workspace).await?;
     let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
     let stream = stream.map_err(StreamError::into_refusal)?;
     let answer = client::call(stream, method, params, tokio::io::sink(), tokio::io::sink()).await?;

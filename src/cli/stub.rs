@@ -20,7 +20,7 @@ use super::json_lines::{self, Sinks};
 use super::log::Common;
 use super::output::{Output, count};
 use super::signals;
-use super::stub_socket::{STATE_ENV, connect, place};
+use super::stub_socket::{STATE_ENV, connect_awake, place};
 use super::stub_status;
 use crate::role::stub::direct::{Addresses, DirectConfig};
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
@@ -238,11 +238,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
 
 /// Calls the laptop; output of the call goes to standard output and standard error as it comes.
 async fn ask(json: bool, socket: &Path, method: &str, params: Value) -> Result<Value, Failure> {
-    let stream = connect(socket).await.map_err(|e| {
-        let text =
-            format!("the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?", socket.display());
-        Failure::new(failure::UNAVAILABLE, text)
-    })?;
+    let stream = connect_awake(socket).await?;
     let stream = FramedStream::open(stream, &Open::new(StreamRequest::Call {})).await;
     let stream = stream.map_err(StreamError::into_refusal)?;
     let Sinks { stdout, stderr, unread } = json_lines::sinks(json);

@@ -4,9 +4,16 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use super::failure::{self, Failure};
 use super::home;
 use crate::role::stub::gateway::{SOCKET, SOCKET_ENV};
 use crate::role::stub::local;
+use crate::role::stub::status::{METHOD, Status};
+use crate::session::framed::StreamError;
+use crate::wire::{Refusal, RefusalCode};
 
 /// The environment variable that tells where a stub's state is.
 pub const STATE_ENV: &str = "NEXUS_STUB_STATE";
@@ -34,15 +41,51 @@ pub fn place(
 }
 
 /// Connects to the stub. While one takes over from another, nobody listens for a moment.
-pub async fn connect(socket: &Path) -> std::io::Result<tokio::net::UnixStream> {
+async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     let deadline = Instant::now() + TAKE_OVER;
     loop {
-        match tokio::net::UnixStream::connect(socket).await {
+        match UnixStream::connect(socket).await {
             Err(error) if local::is_nobody(&error) && Instant::now() < deadline => {
                 tokio::time::sleep(TAKE_OVER_POLL).await;
             }
             connected => return connected,
         }
+    }
+}
+
+/// As [`connect`], to a stub that answers: it is asked how it is, before it is asked for what may rightly take long, such as a
+/// tool of the laptop.
+pub async fn connect_awake(socket: &Path) -> Result<UnixStream, Failure> {
+    let connect = async || {
+        connect(socket).await.map_err(|e| {
+            let text = format!(
+                "the stub does not answer at {}: {e}. hint: is `nexus-stub run` running here?",
+                socket.display()
+            );
+            Failure::new(failure::UNAVAILABLE, text)
+        })
+    };
+    match status(connect().await?).await {
+        Err(refusal) if refusal.code == RefusalCode::Timeout => Err(refusal.into()),
+        // Whatever it said, it answers.
+        _ => connect().await,
+    }
+}
+
+/// Asks the stub at the other end how it is. A process that was stopped still has its socket: it is not waited for.
+pub async fn status(stream: UnixStream) -> Result<Status, Refusal> {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    match local::call(stream, METHOD, Value::Null).await.map_err(StreamError::into_refusal) {
+        Ok((status, _)) => Ok(status),
+        Err(refusal) if refusal.code == RefusalCode::Timeout => {
+            let pid = pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+            let text = format!(
+                "the stub, process {pid}, does not answer in time. hint: it is stopped or stuck; `kill -CONT {pid}` lets one \
+                 that was stopped go on"
+            );
+            Err(Refusal::new(RefusalCode::Timeout, text))
+        }
+        Err(refusal) => Err(refusal),
     }
 }
 

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use super::failure::{self, Failure};
 use super::output::{Output, count};
+use super::stub_socket;
 use super::way::{next_attempt, path_text, second, within_line};
 use crate::role::stub::local;
-use crate::role::stub::status::{LaptopStatus, METHOD, Reached, Status};
+use crate::role::stub::status::{LaptopStatus, Reached};
 use crate::wire::refusal::printable;
 
 /// Shows the stub that listens at `socket`.
@@ -17,8 +18,7 @@ pub async fn show(socket: &Path, output: Output) -> Result<u8, Failure> {
         let text = format!("no stub serves {}. hint: is `nexus-stub run` running here?", socket.display());
         return Err(Failure::new(failure::UNAVAILABLE, text));
     };
-    let asked = local::call::<Status>(stream, METHOD, Value::Null).await;
-    let (status, _) = asked.map_err(crate::session::framed::StreamError::into_refusal)?;
+    let status = stub_socket::status(stream).await?;
     if output.is_json() {
         output.plain("", &json!(status));
         return Ok(0);

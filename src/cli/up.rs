@@ -17,6 +17,7 @@ use super::home::Home;
 use super::log::Common;
 use super::output::Output;
 use super::proxy::ForwardFlags;
+use super::requests::Requests;
 use super::signals;
 use super::way::{path_text, within_line};
 use crate::lifeline::Route;
@@ -24,13 +25,11 @@ use crate::role::files;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
 use crate::role::proxy::daemon::Daemon;
-use crate::role::proxy::forwards::{ForwardRequest, Refused};
 use crate::role::proxy::profile::{self, Profile};
 use crate::role::proxy::tunnel::{Tunnel, TunnelError, TunnelState};
 use crate::role::proxy::tunnel_state::Doing;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
-use crate::wire::Refusal;
 use crate::wire::name::{DeviceName, WorkspaceName};
 
 /// How long a tunnel may be on its way before a line says what it waits for.
@@ -172,56 +171,6 @@ struct Plan<'a> {
     stop: &'a CancellationToken,
 }
 
-/// The forwards that an `up` has from the beginning.
-pub struct Requests {
-    /// Its own, which go to the program that takes over: those from the command line, then what was handed to this one.
-    pub own: Vec<ForwardRequest>,
-    /// How many of its own are from the command line.
-    given: usize,
-    /// Those of the configuration, which the program that takes over reads itself.
-    pub configured: Vec<ForwardRequest>,
-}
-
-impl Requests {
-    /// Those that are `given` on the command line, and those of the configuration.
-    pub fn new(given: Vec<ForwardRequest>, configured: Vec<ForwardRequest>) -> Requests {
-        Requests { given: given.len(), own: given, configured }
-    }
-
-    /// All of them.
-    pub fn all(&self) -> Vec<ForwardRequest> {
-        [&self.own[..], &self.configured].concat()
-    }
-
-    /// Adds them. In the first life of this program a refusal of what it was asked for ends what has begun. What was another
-    /// program's, or went on in an earlier life of this one, may be refused for a moment: that ends nothing.
-    async fn add(&self, daemon: &Daemon, is_first: bool, output: Output) -> Result<(), Refusal> {
-        for (index, request) in self.own.iter().chain(&self.configured).enumerate() {
-            let (is_own, is_handed) = (index < self.own.len(), (self.given..self.own.len()).contains(&index));
-            let begins = is_first && !is_handed && request.at.is_none();
-            let refused = if begins { Refused::Ends } else { Refused::Waits };
-            let added = match is_own {
-                true => daemon.forwards().add_own(request, refused).await,
-                false => daemon.forwards().add(request, refused).await,
-            };
-            let error = match added {
-                Ok(status) => {
-                    super::proxy::show_forward(output, &status);
-                    status.error
-                }
-                Err(refusal) if refused == Refused::Ends => return Err(refusal),
-                Err(refusal) => Some(refusal.message),
-            };
-            if let Some(error) = error.filter(|_| refused == Refused::Waits) {
-                let text = format!("{} {}: {}", request.kind.flag(), request.spec, within_line(&error));
-                let json = json!({"event": "forward_refused", "forward": request, "error": error});
-                output.line("forward", &text, &json);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What runs on this machine besides the tunnel; ended in the reverse order.
 #[derive(Default)]
 struct Local {
@@ -267,6 +216,14 @@ fn session<'a>(
     Box::pin(live(plan, is_first, began, socket, held, local, predecessor))
 }
 
+/// Reads the profile in `dir`; what failed, and whether that may pass.
+pub(super) async fn load_profile(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, (Failure, bool)> {
+    Profile::load(dir, url).await.map_err(|error| {
+        let passes = error.is_passing();
+        (Failure::new(if passes { failure::UNAVAILABLE } else { failure::USAGE }, error), passes)
+    })
+}
+
 async fn live(
     plan: &Plan<'_>,
     is_first: bool,
@@ -280,7 +237,13 @@ async fn live(
     let (profile, url) = match &up.coordinator {
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
-            let profile = Profile::load(&dir, url).await.map_err(|e| Failure::new(failure::USAGE, e))?;
+            let profile = loop {
+                match load_profile(&dir, url).await {
+                    // What is open is not worse off for a moment in which somebody else writes it.
+                    Err((_, true)) if !is_first && !plan.stop.is_cancelled() => {}
+                    loaded => break loaded.map_err(|(failure, _)| failure)?,
+                }
+            };
             let url = &profile.url(url.clone());
             if up.ca_file.is_some() {
                 super::ca_file::keep(&dir, url, up.ca_file.as_deref())?;

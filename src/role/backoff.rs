@@ -19,7 +19,7 @@ pub const LONGEST_FOR_A_NAME: Duration = Duration::from_secs(2);
 const MOST_STEPS: u32 = 40;
 
 /// Waits between attempts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Backoff {
     failures: u32,
     first: Duration,

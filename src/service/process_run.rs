@@ -12,15 +12,21 @@ use crate::wire::open::{Exit, Signal};
 use crate::wire::{FrameKind, Refusal, RefusalCode};
 
 /// Carries a process on a stream that was opened with its request, before the answer is read. Does not wait for
-/// `stdin` to end once the process has. A closed `signals` sends none.
+/// `stdin` to end once the process has. A closed `signals` sends none. A signal before the answer ends this as it would have
+/// ended the process: nobody can take it there, and nothing tells when somebody will.
 pub async fn run_process<S: Io>(
     mut stream: FramedStream<S>,
     stdin: impl AsyncRead + Unpin,
     stdout: impl AsyncWrite + Unpin,
     stderr: impl AsyncWrite + Unpin,
-    signals: mpsc::Receiver<i32>,
+    mut signals: mpsc::Receiver<i32>,
 ) -> Result<Exit, Refusal> {
-    stream.answer().await.map_err(StreamError::into_refusal)?;
+    tokio::select! {
+        biased;
+        answer = stream.answer() => answer.map_err(StreamError::into_refusal)?,
+        // A process that begins all the same ends with the stream.
+        Some(signal) = signals.recv() => return Ok(Exit { code: None, signal: Some(signal) }),
+    };
     let FramedStream { mut reader, mut writer } = stream;
     let exit = {
         let input = async {

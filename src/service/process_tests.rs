@@ -131,6 +131,18 @@ async fn signals_reach_the_group_even_behind_unread_input() {
 }
 
 #[tokio::test]
+async fn a_signal_before_the_answer_is_taken_here_and_the_stream_ends() {
+    let (here, mut silent) = tokio::io::duplex(PIPE);
+    let (send, signals) = mpsc::channel(1);
+    send.send(15).await.unwrap();
+    let exit = run_process(FramedStream::new(here), &b"input"[..], Vec::new(), Vec::new(), signals).await;
+    assert_eq!(exit, Ok(Exit { code: None, signal: Some(15) }));
+    let mut said = Vec::new();
+    silent.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said, b"", "nothing is said to a process that is not there");
+}
+
+#[tokio::test]
 async fn much_output_is_streamed() {
     let (mut stream, _serving) = serve(argv(&["head", "-c", "200000000", "/dev/zero"]));
     stream.answer().await.unwrap();

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -98,6 +98,38 @@ fn a_direct_way_that_never_lasts_is_taken_less_and_less_and_a_download_goes_on()
     way.heal();
     world.until_it_goes("direct", true);
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+}
+
+/// Somebody on the way changes bytes. That ends a session, as nobody can tell what was meant; it does not end one after the
+/// other, since the way through the coordinator is there.
+#[test]
+fn a_direct_way_that_changes_bytes_does_not_keep_a_laptop_from_working() {
+    const OUTPUT: &str = "60000";
+    const TRIES: usize = 12;
+    let world = World::by(Way::Direct);
+    let way = world.direct.as_ref().expect("that is the way");
+    let up = world.up();
+    let done = AtomicBool::new(false);
+    let works = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                if !way.harm_is_due() {
+                    way.harm_after(Direction::Down, 20_000, Harm::Alter);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let exec = || {
+            until("a session", || (world.tunnel()["state"] == "up").then_some(()));
+            world.linked.laptop.exec("box", &["head", "-c", OUTPUT, "/dev/zero"])
+        };
+        let works = (0..TRIES).filter(|_| exec().stdout.len().to_string() == OUTPUT).count();
+        done.store(true, Relaxed);
+        works
+    });
+    println!("{works} of {TRIES} commands had all of their output, in {} sessions", up.tunnels());
+    assert!(up.tunnels() > 1, "nothing was changed: {}", up.program.output());
+    assert!(works * 2 > TRIES, "{works} of {TRIES}: {}", up.program.output());
 }
 
 #[test]

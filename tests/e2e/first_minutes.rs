@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 
+use crate::support::linked::Frozen;
 use crate::support::program::{command, listens};
 use crate::support::*;
 
@@ -124,6 +125,32 @@ fn the_end_of_exec_ends_the_program() {
     exec.signal(Signal::SIGKILL);
     exec.ends();
     until("the end of a program whose exec was killed", || (!kernel::runs(pid)).then_some(()));
+}
+
+/// Whether process `pid` does something of its own at this signal.
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|caught| u64::from_str_radix(caught.trim(), 16).ok());
+    caught.is_some_and(|caught| caught & (1 << (signal as u32 - 1)) != 0)
+}
+
+#[test]
+fn a_signal_that_no_program_can_take_yet_ends_exec() {
+    let laptop = Laptop::new();
+    let up = laptop.up(&[]);
+    let [stub] = kernel::children(up.program.pid())[..] else { panic!("the stub is the only child") };
+    let frozen = Frozen::new(stub);
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut exec = Running::start(laptop.command(&["exec", "default", "--", "sleep", "600"]));
+        // The last that it sets up, once it has asked for the program.
+        until("exec to see to signals", || catches(exec.pid(), Signal::SIGHUP).then_some(()));
+        exec.signal(signal);
+        assert_eq!(exec.ends().code(), Some(code), "{}", exec.output());
+    }
+    drop(frozen);
+    laptop.exec("default", &["true"]).ok();
+    until("the end of programs whose exec is gone", || kernel::children(stub).is_empty().then_some(()));
 }
 
 #[test]

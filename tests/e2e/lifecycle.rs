@@ -10,6 +10,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::support::linked::Frozen;
 use crate::support::*;
 
 /// What an `up` holds of the machine.
@@ -209,6 +210,52 @@ fn an_up_that_is_stopped_is_not_waited_for() {
     // What it was told while it stood still, it does.
     let mut stopped = stopped;
     assert_eq!(stopped.program.ends().code(), Some(0), "{}", stopped.program.output());
+}
+
+/// What these ask for may rightly take long, and so no time bounds that.
+#[test]
+fn an_up_that_is_stopped_keeps_no_command_waiting() {
+    let laptop = Laptop::new();
+    let up = laptop.up(&[]);
+    let frozen = Frozen::new(up.program.pid());
+    let commands: [(&[&str], i32); 3] = [
+        (&["exec", "default", "--", "touch", "mark"], 125),
+        (&["forward", "default", "-L", "0:127.0.0.1:9"], 1),
+        (&["device", "list", "default"], 1),
+    ];
+    let asked = commands.map(|(words, code)| (Running::start(laptop.command(words)), code));
+    for (mut command, code) in asked {
+        command.says(&format!("process {} does not answer", up.program.pid()));
+        command.says("hint: it is stopped or stuck");
+        assert_eq!(command.ends().code(), Some(code), "{}", command.output());
+    }
+    drop(frozen);
+    laptop.exec("default", &["true"]).ok();
+    assert!(!laptop.workspace().join("mark").exists(), "what was given up is not done later");
+}
+
+#[test]
+fn a_stub_that_is_stopped_keeps_no_command_waiting() {
+    let laptop = Laptop::new();
+    laptop.configure("version: 1\ntools: {hi: {argv: [echo, hi]}}\n");
+    let up = laptop.up(&[]);
+    let [stub] = kernel::children(up.program.pid())[..] else { panic!("the stub is the only child") };
+    let socket = laptop.home().join("data/local/default/stub/stub.sock");
+    let command = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-stub"));
+        command.arg("--socket").arg(&socket).args(words);
+        command
+    };
+    let frozen = Frozen::new(stub);
+    let commands: [&[&str]; 5] =
+        [&["tool", "list"], &["token", "github"], &["file", "read", "a"], &["config", "get", "a"], &["status"]];
+    for mut asked in commands.map(|words| Running::start(command(words))) {
+        asked.says(&format!("process {stub}, does not answer"));
+        asked.says("hint: it is stopped or stuck");
+        assert_eq!(asked.ends().code(), Some(1), "{}", asked.output());
+    }
+    drop(frozen);
+    assert_eq!(Run::of(command(&["tool", "call", "hi"])).ok(), "hi\n");
 }
 
 /// Takes a detached `up` down, however the test ends.

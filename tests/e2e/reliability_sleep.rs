@@ -130,6 +130,29 @@ fn connections_that_went_in_sleep_are_replaced(way: Way) {
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 
+/// The coordinator is near, and the workspace far: another connection through the coordinator is dialled before the good one
+/// can answer.
+#[test]
+fn a_laptop_that_slept_stays_on_its_way_when_that_is_good() {
+    const AWAY: Duration = Duration::from_millis(200);
+    let redis = Redis::start();
+    let world = World::by(Way::Direct);
+    world.direct.as_ref().expect("that is the way").set_wire(Wire::new(1_000_000_000, AWAY));
+    let up = world.up();
+    let (mut talk, _forward) = talk_to(&redis, &world);
+    let left = || up.program.output().matches("through the coordinator").count();
+    let before = left();
+    for _ in 0..LOOKS {
+        let frozen = Frozen::new(up.program.pid());
+        std::thread::sleep(lasts(5, 5));
+        drop(frozen);
+        talk.echo_within(RECOVERY);
+    }
+    // A machine that is very busy answers late once.
+    assert!(left() <= before + 1, "{}", up.program.output());
+    talk.ends_well();
+}
+
 #[test]
 fn a_laptop_that_slept_and_lost_its_connections_is_usable_at_once() {
     connections_that_went_in_sleep_are_replaced(Way::Relay);

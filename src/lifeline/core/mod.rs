@@ -17,8 +17,8 @@ use super::key::ResumeKey;
 use super::path::{Bulk, Path};
 use super::replay::{PAYLOAD, Replay};
 use super::standing::{Ended, Fault, Route};
-use crate::wire::Refusal;
 use crate::wire::lifeline::{AttachMode, LifelineId, LifelineMessage, kind};
+use crate::wire::{Refusal, RefusalCode};
 
 /// Bytes that may be written beyond the path's window: calls and control, which do not wait for bulk.
 pub const SLACK: u64 = 2 * PAYLOAD as u64;
@@ -295,11 +295,16 @@ impl Core {
             return Err(Fault::NotProven);
         }
         member.heard = now;
-        let route = member.route;
+        let (route, proven) = (member.route, member.proven);
         match message {
             LifelineMessage::Attach(attach) => self.attach(from, &attach, now),
             LifelineMessage::Attached(attached) => self.attached(from, &attached, now),
-            LifelineMessage::End { offset, refusal } => self.peer_ended(route, offset, refusal),
+            LifelineMessage::End { offset, refusal } => {
+                // Such as a copy of the workspace: it does not know the session, and the one that does is there.
+                let is_elsewhere = !proven && self.active.is_some() && !self.suspect && !self.in_doubt();
+                let unknown = refusal.as_ref().is_some_and(|refusal| refusal.code == RefusalCode::NotFound);
+                if is_elsewhere && unknown { Err(Fault::Closed) } else { self.peer_ended(route, offset, refusal) }
+            }
             LifelineMessage::Data { offset, ack, ack_now, payload } => {
                 self.acknowledge(ack, active, now)?;
                 self.data(route, offset, ack_now, payload, now)

@@ -57,6 +57,32 @@ fn what_has_proven_nothing_is_not_listened_to() {
     }
 }
 
+/// Another process that serves the same workspace, such as one with a copy of its state, does not know the session.
+#[test]
+fn who_does_not_know_the_session_ends_it_only_when_nobody_else_is_there() {
+    for (way_is_well, ends) in [(true, false), (false, true)] {
+        let mut world = steady();
+        exchange(&mut world, 0, DIALER);
+        exchange(&mut world, 0, LISTENER);
+        world.dial(Route::Relay, AttachMode::Standby);
+        let other = world.links[1].ids[DIALER].unwrap();
+        if !way_is_well {
+            world.cut(0, DIALER, "cut");
+        }
+        let end = LifelineMessage::End { offset: 0, refusal: Some(World::unknown()) }.encode();
+        let outcome = world.cores[DIALER].message(other, end, world.now);
+        assert_eq!((outcome.is_err(), world.cores[DIALER].ended().is_some()), (!ends, ends));
+    }
+    // Any other reason is the workspace's or the coordinator's to give.
+    let mut world = steady();
+    world.dial(Route::Relay, AttachMode::Standby);
+    let other = world.links[1].ids[DIALER].unwrap();
+    let revoked = Refusal::new(RefusalCode::Denied, "it is revoked");
+    let end = LifelineMessage::End { offset: 0, refusal: Some(revoked) }.encode();
+    assert_eq!(world.cores[DIALER].message(other, end, world.now), Ok(()));
+    assert!(world.cores[DIALER].ended().is_some());
+}
+
 #[test]
 fn what_has_proven_itself_stays_so_while_it_is_asked_again() {
     let mut world = steady();

@@ -22,19 +22,22 @@ const LONGEST: Duration = Duration::from_secs(600);
 pub const WORTH: u64 = 1 << 20;
 
 /// The direct way while the session takes it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Taken {
     since: Instant,
     /// Bytes that had moved by then.
     moved: u64,
     /// Nothing was heard on it in time.
     silent: bool,
+    /// Since when it is in trouble.
+    ended: Option<Instant>,
     /// The network changed under it.
     excused: bool,
 }
 
-/// What became of the direct ways that were taken, and when the next may be.
-#[derive(Debug)]
+/// What became of the direct ways that were taken, and when the next may be. It outlives a session: a way on which sessions end is
+/// taken less and less, too.
+#[derive(Debug, Clone)]
 pub struct Climb {
     taken: Option<Taken>,
     backoff: Backoff,
@@ -54,12 +57,15 @@ impl Climb {
         match standing {
             Standing::Attached { route: Route::Direct, .. } => {
                 // One that was suspected and answers lasts.
-                self.taken.get_or_insert(Taken { since: now, moved, silent: false, excused: false }).silent = false;
+                let begun = Taken { since: now, moved, silent: false, ended: None, excused: false };
+                let taken = self.taken.get_or_insert(begun);
+                (taken.silent, taken.ended) = (false, None);
                 None
             }
-            Standing::Suspect { .. } => {
+            Standing::Suspect { .. } | Standing::Lost { .. } => {
                 if let Some(taken) = &mut self.taken {
-                    taken.silent = true;
+                    taken.silent |= matches!(standing, Standing::Suspect { .. });
+                    taken.ended.get_or_insert(now);
                 }
                 None
             }
@@ -67,12 +73,14 @@ impl Climb {
                 let taken = self.taken.take()?;
                 self.is_over(&taken, moved, now, random)
             }
-            Standing::Beginning | Standing::Lost { .. } | Standing::Ended(_) => None,
+            Standing::Beginning | Standing::Ended(_) => None,
         }
     }
 
     fn is_over(&mut self, taken: &Taken, moved: u64, now: Instant, random: f64) -> Option<Duration> {
-        if taken.excused || now.saturating_duration_since(taken.since) >= STEADY {
+        // Whatever came after it, until there was another way, is no time that it lasted.
+        let ended = taken.ended.unwrap_or(now);
+        if taken.excused || ended.saturating_duration_since(taken.since) >= STEADY {
             self.begin_anew();
             return None;
         }
@@ -82,6 +90,14 @@ impl Climb {
         let wait = self.backoff.next(random);
         self.not_before = Some(now + wait);
         Some(wait)
+    }
+
+    /// The session is over. Where it `broke` on the direct way, that changed what went through it, and how long it lasted and what it
+    /// carried excuses nothing: it took a session.
+    pub fn session_ended(&mut self, broke: bool, now: Instant, random: f64) {
+        if self.taken.take().is_some_and(|taken| broke && !taken.excused) {
+            self.not_before = Some(now + self.backoff.next(random));
+        }
     }
 
     /// How long the direct way is left alone from here on.
@@ -200,6 +216,36 @@ mod tests {
         world.climb.network_changed();
         assert_eq!(world.way(SOON, 0, true), Duration::ZERO);
         assert_eq!(world.way(SOON, 0, true), FIRST);
+    }
+
+    #[test]
+    fn a_way_that_ended_a_session_is_left_alone_in_the_next() {
+        let mut world = World::new();
+        for session in 1..5 {
+            world.sees(&attached(Route::Direct));
+            world.now += STEADY;
+            world.moved += WORTH;
+            world.climb.session_ended(true, world.now, 1.0);
+            assert_eq!(world.climb.failures(), session);
+            assert!(world.climb.wait(world.now) >= FIRST);
+            assert_eq!(world.sees(&attached(Route::Relay)), None, "it is known already");
+        }
+        world.climb.session_ended(true, world.now, 1.0);
+        assert_eq!(world.climb.failures(), 4, "it broke on the other way");
+        world.climb.network_changed();
+        world.sees(&attached(Route::Direct));
+        world.climb.session_ended(false, world.now, 1.0);
+        assert_eq!(world.climb.failures(), 0, "the workspace ended it");
+    }
+
+    #[test]
+    fn the_time_without_any_way_is_none_that_it_lasted() {
+        let mut world = World::new();
+        world.sees(&attached(Route::Direct));
+        world.now += SOON;
+        assert_eq!(world.sees(&Standing::Lost { since: world.now, why: "it broke".into() }), None);
+        world.now += STEADY;
+        assert_eq!(world.sees(&attached(Route::Relay)), Some(FIRST));
     }
 
     #[test]

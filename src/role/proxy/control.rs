@@ -196,6 +196,16 @@ pub async fn connect(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixSt
     })
 }
 
+/// As [`connect`], to one that answers: it is asked how it is, before it is asked for what may rightly take long, such as a
+/// program in a workspace whose way is being mended.
+pub async fn connect_awake(run_dir: &Path, workspace: &WorkspaceName) -> Result<UnixStream, Refusal> {
+    match ask::<Value>(connect(run_dir, workspace).await?, "status").await {
+        Err(refusal) if refusal.code == RefusalCode::Timeout => Err(refusal),
+        // Whatever it said, it answers.
+        _ => connect(run_dir, workspace).await,
+    }
+}
+
 /// Connects to the `up` whose socket is at `path`. `Unavailable` only where it is certain that none is there.
 pub async fn connect_at(path: &Path) -> Result<UnixStream, Refusal> {
     local::connect(path).await?.ok_or_else(|| {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::climb::Climb;
 use super::life::Life;
 use super::tunnel::TunnelError;
 use super::tunnel_state::time_in;
@@ -31,15 +30,22 @@ impl Life<'_> {
         let mut drain = lifeline.drain();
         let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::up_to(LONGEST);
-        let mut climb = Climb::default();
+        // The session before may have ended on that way.
+        let left_alone = self.climb().wait(Instant::now());
+        self.set_direct_next(Some(time_in(left_alone)).filter(|_| !left_alone.is_zero()));
         loop {
             let now = standing.borrow_and_update().clone();
-            if let Some(wait) = climb.sees(&now, lifeline.moved(), Instant::now(), rand::random()) {
-                let times = climb.failures();
+            let left = self.climb().sees(&now, lifeline.moved(), Instant::now(), rand::random());
+            if let Some(wait) = left {
+                let times = self.climb().failures();
                 tracing::info!(target: WAY, times, ?wait, "the direct way did not last, and is left alone for a while");
                 self.set_direct_next(Some(time_in(wait)));
             }
-            let left_alone = climb.wait(Instant::now());
+            // Taken by itself, when the other way was lost.
+            if matches!(now, Standing::Attached { route: Route::Direct, .. }) {
+                self.set_direct_next(None);
+            }
+            let left_alone = self.climb().wait(Instant::now());
             let next = match now {
                 Standing::Attached { route: Route::Relay, .. } if !left_alone.is_zero() => left_alone,
                 Standing::Attached { route: Route::Relay, .. } if self.tunnel.wants_direct() => {
@@ -82,7 +88,7 @@ impl Life<'_> {
                 () = tokio::time::sleep(next) => {}
                 _ = changes.changed() => {
                     backoff.reset();
-                    climb.network_changed();
+                    self.climb().network_changed();
                 }
                 over = async { standing.wait_for(|s| way(s) != before).await.is_err() } => if over {
                     return std::future::pending().await;

@@ -4,6 +4,7 @@
 mod here;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -184,13 +185,8 @@ impl Forwards {
             }
             ForwardKind::Remote => {
                 let spec: ForwardSpec = request.spec.parse().map_err(|e| bad(&e))?;
-                if self.shares_localhost && spec.bind == spec.target {
-                    let text = format!(
-                        "{} would lead to itself: this workspace is on this machine, and so is its localhost. \
-                         hint: use another port, such as -R 1{}",
-                        spec.bind, request.spec
-                    );
-                    return Err(Refusal::new(RefusalCode::InvalidArguments, text));
+                if self.shares_localhost && is_one_place(&spec.bind, &spec.target) {
+                    return Err(leads_to_itself(&spec.bind));
                 }
                 let (opener, term) = (self.opener.clone(), Term::until(self.stop.child_token()));
                 let bind = request.at.clone().unwrap_or(spec.bind);
@@ -218,6 +214,11 @@ impl Forwards {
         let bind = request.at.clone().unwrap_or(bind);
         let here = Here { opener: self.opener.clone(), bind, target, stats };
         let bound = here.bind().await;
+        // What is there already is said to be in use.
+        if self.shares_localhost && bound.is_ok() && here.target.as_ref().is_some_and(|to| is_one_place(&here.bind, to))
+        {
+            return Err(leads_to_itself(&here.bind));
+        }
         let listening = match &bound {
             Ok(port) => Listening::At(port.bound().clone()),
             Err(refusal) if refused == Refused::Waits && refusal.code == RefusalCode::AddressInUse => {
@@ -376,6 +377,31 @@ impl Forwards {
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether what is sent to one arrives at the other, where both are of one machine. A port that is to be picked is nobody's yet.
+fn is_one_place(bind: &Endpoint, target: &Endpoint) -> bool {
+    let is_own = |host: &str| {
+        let address = host.parse::<IpAddr>();
+        host == "*"
+            || host.eq_ignore_ascii_case("localhost")
+            || address.is_ok_and(|a| a.is_loopback() || a.is_unspecified())
+    };
+    match (bind, target) {
+        (Endpoint::Tcp { host, port }, Endpoint::Tcp { host: to, port: at })
+        | (Endpoint::Udp { host, port }, Endpoint::Udp { host: to, port: at }) => {
+            port == at && *port != 0 && (host == to || (is_own(host) && is_own(to)))
+        }
+        (bind, target) => bind == target,
+    }
+}
+
+fn leads_to_itself(bind: &Endpoint) -> Refusal {
+    let text = format!(
+        "{bind} would lead to itself: this workspace is on this machine, and so is its localhost. hint: listen on another port, or \
+         on port 0, which picks a free one"
+    );
+    Refusal::new(RefusalCode::InvalidArguments, text)
 }
 
 fn removed() -> Refusal {

@@ -90,3 +90,24 @@ async fn what_no_wait_mends_is_refused() {
     assert!(forwards.status().is_empty());
     all_end(&tasks).await;
 }
+
+#[tokio::test]
+async fn on_one_machine_no_forward_leads_to_itself() {
+    let (_, current) = watch::channel(None);
+    let tasks = TaskTracker::new();
+    let opener = TunnelOpener::new(current, &Told::default());
+    let forwards = Forwards::new(opener, tasks.clone(), CancellationToken::new(), true);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for spec in [format!("{free}"), format!("{free}:localhost:{free}"), format!("localhost:{free}:127.0.0.1:{free}")] {
+        for kind in [ForwardKind::Local, ForwardKind::Remote] {
+            let refusal = forwards.add(&ForwardRequest::new(kind, spec.clone()), Refused::Ends).await.unwrap_err();
+            assert!(refusal.message.contains("lead to itself"), "{spec}: {refusal}");
+        }
+    }
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let same = taken.local_addr().unwrap().port().to_string();
+    let refusal = forwards.add(&ForwardRequest::new(ForwardKind::Local, same), Refused::Ends).await.unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::AddressInUse);
+    forwards.add(&ForwardRequest::new(ForwardKind::Local, format!("0:127.0.0.1:{free}")), Refused::Ends).await.unwrap();
+    assert_eq!(forwards.status().len(), 1);
+}

@@ -5,12 +5,14 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::climb::Climb;
 use super::tunnel::{Tunnel, TunnelError};
 use super::tunnel_state::{self, TunnelState};
 use crate::lifeline::{Ended, LifelineHandle, Route, Standing};
@@ -35,6 +37,8 @@ pub struct Life<'a> {
     notice: Mutex<Option<String>>,
     /// When the direct way is tried again, while it is left alone.
     direct_next: Mutex<Option<OffsetDateTime>>,
+    /// Of its direct ways.
+    climb: Mutex<Climb>,
     retired: AtomicBool,
 }
 
@@ -49,6 +53,7 @@ impl<'a> Life<'a> {
             addresses: Mutex::default(),
             notice: Mutex::default(),
             direct_next: Mutex::default(),
+            climb: Mutex::new(tunnel.climb()),
             retired: AtomicBool::new(false),
         })
     }
@@ -67,12 +72,18 @@ impl<'a> Life<'a> {
                 self.lifeline.probe().await;
             }
         };
+        let mut broke = false;
         let served = tokio::select! {
-            why = serve_session(session, serve, &self.tunnel.ending) => Ok(why),
+            why = serve_session(session, serve, &self.tunnel.ending, &mut broke) => Ok(why),
             error = self.mend() => Err(error),
             error = self.keep_direct() => Err(error),
             () = probe => Ok("this program is ending".into()),
         };
+        if !self.retired.load(Ordering::Relaxed) {
+            let mut climb = self.climb();
+            climb.session_ended(broke, Instant::now(), rand::random());
+            self.tunnel.set_climb(climb.clone());
+        }
         let ended = self.lifeline.standing().borrow().clone();
         match (served, ended) {
             (Err(error), _) => error,
@@ -127,6 +138,11 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// What became of its direct ways.
+    pub(super) fn climb(&self) -> MutexGuard<'_, Climb> {
+        self.climb.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Where the workspace can be reached directly, as it said last.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -143,8 +159,9 @@ fn passing(code: RefusalCode) -> RefusalCode {
     if code == RefusalCode::NotFound { RefusalCode::Unavailable } else { code }
 }
 
-/// Serves a session's incoming streams until it ends, or until `ending`; gives the reason. Streams end with it.
-async fn serve_session<F, S>(mut session: Session, serve: &F, ending: &CancellationToken) -> String
+/// Serves a session's incoming streams until it ends, or until `ending`; gives the reason, and whether what arrived in it `broke`
+/// it. Streams end with it.
+async fn serve_session<F, S>(mut session: Session, serve: &F, ending: &CancellationToken, broke: &mut bool) -> String
 where
     F: Fn(MuxStream) -> S,
     S: Future<Output = ()> + Send + 'static,
@@ -170,6 +187,9 @@ where
         Ok(()) if session.opener.has_drained() => "all that was open in it is done".into(),
         Ok(()) => "the other side ended the session".into(),
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => "the connection was closed".into(),
-        Err(error) => format!("the connection broke: {error}"),
+        Err(error) => {
+            *broke = true;
+            format!("the connection broke: {error}")
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! stops, before that one is gone.
 //!
 //! When something happened that often costs a connection without a word, the next one is dialled while the one that the
-//! session has is asked: whichever is sooner, its answer or another connection, is taken.
+//! session has is asked: it is taken when no answer came in the time of one.
 //!
 //! Everything in the session waits while it has none. What will never succeed ends it then: a device that was revoked, a
 //! session that the workspace does not know any more.
@@ -39,6 +39,10 @@ const BRIEFLY: Duration = Duration::from_secs(30);
 /// What is told when the coordinator says that it stops.
 const STOPS: &str = "the coordinator is stopping; the session goes over to the next one";
 
+/// Round trips within which a connection in doubt may answer before another one is taken that was there sooner: the way to the
+/// coordinator may be short, and the way to the workspace long. It is suspected after more.
+const ANSWER_TRIPS: u32 = 2;
+
 /// A connection by way of the coordinator that is being dialled.
 type Dialing<'a> = BoxFuture<'a, Result<CoordinatorCarrier, TunnelError>>;
 
@@ -50,6 +54,7 @@ impl Life<'_> {
         let mut standing = lifeline.standing();
         let mut drain = lifeline.drain();
         let (mut doubt, mut doubted) = (lifeline.doubt(), false);
+        let mut changes = self.tunnel.changes();
         let mut brief = Backoff::default();
         let (mut carriers, mut attached, mut moved) = (0, Instant::now(), 0);
         let mut come_back = None;
@@ -79,7 +84,8 @@ impl Life<'_> {
                     let was = std::mem::replace(&mut doubted, *doubt.borrow_and_update());
                     // Once for each time that it is in doubt: what is refused now is tried when it is suspected.
                     if doubted && !was && leaving.is_terminated() && !*attaching.borrow() {
-                        ahead = Some(Box::pin(self.tunnel.join()));
+                        changes.borrow_and_update();
+                        ahead = Some(self.dial_ahead(round_trip));
                     }
                     ahead.take_if(|_| !doubted);
                     tokio::select! {
@@ -89,6 +95,12 @@ impl Life<'_> {
                             Err(error) => tracing::debug!(%error, "no other connection while this one is in doubt"),
                         },
                         () = &mut moving => {}
+                        // What was dialled went with the network before.
+                        _ = changes.changed(), if doubted && leaving.is_terminated() => {
+                            moving.set(Fuse::terminated());
+                            attaching.send_replace(false);
+                            ahead = Some(self.dial_ahead(round_trip));
+                        }
                         changed = standing.changed() => if changed.is_err() {
                             return std::future::pending().await;
                         },
@@ -121,6 +133,10 @@ impl Life<'_> {
                     _ = asked.wait_for(|attaching| !attaching) => {}
                     () = &mut leaving => {}
                     () = &mut moving => {}
+                    _ = changes.changed(), if leaving.is_terminated() => {
+                        moving.set(Fuse::terminated());
+                        attaching.send_replace(false);
+                    }
                 }
                 continue;
             }
@@ -188,6 +204,16 @@ impl Life<'_> {
     fn gone_over(&self) {
         self.set_notice(None);
         tracing::info!(target: WAY, "the session has gone over to the next coordinator");
+    }
+
+    /// Dials another connection beside one in doubt that has this round trip. It is there when that one has had time to answer.
+    fn dial_ahead(&self, round_trip: Option<Duration>) -> Dialing<'_> {
+        let answer_by = tokio::time::Instant::now() + round_trip.unwrap_or_default() * ANSWER_TRIPS;
+        Box::pin(async move {
+            let carrier = self.tunnel.join().await?;
+            tokio::time::sleep_until(answer_by).await;
+            Ok(carrier)
+        })
     }
 
     /// Moves the session to a connection that was there before the one in doubt had answered.

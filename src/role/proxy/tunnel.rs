@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use super::attempt::TunnelError;
+use super::climb::Climb;
 use super::earlier::{Earlier, Retired};
 use super::life::Life;
 use super::profile::Profile;
@@ -70,6 +71,8 @@ pub struct Tunnel {
     current: watch::Sender<Option<MuxOpener>>,
     changes: watch::Sender<Change>,
     direct: bool,
+    /// What the sessions so far have shown of the direct way.
+    climb: Mutex<Climb>,
     was_up: bool,
     earlier: Earlier,
     /// Cancelled when another program takes the workspace over.
@@ -91,6 +94,7 @@ impl Tunnel {
             current: watch::Sender::new(None),
             changes: watch::Sender::default(),
             direct: true,
+            climb: Mutex::default(),
             was_up: false,
             earlier: Earlier::default(),
             leaving: CancellationToken::new(),
@@ -108,6 +112,16 @@ impl Tunnel {
     /// by a tunnel that was up itself.
     pub fn with_was_up(self, was_up: bool) -> Tunnel {
         Tunnel { was_up, ..self }
+    }
+
+    /// What the sessions so far have shown of the direct way.
+    pub(super) fn climb(&self) -> Climb {
+        self.climb.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps what a session has shown of it.
+    pub(super) fn set_climb(&self, climb: Climb) {
+        *self.climb.lock().unwrap_or_else(PoisonError::into_inner) = climb;
     }
 
     pub(super) fn wants_direct(&self) -> bool {

@@ -61,7 +61,7 @@ impl Fault {
         match self {
             Fault::Reset | Fault::Vanish | Fault::HalfVanish(_) | Fault::Refuse | Fault::Harm(Harm::Cut, _) => true,
             // A message that came twice is nothing to some, and what is held is only late.
-            Fault::Harm(Harm::Double | Harm::Shorten, _) | Fault::Hold | Fault::Overtake => false,
+            Fault::Harm(Harm::Double | Harm::Shorten | Harm::Alter, _) | Fault::Hold | Fault::Overtake => false,
         }
     }
 }

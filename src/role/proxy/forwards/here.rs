@@ -17,6 +17,9 @@ use crate::wire::{Endpoint, Refusal};
 /// How often a port that is in use is tried again: nothing tells when it is let go.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The same of a Unix socket at last. Only connecting tells whether anybody listens there, and whoever does sees that each time.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
 /// What is to listen on the laptop.
 #[derive(Debug)]
 pub(super) struct Here {
@@ -56,11 +59,14 @@ impl Here {
     pub async fn keep(self, bound: Result<Port, Refusal>, report: watch::Sender<Listening>, term: Term) {
         let had = async {
             let mut bound = bound;
+            let longest = if matches!(self.bind, Endpoint::Unix { .. }) { LONGEST_RETRY } else { RETRY };
+            let mut wait = RETRY;
             loop {
                 match bound {
                     Ok(port) => break port,
-                    Err(_) => tokio::time::sleep(RETRY).await,
+                    Err(_) => tokio::time::sleep(wait).await,
                 }
+                wait = (wait * 2).min(longest);
                 bound = self.bind().await;
                 report.send_replace(match &bound {
                     Ok(port) => Listening::At(port.bound().clone()),

@@ -62,6 +62,8 @@ pub enum Harm {
     /// The last half of them is missing, and what comes after follows: of what was read at a time, or of a message, which
     /// then says that it is as short as that.
     Shorten,
+    /// The last bit of them is another one.
+    Alter,
 }
 
 /// What one connection said, from its beginning on, in either direction.

@@ -166,6 +166,11 @@ impl Shared {
             Some((_, Harm::Double)) => ([&unit.bytes[..], &unit.bytes].concat().into(), false),
             Some((_, Harm::Shorten)) if unit.is_message => (shortened(&unit.bytes).into(), false),
             Some((_, Harm::Shorten)) => (unit.bytes.slice(..unit.bytes.len() / 2), false),
+            Some((_, Harm::Alter)) => {
+                let mut bytes = unit.bytes.to_vec();
+                bytes.iter_mut().last().into_iter().for_each(|last| *last ^= 1);
+                (bytes.into(), false)
+            }
         }
     }
 
