@@ -259,6 +259,8 @@ impl Daemon {
 
     /// How everything is.
     pub fn status(&self) -> Status {
+        // A copy: whoever asks again while the state is lent, as the forwards do, waits for a change that waits for it.
+        let tunnel = self.tunnel.state().borrow().clone();
         Status {
             workspace: self.tunnel.workspace().to_string(),
             pid: std::process::id(),
@@ -266,8 +268,8 @@ impl Daemon {
             coordinator: self.tunnel.client().url().to_string(),
             device: self.device.clone(),
             uptime_s: self.began.elapsed().as_secs(),
-            tunnel: serde_json::to_value(&*self.tunnel.state().borrow()).unwrap_or_default(),
-            path: self.tunnel.path().into(),
+            tunnel: serde_json::to_value(&tunnel).unwrap_or_default(),
+            path: tunnel.path().into(),
             earlier: self.tunnel.earlier(),
             forwards: self.forwards.status(),
             log: self.log.clone(),
@@ -435,4 +437,58 @@ fn without_descriptor(error: &io::Error) -> Refusal {
 fn gone() -> Refusal {
     let text = "this program has handed the workspace over. hint: ask again; the one that took over answers";
     Refusal::new(RefusalCode::Unavailable, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::super::forwards::ForwardKind;
+    use super::super::profile::tests::profile;
+    use super::super::tunnel_state::TunnelState;
+    use super::*;
+    use crate::service::keychain::Keychain;
+    use crate::transport::client::CoordinatorClient;
+
+    /// How often it is asked how everything is, while that changes all the time.
+    const ASKED: usize = 20_000;
+
+    /// How long all of those answers may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn daemon(dir: &std::path::Path) -> Arc<Daemon> {
+        let profile = profile(dir);
+        let url = "https://127.0.0.1:1".parse().unwrap();
+        let client = CoordinatorClient::new(url, profile.trust.clone(), profile.credential.clone());
+        let tunnel = Tunnel::new(client, profile, "box".parse().unwrap());
+        let laptop = Laptop::new(dir, "~/.nexus/config.yaml", Keychain::file_only(dir));
+        Daemon::new(tunnel, "laptop".into(), laptop, None, false, CancellationToken::new())
+    }
+    #[tokio::test]
+    async fn who_asks_how_it_is_does_not_stop_what_changes_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = daemon(dir.path());
+        for _ in 0..4 {
+            let forward = ForwardRequest::new(ForwardKind::Dynamic, "0");
+            daemon.forwards.add_own(&forward, Refused::Waits).await.unwrap();
+        }
+        let changing = Arc::new(AtomicBool::new(true));
+        thread::spawn({
+            let (daemon, changing) = (daemon.clone(), changing.clone());
+            move || {
+                for number in 0.. {
+                    if !changing.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    daemon.tunnel.publish(TunnelState::Failed { why: number.to_string() });
+                }
+            }
+        });
+        let (answered, done) = mpsc::channel();
+        thread::spawn(move || answered.send((0..ASKED).all(|_| daemon.status().path.is_empty())));
+        let answered = done.recv_timeout(PATIENCE);
+        changing.store(false, Ordering::Relaxed);
+        assert_eq!(answered, Ok(true), "they wait for each other");
+    }
 }

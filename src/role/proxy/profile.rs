@@ -308,7 +308,7 @@ impl Profile {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::SystemTime;
 
     use super::*;
@@ -332,7 +332,7 @@ mod tests {
         Profile { dir: dir.to_owned(), kept, trust: authority.trust().clone(), credential }
     }
 
-    fn profile(dir: &Path) -> Profile {
+    pub fn profile(dir: &Path) -> Profile {
         paired(dir, &authority(), "laptop")
     }
 

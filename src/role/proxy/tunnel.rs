@@ -19,7 +19,6 @@ use super::profile::Profile;
 pub use super::tunnel_opener::TunnelOpener;
 pub use super::tunnel_state::TunnelState;
 use super::tunnel_state::{self, Doing, Told, time_in};
-use crate::lifeline::Route;
 use crate::role::backoff::{Backoff, LONGEST_FOR_A_NAME};
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
@@ -141,15 +140,6 @@ impl Tunnel {
     /// How it is, as it changes.
     pub fn state(&self) -> watch::Receiver<TunnelState> {
         self.told.watch()
-    }
-
-    /// The way that bytes take now; empty when there is none.
-    pub fn path(&self) -> &'static str {
-        match &*self.told.watch().borrow() {
-            TunnelState::Up { path: Route::Relay, .. } => "relay",
-            TunnelState::Up { path: Route::Direct, .. } => "direct",
-            _ => "",
-        }
     }
 
     /// The workspace.

@@ -91,6 +91,17 @@ pub enum TunnelState {
     },
 }
 
+impl TunnelState {
+    /// The way that bytes take now; empty when there is none.
+    pub fn path(&self) -> &'static str {
+        match self {
+            TunnelState::Up { path: Route::Relay, .. } => "relay",
+            TunnelState::Up { path: Route::Direct, .. } => "direct",
+            _ => "",
+        }
+    }
+}
+
 /// What an attempt waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
