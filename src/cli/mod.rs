@@ -39,6 +39,8 @@ mod stub_socket;
 #[cfg(feature = "stub")]
 mod stub_status;
 #[cfg(feature = "proxy")]
+mod tell;
+#[cfg(feature = "proxy")]
 mod up;
 #[cfg(any(feature = "proxy", feature = "stub"))]
 mod way;

@@ -109,11 +109,19 @@ fn tunnel(status: &Status) -> String {
             let path = if status.path == "direct" { Route::Direct } else { Route::Relay };
             let notice =
                 tunnel["notice"].as_str().map(|notice| format!("; {}", within_line(notice))).unwrap_or_default();
-            let alone = if path == Route::Direct && tunnel["standby"] == false { ALONE } else { "" };
-            let left = moment(&tunnel["direct_next"])
-                .map(|at| format!("; the direct way did not last ({})", next_attempt(Some(at))))
-                .unwrap_or_default();
-            format!("up since {since}, {}{alone}{left}{notice}", path_text(path, tunnel["round_trip_ms"].as_f64()))
+            let why = |key: &str, next: &str| {
+                let text = tunnel[key].as_str()?;
+                Some(format!(": {} ({})", within_line(text), next_attempt(moment(&tunnel[next]))))
+            };
+            let way = path_text(path, tunnel["round_trip_ms"].as_f64());
+            let rest = match (path, tunnel["standby"] == true) {
+                (Route::Direct, true) => String::new(),
+                (Route::Direct, false) => format!("{ALONE}{}", why("standby_why", "standby_next").unwrap_or_default()),
+                (Route::Relay, _) => {
+                    why("direct_why", "direct_next").map(|why| format!("; not directly{why}")).unwrap_or_default()
+                }
+            };
+            format!("up since {since}, {way}{rest}{notice}")
         }
         Some("resuming") => {
             let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();

@@ -19,8 +19,8 @@ use super::output::Output;
 use super::proxy::ForwardFlags;
 use super::requests::Requests;
 use super::signals;
-use super::way::{path_text, within_line};
-use crate::lifeline::Route;
+use super::tell::Told;
+use super::way::within_line;
 use crate::role::files;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
@@ -105,7 +105,7 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
     let plan = Plan { up: &up, home, output, config: &config, forwards, stop: &stop };
     let work = async {
         let mut local = Local::default();
-        let outcome = session(&plan, true, began, socket, &mut held, &mut local, &mut predecessor).await;
+        let outcome = session(&plan, None, began, socket, &mut held, &mut local, &mut predecessor).await;
         local.stop().await;
         outcome
     };
@@ -203,17 +203,18 @@ impl Local {
     }
 }
 
-/// One life of this program: from its session's beginning until it is told to end, fails, or has handed over and is done.
+/// One life of this program: from its session's beginning until it is told to end, fails, or has handed over and is done. A
+/// life after the first has the profile that was read for it.
 fn session<'a>(
     plan: &'a Plan<'_>,
-    is_first: bool,
+    again: Option<Profile>,
     began: Instant,
     socket: ControlSocket,
     held: &'a mut Option<Claim>,
     local: &'a mut Local,
     predecessor: &'a mut Option<Predecessor>,
 ) -> LocalBoxFuture<'a, Result<(), Failure>> {
-    Box::pin(live(plan, is_first, began, socket, held, local, predecessor))
+    Box::pin(live(plan, again, began, socket, held, local, predecessor))
 }
 
 /// Reads the profile in `dir`; what failed, and whether that may pass.
@@ -224,9 +225,31 @@ pub(super) async fn load_profile(dir: &Path, url: &CoordinatorUrl) -> Result<Pro
     })
 }
 
+/// Waits until the profile can be read, while somebody else writes it: what is open is not worse off for that. Nobody has the
+/// workspace meanwhile, and `status` says so.
+async fn wait_for_profile(plan: &Plan<'_>) -> Result<Profile, Failure> {
+    let Plan { up, home, output, stop, .. } = plan;
+    let Some(url) = &up.coordinator else {
+        return Err(Failure::new(failure::FAILED, "its workspace was inside and has ended"));
+    };
+    let dir = profile::directory(&home.data.join("coordinators"), url);
+    loop {
+        let loaded = stop.run_until_cancelled(load_profile(&dir, url)).await;
+        let why = match loaded {
+            Some(Err((failure, true))) => failure.message,
+            Some(loaded) => return loaded.map_err(|(failure, _)| failure),
+            None => return Err(Failure::new(failure::FAILED, "this program is ending")),
+        };
+        tracing::warn!(why, "this program does not take its place again yet");
+        let text =
+            format!("the other one is gone; this one takes its place again as soon as it can: {}", within_line(&why));
+        output.line("take-over", &text, &json!({"event": "waits_for_profile", "why": why}));
+    }
+}
+
 async fn live(
     plan: &Plan<'_>,
-    is_first: bool,
+    again: Option<Profile>,
     began: Instant,
     socket: ControlSocket,
     held: &mut Option<Claim>,
@@ -234,15 +257,13 @@ async fn live(
     predecessor: &mut Option<Predecessor>,
 ) -> Result<(), Failure> {
     let Plan { up, home, output, .. } = *plan;
+    let is_first = again.is_none();
     let (profile, url) = match &up.coordinator {
         Some(url) => {
             let dir = profile::directory(&home.data.join("coordinators"), url);
-            let profile = loop {
-                match load_profile(&dir, url).await {
-                    // What is open is not worse off for a moment in which somebody else writes it.
-                    Err((_, true)) if !is_first && !plan.stop.is_cancelled() => {}
-                    loaded => break loaded.map_err(|(failure, _)| failure)?,
-                }
+            let profile = match again {
+                Some(profile) => profile,
+                None => load_profile(&dir, url).await.map_err(|(failure, _)| failure)?,
             };
             let url = &profile.url(url.clone());
             if up.ca_file.is_some() {
@@ -296,10 +317,11 @@ async fn live(
     *held = None;
     let nobody = &mut None;
     let take_back = async move {
+        let profile = wait_for_profile(plan).await?;
         let (claim, socket) = claim_again(up, home).await?;
         *held = Some(claim);
         let life = async move {
-            session(plan, false, Instant::now(), socket, held, local, nobody).await?;
+            session(plan, Some(profile), Instant::now(), socket, held, local, nobody).await?;
             Ok(held.is_some())
         };
         let life: LocalBoxFuture<'_, Result<bool, Failure>> = Box::pin(life);
@@ -358,63 +380,33 @@ async fn show(
 ) -> Failure {
     let mut state = daemon.tunnel().state();
     let mut first = true;
-    let mut said = Said::Nothing;
-    let mut down = None;
+    let mut told = Told::default();
     loop {
         let now = state.borrow_and_update().clone();
         let json = json!({"event": "tunnel", "tunnel": now});
-        // A state repeats with another round trip or another time to wait; a person is told what is new.
-        let before = std::mem::replace(&mut said, Said::of(&now));
-        match now {
-            _ if before == said => {}
-            TunnelState::Connecting { .. } => {}
-            // The usual beginning, through the coordinator and then directly, is not news.
-            TunnelState::Up { path: Route::Direct, moves: 1, .. }
-                if matches!(before, Said::Up { .. }) && !output.is_json() => {}
-            TunnelState::Up { path, round_trip_ms, .. }
-                if matches!(before, Said::Up { .. } | Said::Resuming { .. }) =>
-            {
-                let path = path_text(path, round_trip_ms);
-                let went = if matches!(before, Said::Up { .. }) { "moved" } else { "goes on" };
-                output.line("tunnel", &format!("{went}, {path}; nothing was lost"), &json);
-            }
-            TunnelState::Resuming { why, last, retry_ms, .. } => {
-                let last = last.map(|last| format!("; {}", within_line(&last))).unwrap_or_default();
-                let next =
-                    if retry_ms > 0 { format!(", tried in {:.1} s", retry_ms as f64 / 1000.0) } else { String::new() };
-                output.line(
-                    "tunnel",
-                    &format!("interrupted: {why}; everything waits for another connection{next}{last}"),
-                    &json,
-                );
-            }
-            TunnelState::Up { took_ms, .. } => {
-                let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };
-                if first {
-                    // Before the line that says it is up, so that whoever waits for that line finds them there.
-                    if let Err(refusal) = forwards.add(&daemon, is_first, output).await {
-                        return refusal.into();
-                    }
-                    first = false;
-                    daemon.set_following(false);
-                    if let Some(predecessor) = predecessor.take() {
-                        predecessor.let_go().await;
-                    }
+        let mut news = told.news(&now);
+        if news.begins {
+            let took = match now {
+                TunnelState::Up { took_ms, .. } if !first => took_ms,
+                _ => began.elapsed().as_millis() as u64,
+            };
+            if first {
+                // Before the line that says it is up, so that whoever waits for that line finds them there.
+                if let Err(refusal) = forwards.add(&daemon, is_first, output).await {
+                    return refusal.into();
                 }
-                output.line("tunnel", &format!("up in {took} ms, end-to-end verified"), &json);
-                down = None;
-            }
-            TunnelState::Waiting { why, retry_ms, .. } => {
-                let retry = retry_ms as f64 / 1000.0;
-                // A person is told once, and not for each attempt.
-                if output.is_json() || down.as_ref() != Some(&why) {
-                    let text = within_line(&why);
-                    let text = format!("down: {text} (next attempt in {retry:.1} s, and again until it is up)");
-                    output.line("tunnel", &text, &json);
+                first = false;
+                daemon.set_following(false);
+                if let Some(predecessor) = predecessor.take() {
+                    predecessor.let_go().await;
                 }
-                down = Some(why);
             }
-            TunnelState::Failed { .. } => {}
+            news.lines.insert(0, format!("up in {took} ms, end-to-end verified"));
+        }
+        match output.is_json() {
+            true if news.changed => output.line("tunnel", "", &json),
+            true => {}
+            false => news.lines.iter().for_each(|line| output.line("tunnel", line, &json)),
         }
         let waits_for = match *state.borrow() {
             TunnelState::Connecting { doing: Doing::ReachesCoordinator, .. } => {
@@ -436,26 +428,6 @@ async fn show(
                     return std::future::pending().await;
                 }
             }
-        }
-    }
-}
-
-/// What a person was told of the tunnel last.
-#[derive(PartialEq)]
-enum Said {
-    Nothing,
-    Up { since: time::OffsetDateTime, path: Route, moves: u64 },
-    Resuming { last: Option<String> },
-    Down { why: String, retry_ms: u64 },
-}
-
-impl Said {
-    fn of(state: &TunnelState) -> Said {
-        match state {
-            TunnelState::Connecting { .. } | TunnelState::Failed { .. } => Said::Nothing,
-            TunnelState::Up { since, path, moves, .. } => Said::Up { since: *since, path: *path, moves: *moves },
-            TunnelState::Resuming { last, .. } => Said::Resuming { last: last.clone() },
-            TunnelState::Waiting { why, retry_ms, .. } => Said::Down { why: why.clone(), retry_ms: *retry_ms },
         }
     }
 }

@@ -137,8 +137,7 @@ impl Lifeline {
         }
         for index in (0..self.carriers.len()).rev() {
             if let Err(why) = self.poll_carrier(index, cx) {
-                let slot = self.carriers.swap_remove(index);
-                self.core.lost(slot.id, &why, Instant::now());
+                self.lost(index, why);
             }
         }
         self.settle(cx);
@@ -169,9 +168,17 @@ impl Lifeline {
         }
         for index in (0..self.carriers.len()).rev() {
             if let Err(why) = self.poll_transmit(index, cx) {
-                let slot = self.carriers.swap_remove(index);
-                self.core.lost(slot.id, &why, Instant::now());
+                self.lost(index, why);
             }
+        }
+    }
+
+    /// A carrier broke. Whoever brought it and was not answered yet is told why.
+    fn lost(&mut self, index: usize, why: String) {
+        let slot = self.carriers.swap_remove(index);
+        self.core.lost(slot.id, &why, Instant::now());
+        if let Some(reply) = slot.reply {
+            let _ = reply.send(Err(why));
         }
     }
 

@@ -117,6 +117,11 @@ pub enum Fault {
     /// The other side closed the carrier.
     #[error("the other side closed the connection")]
     Closed,
+    /// Whoever answers does not know this session, whose other end is in use elsewhere.
+    #[error(
+        "a stub answers there that does not know this session, which goes on with another. hint: is there a copy of the workspace?"
+    )]
+    Elsewhere,
     /// The lifeline is over.
     #[error("the session is over")]
     Over,

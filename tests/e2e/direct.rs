@@ -151,12 +151,57 @@ fn a_direct_session_needs_no_coordinator_and_finds_it_again() {
     until("nothing to fall back on", || (tunnel()["standby"] == false).then_some(()));
     let text = laptop.run(&["status"]).ok();
     assert!(text.contains("no way through the coordinator behind it"), "{text}");
+    let why = until("why that is so", || tunnel()["standby_why"].as_str().map(str::to_owned));
+    until("`status` to say so, and what is next", || {
+        let text = laptop.run(&["status"]).ok();
+        (text.contains("behind it: ") && text.contains("attempt")).then_some(())
+    });
+    assert!(!why.is_empty() && tunnel()["direct_why"].is_null(), "{}", tunnel());
     talk.echo();
     assert_eq!(tunnel()["path"], "direct", "{}", up.program.output());
     world.linked.coordinator.start_again();
     until("another way to be ready again", || (tunnel()["standby"] == true).then_some(()));
+    until("nothing to be said of it", || tunnel()["standby_why"].is_null().then_some(()));
     talk.echo();
     talk.ends_well();
+}
+
+#[test]
+fn why_a_session_does_not_go_directly_is_told_and_when_that_is_tried_again() {
+    let world = World::by(Way::Direct);
+    let way = world.direct.as_ref().expect("that is the way");
+    way.refuse();
+    let mut up = world.linked.laptop.up(&["box", "--coordinator", &world.url()]);
+    let told = until("the reason", || Some(world.tunnel()).filter(|tunnel| tunnel["direct_why"].is_string()));
+    assert_eq!((&told["path"], &told["state"]), (&"relay".into(), &"up".into()), "{told}");
+    assert!(told["direct_why"].as_str().is_some_and(|why| why.contains(&way.address())), "{told}");
+    until("`status` to say so, and what is next", || {
+        let text = world.linked.laptop.run(&["status"]).ok();
+        (text.contains("; not directly: ") && text.contains("next attempt in")).then_some(())
+    });
+    up.program.says("  up, not directly: ");
+    way.heal();
+    let told = world.until_it_goes("direct", true);
+    assert!(told["direct_why"].is_null() && told["direct_next"].is_null(), "{told}");
+}
+
+#[test]
+fn a_stub_that_is_started_again_is_reached_directly_at_once() {
+    let mut world = World::by(Way::Direct);
+    let up = world.linked.laptop.up(&["box", "--coordinator", &world.url()]);
+    world.until_it_goes("direct", true);
+    for _ in 0..4 {
+        world.linked.stub.stop(nix::sys::signal::Signal::SIGKILL);
+        until("the session to be over", || (world.tunnel()["state"] != "up").then_some(()));
+        world.linked.stub = world.linked.machine.stub(None);
+        until("the direct way", || {
+            let tunnel = world.tunnel();
+            // It would be left alone for longer and longer, though nothing is wrong with it.
+            assert!(!tunnel["direct_why"].as_str().is_some_and(|why| why.contains("did not last")), "{tunnel}");
+            (tunnel["path"] == "direct").then_some(())
+        });
+    }
+    assert!(!up.program.output().contains("left alone"), "{}", up.program.output());
 }
 
 #[test]

@@ -137,9 +137,12 @@ fn a_laptop_that_slept_stays_on_its_way_when_that_is_good() {
     const AWAY: Duration = Duration::from_millis(200);
     let redis = Redis::start();
     let world = World::by(Way::Direct);
-    world.direct.as_ref().expect("that is the way").set_wire(Wire::new(1_000_000_000, AWAY));
+    let way = world.direct.as_ref().expect("that is the way");
+    way.set_wire(Wire::new(1_000_000_000, AWAY));
     let up = world.up();
     let (mut talk, _forward) = talk_to(&redis, &world);
+    // It would go over to the second as soon as that is there.
+    assert_eq!(way.counts().accepted, 1, "it is dialled again while it is being taken");
     let left = || up.program.output().matches("through the coordinator").count();
     let before = left();
     for _ in 0..LOOKS {

@@ -303,7 +303,7 @@ impl Core {
                 // Such as a copy of the workspace: it does not know the session, and the one that does is there.
                 let is_elsewhere = !proven && self.active.is_some() && !self.suspect && !self.in_doubt();
                 let unknown = refusal.as_ref().is_some_and(|refusal| refusal.code == RefusalCode::NotFound);
-                if is_elsewhere && unknown { Err(Fault::Closed) } else { self.peer_ended(route, offset, refusal) }
+                if is_elsewhere && unknown { Err(Fault::Elsewhere) } else { self.peer_ended(route, offset, refusal) }
             }
             LifelineMessage::Data { offset, ack, ack_now, payload } => {
                 self.acknowledge(ack, active, now)?;

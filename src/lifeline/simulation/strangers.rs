@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::super::core::{MAX_CARRIERS, MAX_GAPS};
-use super::super::standing::{Ended, Fault, Route};
+use super::super::core::{HEARTBEAT, MAX_CARRIERS, MAX_GAPS};
+use super::super::standing::{Ended, Fault, Route, Standing};
 use super::{DIALER, LISTENER, World, exchange, go_over_directly, stand_by_directly, steady};
 use crate::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage, TAG};
 use crate::wire::{Refusal, RefusalCode};
@@ -60,18 +60,31 @@ fn what_has_proven_nothing_is_not_listened_to() {
 /// Another process that serves the same workspace, such as one with a copy of its state, does not know the session.
 #[test]
 fn who_does_not_know_the_session_ends_it_only_when_nobody_else_is_there() {
-    for (way_is_well, ends) in [(true, false), (false, true)] {
+    let silent = |world: &mut World| {
+        world.write(DIALER, 100);
+        exchange(world, 0, DIALER);
+        world.now += HEARTBEAT;
+        world.cores[DIALER].tick(world.now);
+        assert!(matches!(world.cores[DIALER].standing(), Standing::Suspect { .. }));
+    };
+    let in_doubt = |world: &mut World| {
+        world.cores[DIALER].probe(world.now);
+        assert!(world.cores[DIALER].in_doubt());
+    };
+    type Happens<'a> = &'a dyn Fn(&mut World);
+    let ways: [(Happens, bool); 4] =
+        [(&|_| {}, false), (&|world| world.cut(0, DIALER, "cut"), true), (&silent, true), (&in_doubt, true)];
+    for (number, (happens, ends)) in ways.into_iter().enumerate() {
         let mut world = steady();
         exchange(&mut world, 0, DIALER);
         exchange(&mut world, 0, LISTENER);
+        happens(&mut world);
         world.dial(Route::Relay, AttachMode::Standby);
         let other = world.links[1].ids[DIALER].unwrap();
-        if !way_is_well {
-            world.cut(0, DIALER, "cut");
-        }
         let end = LifelineMessage::End { offset: 0, refusal: Some(World::unknown()) }.encode();
         let outcome = world.cores[DIALER].message(other, end, world.now);
-        assert_eq!((outcome.is_err(), world.cores[DIALER].ended().is_some()), (!ends, ends));
+        assert_eq!(outcome, if ends { Ok(()) } else { Err(Fault::Elsewhere) }, "{number}");
+        assert_eq!(world.cores[DIALER].ended().is_some(), ends, "{number}");
     }
     // Any other reason is the workspace's or the coordinator's to give.
     let mut world = steady();

@@ -231,8 +231,8 @@ pub async fn ask<A: DeserializeOwned>(
     tokio::time::timeout(ANSWER_TIMEOUT, call(stream, method, Value::Null)).await.unwrap_or_else(|_| {
         let pid = pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
         let text = format!(
-            "process {pid} does not answer within {} s. hint: it is stopped or stuck; `kill -CONT {pid}` lets one that was \
-             stopped go on, and `kill -KILL {pid}` ends it",
+            "process {pid} does not answer within {} s. hint: it is stopped or stuck, or only beginning; `kill -CONT {pid}` \
+             lets one that was stopped go on, and where that and a moment do not help, `kill -KILL {pid}` ends it",
             ANSWER_TIMEOUT.as_secs()
         );
         Err(Refusal::new(RefusalCode::Timeout, text))

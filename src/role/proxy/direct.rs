@@ -10,6 +10,7 @@ use futures::stream::FuturesUnordered;
 use super::life::Life;
 use super::tunnel::TunnelError;
 use super::tunnel_state::time_in;
+use crate::lifeline::core::ATTACH_PATIENCE;
 use crate::lifeline::{Route, Standing};
 use crate::role::WAY;
 use crate::role::backoff::Backoff;
@@ -20,6 +21,9 @@ use crate::wire::limits::MAX_DIRECT;
 
 /// Longest wait between two tries for a direct way. A network change ends the wait.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// Why a way that was taken is left alone. What broke it each time is in the log.
+const LEFT_ALONE: &str = "the direct way did not last";
 
 impl Life<'_> {
     /// Works for a direct way, and for the other one behind it, for as long as the session lives. Ends only with a
@@ -32,49 +36,70 @@ impl Life<'_> {
         let mut backoff = Backoff::up_to(LONGEST);
         // The session before may have ended on that way.
         let left_alone = self.climb().wait(Instant::now());
-        self.set_direct_next(Some(time_in(left_alone)).filter(|_| !left_alone.is_zero()));
+        if !left_alone.is_zero() {
+            self.not_directly(LEFT_ALONE.to_owned(), left_alone);
+        }
         loop {
             let now = standing.borrow_and_update().clone();
             let left = self.climb().sees(&now, lifeline.moved(), Instant::now(), rand::random());
             if let Some(wait) = left {
                 let times = self.climb().failures();
                 tracing::info!(target: WAY, times, ?wait, "the direct way did not last, and is left alone for a while");
-                self.set_direct_next(Some(time_in(wait)));
+                self.not_directly(LEFT_ALONE.to_owned(), wait);
             }
-            // Taken by itself, when the other way was lost.
-            if matches!(now, Standing::Attached { route: Route::Direct, .. }) {
-                self.set_direct_next(None);
+            if let Standing::Attached { route, standby, .. } = now {
+                // Also one that was taken by itself, when the other way was lost.
+                self.remark(|remarks| {
+                    if route == Route::Direct {
+                        (remarks.direct_why, remarks.direct_next) = (None, None);
+                    }
+                    if route == Route::Relay || standby {
+                        (remarks.standby_why, remarks.standby_next) = (None, None);
+                    }
+                });
             }
             let left_alone = self.climb().wait(Instant::now());
             let next = match now {
                 Standing::Attached { route: Route::Relay, .. } if !left_alone.is_zero() => left_alone,
                 Standing::Attached { route: Route::Relay, .. } if self.tunnel.wants_direct() => {
-                    self.set_direct_next(None);
+                    self.remark(|remarks| remarks.direct_next = None);
                     let tried = tokio::select! {
                         tried = self.try_direct() => tried,
                         _ = standing.wait_for(|s| !matches!(s, Standing::Attached { .. })) => continue,
                     };
-                    if let Err(why) = tried {
-                        tracing::debug!(why, "no direct way yet");
-                    }
                     // Also of one that was lost before it was seen.
-                    backoff.next(rand::random())
+                    let wait = backoff.next(rand::random());
+                    match tried {
+                        // The workspace is asked to go over, and its answer is a round trip away.
+                        Ok(()) => wait.max(ATTACH_PATIENCE),
+                        Err(why) => {
+                            tracing::debug!(why, "no direct way yet");
+                            self.not_directly(why, wait);
+                            wait
+                        }
+                    }
                 }
                 Standing::Attached { route: Route::Direct, standby: false, .. } => {
                     // A coordinator that stops says when to come back, so that not all of its clients do at once.
                     let asked = if drain.has_changed().unwrap_or(false) { *drain.borrow_and_update() } else { None };
                     let standby = async {
                         tokio::time::sleep(asked.unwrap_or_default()).await;
+                        self.remark(|remarks| remarks.standby_next = None);
                         let carrier = self.tunnel.join().await?;
                         let attached = lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Standby);
                         attached.await.map(drop).map_err(TunnelError::resume)
                     };
-                    match standby.await {
+                    let outcome = standby.await;
+                    let wait = backoff.next(rand::random());
+                    match outcome {
                         Ok(()) => {}
                         Err(error) if !error.is_passing() && !error.is_impostor() => return error,
-                        Err(error) => tracing::debug!(%error, "no way through the coordinator to fall back on yet"),
+                        Err(error) => {
+                            tracing::debug!(%error, "no way through the coordinator to fall back on yet");
+                            self.alone(error.to_string(), wait);
+                        }
                     }
-                    backoff.next(rand::random())
+                    wait
                 }
                 Standing::Attached { .. } => {
                     backoff.reset();
@@ -95,6 +120,23 @@ impl Life<'_> {
                 },
             }
         }
+    }
+
+    /// Says why the session does not go directly, and when that is tried again. The log has it when it begins.
+    fn not_directly(&self, why: String, wait: Duration) {
+        if self.remarks().direct_why.is_none() {
+            tracing::info!(target: WAY, why, ?wait, "the session does not go directly; that is tried until it does");
+        }
+        self.remark(|remarks| (remarks.direct_why, remarks.direct_next) = (Some(why), Some(time_in(wait))));
+    }
+
+    /// The same of a way through the coordinator behind the direct one.
+    fn alone(&self, why: String, wait: Duration) {
+        if self.remarks().standby_why.is_none() {
+            let next = "it is dialled until it does";
+            tracing::info!(target: WAY, why, ?wait, next, "no way through the coordinator stands by behind the direct one");
+        }
+        self.remark(|remarks| (remarks.standby_why, remarks.standby_next) = (Some(why), Some(time_in(wait))));
     }
 
     /// One try: the first address that answers as this session's other end.

@@ -4,7 +4,7 @@
 mod here;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -381,19 +381,29 @@ impl Forwards {
 
 /// Whether what is sent to one arrives at the other, where both are of one machine. A port that is to be picked is nobody's yet.
 fn is_one_place(bind: &Endpoint, target: &Endpoint) -> bool {
-    let is_own = |host: &str| {
-        let address = host.parse::<IpAddr>();
-        host == "*"
-            || host.eq_ignore_ascii_case("localhost")
-            || address.is_ok_and(|a| a.is_loopback() || a.is_unspecified())
-    };
     match (bind, target) {
         (Endpoint::Tcp { host, port }, Endpoint::Tcp { host: to, port: at })
         | (Endpoint::Udp { host, port }, Endpoint::Udp { host: to, port: at }) => {
-            port == at && *port != 0 && (host == to || (is_own(host) && is_own(to)))
+            let meet = || addresses_of(host).iter().any(|bind| addresses_of(to).iter().any(|to| meet(*bind, *to)));
+            port == at && *port != 0 && (host == to || meet())
         }
         (bind, target) => bind == target,
     }
+}
+
+/// What a host may stand for that is this machine by its name, or is an address.
+fn addresses_of(host: &str) -> Vec<IpAddr> {
+    match host {
+        "*" => vec![Ipv4Addr::UNSPECIFIED.into()],
+        _ if host.eq_ignore_ascii_case("localhost") => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        _ => host.parse().into_iter().collect(),
+    }
+}
+
+/// Whether whoever listens at `bind` hears who dials `to`. Other loopback addresses are other places.
+fn meet(bind: IpAddr, to: IpAddr) -> bool {
+    let is_here = |address: IpAddr| address.is_loopback() || address.is_unspecified();
+    bind == to || (bind.is_unspecified() && is_here(to)) || (to.is_unspecified() && is_here(bind))
 }
 
 fn leads_to_itself(bind: &Endpoint) -> Refusal {

@@ -104,6 +104,11 @@ async fn on_one_machine_no_forward_leads_to_itself() {
             assert!(refusal.message.contains("lead to itself"), "{spec}: {refusal}");
         }
     }
+    for spec in [format!("127.0.0.2:{free}:127.0.0.1:{free}"), format!("[::1]:{free}:127.0.0.1:{free}")] {
+        let added = forwards.add(&ForwardRequest::new(ForwardKind::Local, spec.clone()), Refused::Ends).await;
+        let status = added.unwrap_or_else(|refusal| panic!("{spec}: {refusal}"));
+        forwards.remove(status.id);
+    }
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let same = taken.local_addr().unwrap().port().to_string();
     let refusal = forwards.add(&ForwardRequest::new(ForwardKind::Local, same), Refused::Ends).await.unwrap_err();

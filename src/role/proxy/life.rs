@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::climb::Climb;
 use super::tunnel::{Tunnel, TunnelError};
-use super::tunnel_state::{self, TunnelState};
+use super::tunnel_state::{self, Remarks, TunnelState};
 use crate::lifeline::{Ended, LifelineHandle, Route, Standing};
 use crate::session::establish::{Session, SessionError};
 use crate::session::mux::{MuxOpener, MuxStream};
@@ -33,10 +32,8 @@ pub struct Life<'a> {
     pub(super) standing: tunnel_state::Standing,
     /// Where the workspace said that it can be reached: a session that drains cannot ask again.
     addresses: Mutex<Vec<SocketAddr>>,
-    /// What threatens it, while nothing is interrupted.
-    notice: Mutex<Option<String>>,
-    /// When the direct way is tried again, while it is left alone.
-    direct_next: Mutex<Option<OffsetDateTime>>,
+    /// What there is to say of it.
+    remarks: Mutex<Remarks>,
     /// Of its direct ways.
     climb: Mutex<Climb>,
     retired: AtomicBool,
@@ -51,8 +48,7 @@ impl<'a> Life<'a> {
             opener: session.opener.clone(),
             standing,
             addresses: Mutex::default(),
-            notice: Mutex::default(),
-            direct_next: Mutex::default(),
+            remarks: Mutex::default(),
             climb: Mutex::new(tunnel.climb()),
             retired: AtomicBool::new(false),
         })
@@ -65,7 +61,7 @@ impl<'a> Life<'a> {
         S: Future<Output = ()> + Send + 'static,
     {
         let _alive = self.tunnel.lives.token();
-        self.publish(self.standing.up(Route::Relay, None, false, 0, None, None));
+        self.publish(self.standing.up(Route::Relay, None, false, 0, Remarks::default()));
         let probe = async {
             let mut changes = self.tunnel.changes();
             while changes.changed().await.is_ok() {
@@ -79,12 +75,10 @@ impl<'a> Life<'a> {
             error = self.keep_direct() => Err(error),
             () = probe => Ok("this program is ending".into()),
         };
-        if !self.retired.load(Ordering::Relaxed) {
-            let mut climb = self.climb();
-            climb.session_ended(broke, Instant::now(), rand::random());
-            self.tunnel.set_climb(climb.clone());
-        }
         let ended = self.lifeline.standing().borrow().clone();
+        if !self.retired.load(Ordering::Relaxed) {
+            self.keep_climb(broke && is_of_the_way(&ended));
+        }
         match (served, ended) {
             (Err(error), _) => error,
             (Ok(_), Standing::Ended(Ended::Refused(refusal))) if refusal.code == RefusalCode::TakenOver => {
@@ -103,6 +97,14 @@ impl<'a> Life<'a> {
     /// The next session takes its place: what becomes of this one is no longer the tunnel's state.
     pub fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
+        self.keep_climb(false);
+    }
+
+    /// What it has shown of the direct way is the next session's to begin with. Where it `broke` on it, that is part of it.
+    fn keep_climb(&self, broke: bool) {
+        let mut climb = self.climb().clone();
+        climb.session_ended(broke, Instant::now(), rand::random());
+        self.tunnel.set_climb(climb);
     }
 
     /// Publishes how the tunnel is, if this is the session that stands.
@@ -112,30 +114,26 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// What threatens it, as was said last.
-    pub(super) fn notice(&self) -> Option<String> {
-        self.notice.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What there is to say of it, as was said last.
+    pub(super) fn remarks(&self) -> Remarks {
+        self.remarks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Says what threatens it from here on, if anything does.
+    /// Says something else of it from here on.
+    pub(super) fn remark(&self, change: impl FnOnce(&mut Remarks)) {
+        let remarks = {
+            let mut remarks = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut remarks);
+            remarks.clone()
+        };
+        if !self.retired.load(Ordering::Relaxed) {
+            self.tunnel.remark(remarks);
+        }
+    }
+
+    /// Says what threatens it, if anything does.
     pub(super) fn set_notice(&self, notice: Option<String>) {
-        self.notice.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&notice);
-        if !self.retired.load(Ordering::Relaxed) {
-            self.tunnel.notice(notice);
-        }
-    }
-
-    /// When the direct way is tried again, while it is left alone because it did not last.
-    pub(super) fn direct_next(&self) -> Option<OffsetDateTime> {
-        *self.direct_next.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says until when it is left alone, if it is.
-    pub(super) fn set_direct_next(&self, next: Option<OffsetDateTime>) {
-        *self.direct_next.lock().unwrap_or_else(PoisonError::into_inner) = next;
-        if !self.retired.load(Ordering::Relaxed) {
-            self.tunnel.direct_next(next);
-        }
+        self.remark(|remarks| remarks.notice = notice);
     }
 
     /// What became of its direct ways.
@@ -152,6 +150,11 @@ impl<'a> Life<'a> {
     pub(super) fn set_addresses(&self, addresses: Vec<SocketAddr>) {
         *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
+}
+
+/// Whether a session that broke may have broken on the way: what the workspace or the coordinator said is not its doing.
+fn is_of_the_way(ended: &Standing) -> bool {
+    !matches!(ended, Standing::Ended(Ended::Refused(_) | Ended::Expired))
 }
 
 /// A workspace that does not know a session any more takes the next one.

@@ -7,10 +7,11 @@
 //! Everything in the session waits while it has none. What will never succeed ends it then: a device that was revoked, a
 //! session that the workspace does not know any more.
 
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, Fuse, FusedFuture};
+use futures::future::{BoxFuture, Fuse, FusedFuture, MaybeDone, maybe_done};
 use tokio::sync::watch;
 
 use super::life::Life;
@@ -43,8 +44,15 @@ const STOPS: &str = "the coordinator is stopping; the session goes over to the n
 /// coordinator may be short, and the way to the workspace long. It is suspected after more.
 const ANSWER_TRIPS: u32 = 2;
 
-/// A connection by way of the coordinator that is being dialled.
-type Dialing<'a> = BoxFuture<'a, Result<CoordinatorCarrier, TunnelError>>;
+/// The same, at most: what was in a queue before the machine slept is no part of the way. Whoever wakes a machine waits for it.
+const LONGEST_ANSWER: Duration = Duration::from_secs(1);
+
+/// Another connection by way of the coordinator, beside the one that is in doubt.
+struct Ahead<'a> {
+    dialing: Pin<Box<MaybeDone<BoxFuture<'a, Result<CoordinatorCarrier, TunnelError>>>>>,
+    /// When the one in doubt has had time to answer.
+    answer_by: tokio::time::Instant,
+}
 
 impl Life<'_> {
     /// Publishes how the session is and mends it, until mending is pointless; then gives the reason. Never ends when
@@ -61,7 +69,7 @@ impl Life<'_> {
         let attaching = watch::Sender::new(false);
         let mut leaving = Box::pin(Fuse::terminated());
         // Another connection beside the one that is in doubt: while it is dialled, and while the workspace is asked to take it.
-        let mut ahead: Option<Dialing<'_>> = None;
+        let mut ahead: Option<Ahead<'_>> = None;
         let mut moving = Box::pin(Fuse::terminated());
         let mut before = Standing::Beginning;
         loop {
@@ -71,12 +79,11 @@ impl Life<'_> {
             let (since, why) = match now {
                 Standing::Attached { route, round_trip, standby, moves } => {
                     // By whoever keeps a way behind the direct one. What is being attached here ends by itself.
-                    if finds_another && !*attaching.borrow() && self.notice().is_some() {
+                    if finds_another && !*attaching.borrow() && self.remarks().notice.is_some() {
                         leaving.set(Fuse::terminated());
                         self.gone_over();
                     }
-                    let (notice, direct_next) = (self.notice(), self.direct_next());
-                    self.publish(session.up(route, round_trip, standby, moves, notice, direct_next));
+                    self.publish(session.up(route, round_trip, standby, moves, self.remarks()));
                     // Its figures change all the time: only another connection is a new one.
                     if moves != carriers {
                         (carriers, attached) = (moves, Instant::now());
@@ -106,7 +113,7 @@ impl Life<'_> {
                         },
                         told = told(&mut drain) => {
                             // Once, however often it says so.
-                            if self.notice().is_none() {
+                            if self.remarks().notice.is_none() {
                                 tracing::info!(target: WAY, ?told, "{STOPS}");
                             }
                             self.set_notice(Some(STOPS.to_owned()));
@@ -206,14 +213,11 @@ impl Life<'_> {
         tracing::info!(target: WAY, "the session has gone over to the next coordinator");
     }
 
-    /// Dials another connection beside one in doubt that has this round trip. It is there when that one has had time to answer.
-    fn dial_ahead(&self, round_trip: Option<Duration>) -> Dialing<'_> {
-        let answer_by = tokio::time::Instant::now() + round_trip.unwrap_or_default() * ANSWER_TRIPS;
-        Box::pin(async move {
-            let carrier = self.tunnel.join().await?;
-            tokio::time::sleep_until(answer_by).await;
-            Ok(carrier)
-        })
+    /// Dials another connection beside one in doubt that has this round trip.
+    fn dial_ahead(&self, round_trip: Option<Duration>) -> Ahead<'_> {
+        let answer = (round_trip.unwrap_or_default() * ANSWER_TRIPS).min(LONGEST_ANSWER);
+        let dialing = Box::pin(maybe_done(self.tunnel.join().boxed()));
+        Ahead { dialing, answer_by: tokio::time::Instant::now() + answer }
     }
 
     /// Moves the session to a connection that was there before the one in doubt had answered.
@@ -233,7 +237,7 @@ impl Life<'_> {
         &self,
         interrupted: &Interrupted,
         mut wait: Duration,
-        ahead: Option<Dialing<'_>>,
+        ahead: Option<Ahead<'_>>,
     ) -> Result<(), TunnelError> {
         let mut ahead = ahead.filter(|_| wait.is_zero());
         let mut changes = self.tunnel.changes();
@@ -277,9 +281,16 @@ impl Life<'_> {
     }
 
     /// One new connection, by way of the coordinator, which the session goes on on: this one, if one is being dialled.
-    async fn bring(&self, ahead: Option<Dialing<'_>>) -> Result<(), TunnelError> {
-        let carrier = match ahead {
-            Some(dialing) => dialing.await?,
+    async fn bring(&self, mut ahead: Option<Ahead<'_>>) -> Result<(), TunnelError> {
+        let dialed = match &mut ahead {
+            Some(ahead) => {
+                ahead.dialing.as_mut().await;
+                ahead.dialing.as_mut().take_output()
+            }
+            None => None,
+        };
+        let carrier = match dialed {
+            Some(dialed) => dialed?,
             None => self.tunnel.join().await?,
         };
         self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
@@ -297,12 +308,17 @@ impl Life<'_> {
     }
 }
 
-/// Returns when a connection is there that is being dialled, if one is, or cannot be had.
-async fn outcome(ahead: &mut Option<Dialing<'_>>) -> Result<CoordinatorCarrier, TunnelError> {
-    let Some(dialing) = ahead else { return std::future::pending().await };
-    let outcome = dialing.await;
+/// Returns when a connection that is being dialled, if one is, is there or cannot be had, and the one in doubt has had time to
+/// answer.
+async fn outcome(ahead: &mut Option<Ahead<'_>>) -> Result<CoordinatorCarrier, TunnelError> {
+    let Some(Ahead { dialing, answer_by }) = ahead else { return std::future::pending().await };
+    tokio::join!(dialing.as_mut(), tokio::time::sleep_until(*answer_by));
+    let dialed = dialing.as_mut().take_output();
     *ahead = None;
-    outcome
+    match dialed {
+        Some(dialed) => dialed,
+        None => std::future::pending().await,
+    }
 }
 
 /// Longest wait between two looks for the next coordinator, when it has been looked for that long.

@@ -18,7 +18,7 @@ use super::life::Life;
 use super::profile::Profile;
 pub use super::tunnel_opener::TunnelOpener;
 pub use super::tunnel_state::TunnelState;
-use super::tunnel_state::{self, Doing, Told, time_in};
+use super::tunnel_state::{self, Doing, Remarks, Told, time_in};
 use crate::role::backoff::{Backoff, LONGEST_FOR_A_NAME};
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
@@ -118,6 +118,11 @@ impl Tunnel {
         self.climb.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The network changed while no session saw it.
+    fn network_changed(&self) {
+        self.climb.lock().unwrap_or_else(PoisonError::into_inner).network_changed();
+    }
+
     /// Keeps what a session has shown of it.
     pub(super) fn set_climb(&self, climb: Climb) {
         *self.climb.lock().unwrap_or_else(PoisonError::into_inner) = climb;
@@ -209,6 +214,7 @@ impl Tunnel {
                 // What an attempt waits for went with the old network.
                 _ = changes.changed() => {
                     backoff.reset();
+                    self.network_changed();
                     continue;
                 }
                 () = self.leaving.cancelled() => return Ok(()),
@@ -276,7 +282,10 @@ impl Tunnel {
             down = Some(Down { since, why });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = changes.changed() => backoff.reset(),
+                _ = changes.changed() => {
+                    backoff.reset();
+                    self.network_changed();
+                }
                 () = self.leaving.cancelled() => return Ok(()),
             }
         }
@@ -371,14 +380,9 @@ impl Tunnel {
         self.told.waits(why);
     }
 
-    /// Says what threatens the session that stands.
-    pub(super) fn notice(&self, notice: Option<String>) {
-        self.told.notice(notice);
-    }
-
-    /// Says until when the direct way is left alone, if it is.
-    pub(super) fn direct_next(&self, next: Option<time::OffsetDateTime>) {
-        self.told.direct_next(next);
+    /// Says what there is to say of the session that stands.
+    pub(super) fn remark(&self, remarks: Remarks) {
+        self.told.remark(remarks);
     }
 
     pub(super) fn publish(&self, state: TunnelState) {

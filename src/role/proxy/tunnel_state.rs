@@ -46,12 +46,9 @@ pub enum TunnelState {
         standby: bool,
         /// How often the session has moved to another connection.
         moves: u64,
-        /// What threatens it, and what is done about that, while nothing is interrupted.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        notice: Option<String>,
-        /// When the direct way is tried again, while it is left alone because it did not last.
-        #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
-        direct_next: Option<OffsetDateTime>,
+        /// What there is to say of it beside that.
+        #[serde(flatten)]
+        remarks: Remarks,
     },
     /// The connection beneath is gone or does not answer. The session and everything in it wait for the next one.
     Resuming {
@@ -102,6 +99,26 @@ impl TunnelState {
     }
 }
 
+/// What there is to say of a session that stands, while nothing is interrupted; nothing, where all is as it should be.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Remarks {
+    /// What threatens it, and what is done about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+    /// Why it does not go directly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_why: Option<String>,
+    /// When the direct way is tried again, unless it is under way.
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub direct_next: Option<OffsetDateTime>,
+    /// Why no way through the coordinator stands by behind the direct one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standby_why: Option<String>,
+    /// When that is tried again, unless it is under way.
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub standby_next: Option<OffsetDateTime>,
+}
+
 /// What an attempt waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -133,8 +150,7 @@ impl Standing {
         round_trip: Option<Duration>,
         standby: bool,
         moves: u64,
-        notice: Option<String>,
-        direct_next: Option<OffsetDateTime>,
+        remarks: Remarks,
     ) -> TunnelState {
         TunnelState::Up {
             took_ms: self.took_ms,
@@ -145,8 +161,7 @@ impl Standing {
             round_trip_ms: round_trip.map(|time| time.as_micros() as f64 / 1000.0),
             standby,
             moves,
-            notice,
-            direct_next,
+            remarks,
         }
     }
 }
@@ -213,32 +228,24 @@ impl Told {
 
     /// Why an attempt waits for longer than usual. Nothing, while a session stands.
     pub fn waits(&self, text: String) {
-        self.state.send_if_modified(|state| {
+        let why = text.clone();
+        let is_news = self.state.send_if_modified(|state| {
             let (TunnelState::Connecting { why: said, .. } | TunnelState::Resuming { last: said, .. }) = state else {
                 return false;
             };
-            tracing::info!(target: WAY, why = text.as_str(), "the workspace does not answer; an attempt waits for it");
             *said = Some(text);
             true
         });
+        if is_news {
+            tracing::info!(target: WAY, why, "the workspace does not answer; an attempt waits for it");
+        }
     }
 
-    /// What threatens the session that stands; nothing, when it is over or none stands.
-    pub fn notice(&self, text: Option<String>) {
+    /// What there is to say of the session that stands. Nothing, when none does.
+    pub fn remark(&self, now: Remarks) {
         self.state.send_if_modified(|state| match state {
-            TunnelState::Up { notice, .. } if *notice != text => {
-                *notice = text;
-                true
-            }
-            _ => false,
-        });
-    }
-
-    /// When the direct way is tried again, while the session that stands leaves it alone; nothing, when none stands.
-    pub fn direct_next(&self, next: Option<OffsetDateTime>) {
-        self.state.send_if_modified(|state| match state {
-            TunnelState::Up { direct_next, .. } if *direct_next != next => {
-                *direct_next = next;
+            TunnelState::Up { remarks, .. } if *remarks != now => {
+                *remarks = now;
                 true
             }
             _ => false,
@@ -247,47 +254,57 @@ impl Told {
 
     /// How it is from here on.
     pub fn tell(&self, state: TunnelState) {
-        self.state.send_if_modified(|before| {
-            if *before == state {
+        let mut before = None;
+        self.state.send_if_modified(|now| {
+            if *now == state {
                 return false;
             }
-            self.log(before, &state);
-            *before = state;
+            match (&*now, &state) {
+                (TunnelState::Up { .. }, TunnelState::Up { .. }) => {}
+                (_, TunnelState::Up { .. }) => self.way_since.set(Some(Instant::now())),
+                (_, _) => self.way_since.set(None),
+            }
+            before = Some(std::mem::replace(now, state.clone()));
             true
         });
+        // Whoever reads the log may be slow, and everybody looks at the state.
+        if let Some(before) = before {
+            self.log(&before, &state);
+        }
+    }
+
+    /// The way is gone, if it was there.
+    fn is_gone(&self) {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
     }
 
     fn log(&self, before: &TunnelState, now: &TunnelState) {
-        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         // Texts, not as they print: a line end in one would begin a line of the log.
         match (before, now) {
             (TunnelState::Resuming { .. }, TunnelState::Resuming { .. })
             | (TunnelState::Up { .. }, TunnelState::Up { .. }) => {}
             (_, TunnelState::Up { path, .. }) => {
-                self.way_since.set(Some(Instant::now()));
                 // The first time is not a return.
-                let Some(gone) = gone.take() else { return };
+                let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let Some(gone) = gone else { return };
                 let goes_on = matches!(before, TunnelState::Resuming { .. });
                 let what = if goes_on { "the session goes on" } else { "the tunnel is up again" };
                 tracing::info!(target: WAY, after = ?gone.elapsed(), ?path, "{what}");
             }
             (_, TunnelState::Resuming { why, .. }) => {
-                self.way_since.set(None);
-                gone.get_or_insert_with(Instant::now);
+                self.is_gone();
                 let next = "another connection is tried until there is one";
                 tracing::info!(target: WAY, why = why.as_str(), next, "the connection is interrupted; everything waits");
             }
+            // Only the first attempt that fails is news.
+            (TunnelState::Connecting { why: Some(_), .. }, TunnelState::Waiting { .. }) => {}
             (_, TunnelState::Waiting { why, retry_ms, .. }) => {
-                self.way_since.set(None);
-                // Only the first attempt that fails is news.
-                if !matches!(before, TunnelState::Connecting { why: Some(_), .. }) {
-                    gone.get_or_insert_with(Instant::now);
-                    let next = "it is tried until it is up";
-                    tracing::info!(target: WAY, why = why.as_str(), retry_ms, next, "the tunnel is down");
-                }
+                self.is_gone();
+                let next = "it is tried until it is up";
+                tracing::info!(target: WAY, why = why.as_str(), retry_ms, next, "the tunnel is down");
             }
             // Why it ends, the program says last of all.
-            (_, TunnelState::Connecting { .. } | TunnelState::Failed { .. }) => self.way_since.set(None),
+            (_, TunnelState::Connecting { .. } | TunnelState::Failed { .. }) => {}
         }
     }
 }
@@ -298,7 +315,7 @@ mod tests {
 
     fn up() -> TunnelState {
         let since = OffsetDateTime::UNIX_EPOCH;
-        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0, None, None)
+        Standing { took_ms: 1, since, stub_version: "1".into() }.up(Route::Relay, None, false, 0, Remarks::default())
     }
 
     #[test]
@@ -340,13 +357,10 @@ mod tests {
         told.doing(Doing::WaitsForStub);
         told.waits("silent".into());
         assert_eq!((&says()["state"], &says()["why"]), (&"up".into(), &serde_json::Value::Null));
-        told.notice(Some("it stops".into()));
-        assert_eq!(says()["notice"], "it stops");
-        told.notice(None);
-        assert!(says()["notice"].is_null());
-        told.direct_next(Some(since));
-        assert_eq!(says()["direct_next"], "1970-01-01T00:00:00Z");
-        told.direct_next(None);
-        assert!(says()["direct_next"].is_null());
+        let remarks = Remarks { notice: Some("it stops".into()), direct_next: Some(since), ..Remarks::default() };
+        told.remark(remarks);
+        assert_eq!((&says()["notice"], &says()["direct_next"]), (&"it stops".into(), &"1970-01-01T00:00:00Z".into()));
+        told.remark(Remarks::default());
+        assert!(says()["notice"].is_null() && says()["direct_next"].is_null());
     }
 }
