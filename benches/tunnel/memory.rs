@@ -97,7 +97,7 @@ fn coordinator(programs: &Programs, report: &Report) -> Result<()> {
 /// Workspaces of the coordinator whose data is in `data`, each with a key of its own.
 async fn enrolled(data: &Path, url: &CoordinatorUrl, count: usize) -> Result<Vec<CoordinatorClient>> {
     let now = SystemTime::now();
-    let registry = Registry::new(Store::open(data).await?, load_or_create(data, now)?.into());
+    let registry = Registry::new(Store::open(data).await?, load_or_create(data, now).await?.into());
     let options = AddWorkspace { trust_first_device: true, ..AddWorkspace::default() };
     let mut clients = Vec::with_capacity(count);
     for n in 0..count {

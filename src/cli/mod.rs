@@ -13,6 +13,8 @@ mod descriptors;
 mod detach;
 #[cfg(all(feature = "proxy", feature = "coordinator"))]
 mod embedded;
+#[cfg(feature = "proxy")]
+mod exec;
 mod failure;
 mod fast_copies;
 mod generate;

@@ -7,14 +7,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::config_check;
+use super::exec::{self, Exec};
 use super::failure::{self, Failure};
 use super::generate::{self, Generate};
 use super::home::Home;
-use super::json_lines::{self, Sinks};
 use super::lease::Lease;
 use super::log::Common;
 use super::output::Output;
@@ -29,23 +28,10 @@ use crate::service;
 use crate::service::call::client;
 use crate::service::forward_spec::{DynamicSpec, ForwardSpec};
 use crate::service::keychain::Keychain;
-use crate::service::process_run::run_process;
 use crate::session::framed::{FramedStream, StreamError};
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
-use crate::wire::open::ProcessRequest;
-use crate::wire::{Open, RefusalCode, StreamRequest};
-
-/// `exec`: signals that are passed on to the process; the next one ends the command here. While there is no process yet, the
-/// first one does.
-const SIGNALS_PASSED_ON: u32 = 2;
-
-/// `exec`: nexus-proxy itself failed, not the command.
-const EXEC_FAILED: u8 = 125;
-/// `exec`: the program cannot be executed.
-const EXEC_DENIED: u8 = 126;
-/// `exec`: there is no such program.
-const EXEC_MISSING: u8 = 127;
+use crate::wire::{Open, StreamRequest};
 
 /// Bytes of a secret on standard input: what a token may have.
 const MAX_SECRET: u64 = 64 * 1024;
@@ -69,6 +55,10 @@ enum Command {
     Up(Up),
     /// Runs a program in a workspace; output streams, standard input and exit code are passed on. With --json each piece of
     /// output is a line, and how it ended is the last.
+    ///
+    /// Ctrl-C, SIGTERM and SIGHUP are passed on, and the program decides what they mean. The third ends exec itself, and the program
+    /// with it. The first does while there is no program yet, and the second where `nexus-proxy up` does not answer within a second, such as one
+    /// that was stopped; the program ends when that goes on.
     #[command(after_help = failure::EXIT_CODES)]
     Exec(Exec),
     /// Forwards ports while it runs. Ctrl-C ends them; other forwards go on.
@@ -120,21 +110,6 @@ enum Command {
     /// Shell completions and man pages.
     #[command(subcommand)]
     Generate(Generate),
-}
-
-#[derive(Debug, Args)]
-struct Exec {
-    /// The workspace.
-    workspace: WorkspaceName,
-    /// Working directory there, relative to the workspace's own.
-    #[arg(long)]
-    cwd: Option<String>,
-    /// KEY=VALUE for its environment. Repeatable.
-    #[arg(long = "env", value_parser = key_value)]
-    env: Vec<(String, String)>,
-    /// The program and its arguments; no shell reads them.
-    #[arg(last = true, required = true)]
-    argv: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -238,13 +213,6 @@ fn dynamic_spec(text: &str) -> Result<String, String> {
     text.parse::<DynamicSpec>().map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write KEY=VALUE".into()),
-    }
-}
-
 /// The program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let audit = |a: &Arguments| match a.command {
@@ -259,7 +227,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
     let output = Output::new(common.json);
     match arguments.command {
         Command::Up(args) => Box::pin(up::run(args, &common)).await,
-        Command::Exec(args) => exec(args, output).await,
+        Command::Exec(args) => exec::exec(args, output).await,
         Command::Forward(args) => forward(args, output).await,
         Command::Status { workspace } => status::status(workspace, output).await,
         Command::Down { workspace } => status::down(workspace, output).await,
@@ -318,59 +286,6 @@ pub fn show_forward(output: Output, status: &ForwardStatus) {
     };
     let target = status.target.as_ref().map(|target| format!("{target} ")).unwrap_or_default();
     output.line("forward", &format!("{here} → {target}{there}"), &json!({"event": "forward", "forward": status}));
-}
-
-async fn exec(args: Exec, output: Output) -> Result<u8, Failure> {
-    let own = |failure: Failure| Failure { code: EXEC_FAILED, ..failure };
-    let home = Home::find().map_err(|e| own(e.into()))?;
-    let stream = control::connect_awake(&home.run, &args.workspace).await.map_err(|e| own(e.into()))?;
-    let env = args.env.into_iter().collect();
-    let request = StreamRequest::Process(ProcessRequest { argv: args.argv, cwd: args.cwd, env });
-    let stream = FramedStream::open(stream, &Open::new(request)).await;
-    let stream = stream.map_err(|e| own(e.into_refusal().into()))?;
-    let (send, signals) = tokio::sync::mpsc::channel(8);
-    let forward_signals = async move {
-        let (Ok(mut int), Ok(mut term), Ok(mut hup)) =
-            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-        else {
-            return std::future::pending::<()>().await;
-        };
-        for asked in 1.. {
-            let number = tokio::select! {
-                _ = int.recv() => 2,
-                _ = term.recv() => 15,
-                _ = hup.recv() => 1,
-            };
-            if asked > SIGNALS_PASSED_ON {
-                // The other side does not react: end here, which ends it there as well.
-                std::process::exit(128 + number);
-            }
-            let _ = send.try_send(number);
-        }
-    };
-    let Sinks { stdout, stderr, unread } = json_lines::sinks(output.is_json());
-    let run = run_process(stream, tokio::io::stdin(), stdout, stderr, signals);
-    let exit = tokio::select! {
-        exit = run => exit,
-        () = forward_signals => unreachable!("signals are passed on for ever"),
-    };
-    match exit {
-        Ok(exit) => {
-            if output.is_json() {
-                output.plain("", &json!({"exit_code": exit.code, "signal": exit.signal}));
-            }
-            Ok(u8::try_from(exit.shell_code()).unwrap_or(failure::FAILED))
-        }
-        Err(_) if unread.get() => Err(Failure::unread()),
-        Err(refusal) => {
-            let code = match refusal.code {
-                RefusalCode::NotFound => EXEC_MISSING,
-                RefusalCode::Denied => EXEC_DENIED,
-                _ => EXEC_FAILED,
-            };
-            Err(Failure::new(code, refusal))
-        }
-    }
 }
 
 async fn forward(args: Forward, output: Output) -> Result<u8, Failure> {

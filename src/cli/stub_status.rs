@@ -27,6 +27,9 @@ pub async fn show(socket: &Path, output: Output) -> Result<u8, Failure> {
     let minutes = count(usize::try_from(status.uptime_s / 60).unwrap_or(usize::MAX), "minute");
     line("workspace", format!("{} (process {}, for {minutes})", status.workspace, status.pid));
     line("coordinator", format!("{}: {}", status.coordinator, reached(&status.reached)));
+    if let Some(notice) = &status.notice {
+        line("notice", format!("{} (last at {})", within_line(&notice.what), second(notice.at)));
+    }
     match status.laptops.is_empty() {
         true => line("laptop", "none is connected".into()),
         false => status.laptops.iter().for_each(|status| line("laptop", laptop(status))),

@@ -1,9 +1,12 @@
 //! Files that a role keeps: private (0600 in a 0700 directory), replaced whole or not at all.
 
+use std::fs::TryLockError;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 /// Bytes of a file that a role keeps. Keys, certificates, a few names.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -13,6 +16,25 @@ const MAX_LOG: u64 = 16 * 1024 * 1024;
 
 /// How often a log's size is looked at.
 const LOG_CHECK: Duration = Duration::from_secs(5);
+
+/// How long whoever has a lock is waited for: what is done under one takes milliseconds, unless its process was stopped meanwhile.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a lock is tried meanwhile: nothing tells when it is free without holding a thread.
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// Tries to have a lock of a file, for up to [`LOCK_TIMEOUT`]; whether it was had. Holds no thread meanwhile.
+pub async fn locked(try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),
+            Err(TryLockError::WouldBlock) => sleep(LOCK_POLL).await,
+        }
+    }
+}
 
 /// Makes a directory for private files, and its parents. One that is there must be this user's (or root's), and not
 /// writable by others: whoever made it, say below a shared `XDG_RUNTIME_DIR`, could put a socket or a key in place of

@@ -13,6 +13,8 @@ pub mod local;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 pub mod renewal;
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub mod right;
 #[cfg(feature = "stub")]
 pub mod stub;
 

@@ -186,12 +186,13 @@ fn a_coordinator_that_dumps_everything_sees_only_ciphertext() {
     drop(machine.stub(Some(&coordinator.add_workspace("box"))));
     coordinator.kill();
 
-    let authority = authority::load_or_create(coordinator.data(), SystemTime::now()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let authority = authority::load_or_create(coordinator.data(), SystemTime::now());
+    let authority = runtime.block_on(authority).unwrap();
     let week = Duration::from_secs(7 * 24 * 3600);
     let own = authority::server_credential(&authority, week, SystemTime::now(), &[]).unwrap();
     let tls = server_config(authority.trust(), &own, ClientAuth::Optional(Expect::AnyClient), ALPN).unwrap();
     let heard = Arc::new(Mutex::new(Vec::new()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", coordinator.port))).unwrap();
     runtime.spawn(curious(listener, TlsAcceptor::from(tls), heard.clone()));
 

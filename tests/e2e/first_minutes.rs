@@ -153,6 +153,27 @@ fn a_signal_that_no_program_can_take_yet_ends_exec() {
     until("the end of programs whose exec is gone", || kernel::children(stub).is_empty().then_some(()));
 }
 
+/// What is passed on to an `up` that was stopped goes nowhere: nobody has to press Ctrl-C a third time for that.
+#[test]
+fn the_second_signal_ends_exec_where_up_stands_still() {
+    let laptop = Laptop::new();
+    let up = laptop.up(&[]);
+    let mut exec =
+        Running::start(laptop.command(&["exec", "default", "--", "sh", "-c", "echo pid $$; exec sleep 600"]));
+    let line = exec.says("pid");
+    let pid: u32 = line.trim_start_matches("pid ").parse().expect(&line);
+    let frozen = Frozen::new(up.program.pid());
+    // Two of a kind that come together are one, and of two kinds either may be seen first.
+    exec.signal(Signal::SIGINT);
+    exec.signal(Signal::SIGTERM);
+    assert!(matches!(exec.ends().code(), Some(130 | 143)), "{}", exec.output());
+    assert!(exec.output().contains("does not answer"), "{}", exec.output());
+    assert!(kernel::runs(pid), "nobody could tell it");
+    drop(frozen);
+    until("the end of a program whose exec is gone", || (!kernel::runs(pid)).then_some(()));
+    laptop.exec("default", &["true"]).ok();
+}
+
 #[test]
 fn a_program_that_takes_no_input_ends_with_its_exec() {
     let laptop = Laptop::new();

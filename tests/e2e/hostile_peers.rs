@@ -332,7 +332,8 @@ fn the_inner_certificate_is_looked_at_whatever_the_outer_one_was() {
         assert!(refused.is_identity() && refused.to_string().contains("hint:"), "{refused}");
     }
     // The right authority, which a coordinator gone bad could ask, and a key that the workspace was not made for.
-    let own = nexus_proxy::role::coordinator::authority::load_or_create(world.coordinator.data(), now).unwrap();
+    let own = nexus_proxy::role::coordinator::authority::load_or_create(world.coordinator.data(), now);
+    let own = runtime().block_on(own).unwrap();
     let identity = profile.credential.identity().clone();
     let key = PrivateKey::generate().unwrap();
     let chain = own.issue(&key.csr_der().unwrap(), &identity, Duration::from_secs(3600), now, &[]).unwrap();

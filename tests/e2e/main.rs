@@ -7,6 +7,7 @@
 
 mod balancer;
 mod blind;
+mod clones;
 mod direct;
 mod first_minutes;
 mod fixtures;

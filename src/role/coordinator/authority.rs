@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use data_encoding::BASE32_NOPAD;
 
 use crate::identity::{Authority, Bundle, Credential, Identity, IdentityError, KeyPin, PrivateKey, Role, Trust};
+use crate::role::files::{LOCK_TIMEOUT, locked};
 use crate::wire::name::TrustDomain;
 
 use super::authority_store::AuthorityRecord;
@@ -54,6 +55,18 @@ pub enum AuthorityError {
     )]
     KeyMissing {
         /// Where it should be.
+        path: PathBuf,
+    },
+    /// Another process is making it.
+    #[error(
+        "another process is making the authority of this data directory, or reading it, and has {path}; it was waited for {} s. hint: \
+         try again; `fuser -v {path}` shows one that was stopped at it, such as another nexus-coordinator, and `kill -CONT PID` lets \
+         that go on",
+        LOCK_TIMEOUT.as_secs(),
+        path = path.display()
+    )]
+    Held {
+        /// The file whose lock it has.
         path: PathBuf,
     },
     /// Certificates cannot be made.
@@ -116,7 +129,7 @@ pub async fn load(store: &Store, now: SystemTime) -> Result<Authorities, Authori
     if !records.is_empty() {
         return from_records(store.dir(), &records);
     }
-    let first = load_or_create(store.dir(), now)?;
+    let first = load_or_create(store.dir(), now).await?;
     let mut change = store.begin().await?;
     if change.authorities().await?.is_empty() {
         let record = AuthorityRecord {
@@ -198,8 +211,8 @@ pub(super) fn tidy(dir: &Path, records: &[AuthorityRecord]) -> Result<(), Author
 }
 
 /// The authority in the files of this data directory; made if there is none. Two processes that start at once get the same.
-/// Blocks for the time of a few file operations.
-pub fn load_or_create(dir: &Path, now: SystemTime) -> Result<Authority, AuthorityError> {
+/// Whoever makes it is waited for, for five seconds at the most, without holding a thread; then it is a few file operations.
+pub async fn load_or_create(dir: &Path, now: SystemTime) -> Result<Authority, AuthorityError> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| AuthorityError::Io { path, source }
@@ -208,7 +221,9 @@ pub fn load_or_create(dir: &Path, now: SystemTime) -> Result<Authority, Authorit
     let (certificate_path, key_path, lock_path) = (dir.join(CERTIFICATE), dir.join(KEY), dir.join(LOCK));
     // Released when it is closed, also by a crash.
     let lock = files::open_private(&lock_path).map_err(at(&lock_path))?;
-    lock.lock().map_err(at(&lock_path))?;
+    if !locked(|| lock.try_lock()).await.map_err(at(&lock_path))? {
+        return Err(AuthorityError::Held { path: lock_path });
+    }
     let certificate = files::read(&certificate_path).map_err(at(&certificate_path))?;
     let key = files::read(&key_path).map_err(at(&key_path))?;
     let unusable = |path: &Path| {
@@ -259,13 +274,13 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::MetadataExt;
 
-    #[test]
-    fn made_once_and_private() {
+    #[tokio::test]
+    async fn made_once_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         let now = SystemTime::now();
-        let first = load_or_create(&path, now).unwrap();
-        let again = load_or_create(&path, now).unwrap();
+        let first = load_or_create(&path, now).await.unwrap();
+        let again = load_or_create(&path, now).await.unwrap();
         assert_eq!(first.trust(), again.trust());
         assert!(first.domain().as_str().starts_with("nexus-"));
         assert_eq!(first.domain().as_str().len(), 14);
@@ -274,29 +289,46 @@ mod tests {
         assert_eq!(credential.identity().role, Role::Coordinator);
     }
 
-    #[test]
-    fn all_who_start_at_once_agree() {
+    #[tokio::test(flavor = "multi_thread")]
+    async fn all_who_start_at_once_agree() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
-        let pins: Vec<_> = std::thread::scope(|scope| {
-            let start = || load_or_create(&path, SystemTime::now()).unwrap().trust().ca_pin();
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
+        let start = || {
+            let path = path.clone();
+            tokio::spawn(async move { load_or_create(&path, SystemTime::now()).await.unwrap().trust().ca_pin() })
+        };
+        let started: Vec<_> = (0..8).map(|_| start()).collect();
+        let pins: Vec<_> = futures::future::try_join_all(started).await.unwrap();
         assert!(pins.iter().all(|pin| *pin == pins[0]));
     }
 
-    #[test]
-    fn half_of_it_is_finished_or_refused() {
+    /// Such as a command beside the coordinator that was stopped between the lock and its release. There is one thread: who held
+    /// it would let nobody tell the time.
+    #[tokio::test]
+    async fn who_holds_the_lock_and_does_not_let_go_is_named_and_stops_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = files::open_private(&dir.path().join(LOCK)).unwrap();
+        other.lock().unwrap();
+        let mut loads = std::pin::pin!(load_or_create(dir.path(), SystemTime::now()));
+        assert!(futures::poll!(&mut loads).is_pending());
+        let error = loads.await.unwrap_err();
+        assert!(matches!(&error, AuthorityError::Held { path } if path.ends_with(LOCK)), "{error}");
+        assert!(error.to_string().contains("for 5 s. hint:"), "{error}");
+        other.unlock().unwrap();
+        load_or_create(dir.path(), SystemTime::now()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn half_of_it_is_finished_or_refused() {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
-        let first = load_or_create(dir.path(), now).unwrap();
+        let first = load_or_create(dir.path(), now).await.unwrap();
         fs::remove_file(dir.path().join(CERTIFICATE)).unwrap();
-        assert_eq!(load_or_create(dir.path(), now).unwrap().trust().ca_pin(), first.trust().ca_pin());
+        assert_eq!(load_or_create(dir.path(), now).await.unwrap().trust().ca_pin(), first.trust().ca_pin());
         fs::write(dir.path().join(KEY), PrivateKey::generate().unwrap().to_pem().as_bytes()).unwrap();
-        assert!(matches!(load_or_create(dir.path(), now), Err(AuthorityError::Unusable { .. })));
+        assert!(matches!(load_or_create(dir.path(), now).await, Err(AuthorityError::Unusable { .. })));
         fs::remove_file(dir.path().join(KEY)).unwrap();
-        let error = load_or_create(dir.path(), now).unwrap_err();
+        let error = load_or_create(dir.path(), now).await.unwrap_err();
         assert!(error.to_string().contains("hint:"), "{error}");
     }
 }

@@ -2,12 +2,15 @@
 //!
 //! After a join it copies messages and counts them; it holds no key that could open them. Parked connections cost a
 //! socket, its TLS state and a small task; a workspace may park [`MAX_PARKED`].
+//!
+//! A workspace has one stub. Of two that are there, as when one runs on a copy of the other's state directory, the later one is
+//! refused, and both are told: else they would take the workspace's laptops from each other without a word.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 
@@ -64,7 +67,11 @@ struct Slot<T> {
 struct Parked<T> {
     id: u64,
     claim: oneshot::Sender<Claim<T>>,
+    newer: mpsc::Sender<Newer>,
 }
+
+/// How a newer connection of a workspace asks one that is parked whether it is there: that one says so, or lets go of this.
+type Newer = mpsc::Sender<()>;
 
 /// A laptop's wish for a parked connection: who asks, and where to send the connection.
 #[derive(Debug)]
@@ -95,21 +102,36 @@ impl<T: Io> Rendezvous<T> {
         self.with(|parked| parked.get(workspace).map_or(0, |slot| slot.waiting.len()))
     }
 
-    /// Holds a stub's connection until a laptop claims it, the stub leaves, or the coordinator stops.
+    /// Holds a stub's connection until a laptop claims it, the stub leaves, or the coordinator stops. Laptops can have it at
+    /// once. It is refused when an older one of the workspace turns out to be there.
     pub async fn park(&self, workspace: WorkspaceName, mut carrier: Carrier<T>) {
-        if carrier.send_control(&Control::Parked {}).await.is_err() {
-            return;
-        }
         let mut revoked = self.revoked.clone();
         revoked.mark_changed();
         let mut authorities = self.authorities.clone();
         authorities.mark_unchanged();
         let id = rand::random();
-        let mut claimed = self.enter(&workspace, id);
+        let (newer, mut asked) = mpsc::channel(MAX_PARKED);
+        let (asks, mut older) = mpsc::channel(MAX_PARKED);
+        let mut claimed = self.enter(&workspace, id, &newer, Some(asks));
+        let mut welcome = false;
         // So that it is known how long an answer takes by the time that it is asked.
         let _ = carrier.ping().await;
         loop {
             tokio::select! {
+                biased;
+                other = older.recv(), if !welcome => {
+                    let answer = match other {
+                        None => Control::Parked {},
+                        Some(()) => {
+                            tracing::warn!(%workspace, "a second stub of this workspace was refused");
+                            Control::Refused(Refusal::new(RefusalCode::Busy, is_served(&workspace)))
+                        }
+                    };
+                    if carrier.send_control(&answer).await.is_ok() && other.is_none() {
+                        welcome = true;
+                        continue;
+                    }
+                }
                 pins = news(&mut revoked) => {
                     for pins in pins.chunks(MAX_REVOKED) {
                         // A connection that does not take it is seen to be dead below.
@@ -124,6 +146,9 @@ impl<T: Io> Rendezvous<T> {
                 claim = &mut claimed => match claim {
                     Ok(claim) => match Box::pin(is_there(&mut carrier)).await {
                         Ok(true) => {
+                            if !welcome {
+                                let _ = carrier.send_control(&Control::Parked {}).await;
+                            }
                             let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
                             if carrier.send_control(&join).await.is_ok() {
                                 let _ = claim.give.send(Given::Connection(Box::new(carrier.into_websocket())));
@@ -136,13 +161,26 @@ impl<T: Io> Rendezvous<T> {
                             tracing::info!(%workspace, silent = ?since.elapsed(), "a parked connection does not answer");
                             // It may only be slow: then the next laptop can have it, or the same one, which waits.
                             if matches!(Box::pin(carrier.answers(PONG)).await, Ok(true)) {
-                                claimed = self.enter(&workspace, id);
+                                claimed = self.enter(&workspace, id, &newer, None);
                                 continue;
                             }
                         }
                         Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
                     }
                     Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
+                },
+                Some(newer) = asked.recv() => match Box::pin(is_there_still(&mut carrier)).await {
+                    Ok(true) => {
+                        let _ = newer.try_send(());
+                        // One that is about to be refused itself has no say.
+                        if welcome {
+                            let _ = carrier.send_control(&Control::Waiting { message: has_a_rival(&workspace) }).await;
+                        }
+                        continue;
+                    }
+                    // It may only be slow.
+                    Ok(false) => continue,
+                    Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
                 },
                 arrival = carrier.arrival() => match arrival {
                     Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
@@ -167,12 +205,23 @@ impl<T: Io> Rendezvous<T> {
         Box::pin(carrier.close()).await;
     }
 
-    /// Puts a connection where laptops find it; gives what says that one did, or that newer ones took its place.
-    fn enter(&self, workspace: &WorkspaceName, id: u64) -> oneshot::Receiver<Claim<T>> {
+    /// Puts a connection where laptops find it; gives what says that one did, or that newer ones took its place. Those that are
+    /// there already are asked by `asks`, in the same moment: of two that come together, one asks the other.
+    fn enter(
+        &self,
+        workspace: &WorkspaceName,
+        id: u64,
+        newer: &mpsc::Sender<Newer>,
+        asks: Option<Newer>,
+    ) -> oneshot::Receiver<Claim<T>> {
         let (claim, claimed) = oneshot::channel();
         self.with(|parked| {
             let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
-            slot.waiting.push_back(Parked { id, claim });
+            if let Some(asks) = asks {
+                // One that is asked by so many already has its answer to come.
+                slot.waiting.iter().for_each(|older| drop(older.newer.try_send(asks.clone())));
+            }
+            slot.waiting.push_back(Parked { id, claim, newer: newer.clone() });
             if slot.waiting.len() > MAX_PARKED {
                 slot.waiting.pop_front();
             }
@@ -302,10 +351,41 @@ async fn is_there<T: Io>(carrier: &mut Carrier<T>) -> std::io::Result<bool> {
     }
 }
 
+/// The same for certain, however lately it said something: what a stub said before it let go of a connection may be under way
+/// still, with the end behind it.
+async fn is_there_still<T: Io>(carrier: &mut Carrier<T>) -> std::io::Result<bool> {
+    let patience = patience(carrier.round_trip());
+    Ok(carrier.answers(patience).await? && carrier.answers(patience).await?)
+}
+
 /// How long a connection that was silent for so long may take to answer; none when it need not be asked.
 fn may_take(silent: Duration, round_trip: Option<Duration>) -> Option<Duration> {
-    let patience = round_trip.map_or(ANSWER, |round_trip| (round_trip * ROUND_TRIPS).clamp(ANSWER, PONG));
-    (silent > FRESH).then_some(patience)
+    (silent > FRESH).then(|| patience(round_trip))
+}
+
+/// How long an answer may take.
+fn patience(round_trip: Option<Duration>) -> Duration {
+    round_trip.map_or(ANSWER, |round_trip| (round_trip * ROUND_TRIPS).clamp(ANSWER, PONG))
+}
+
+/// Where a copy of a workspace gets a place of its own.
+const OF_ITS_OWN: &str = "to make the copy a workspace of its own, run `nexus-coordinator workspace add NAME` and start nexus-stub \
+                          there with --enroll CODE and another --state";
+
+/// What a stub is told where another one is.
+fn is_served(workspace: &WorkspaceName) -> String {
+    format!(
+        "another nexus-stub serves workspace `{workspace}` with the same key: this one has a copy of its state directory, as in a \
+         cloned image, or the other way round. hint: {OF_ITS_OWN}; when the other one ends, this one serves the workspace"
+    )
+}
+
+/// What that other one is told.
+fn has_a_rival(workspace: &WorkspaceName) -> String {
+    format!(
+        "another nexus-stub with the key of workspace `{workspace}` wants to serve it, and was refused: it has a copy of this one's \
+         state directory, as in a cloned image, or the other way round. hint: {OF_ITS_OWN}"
+    )
 }
 
 /// What is told of a workspace whose connections are silent.

@@ -201,3 +201,92 @@ async fn the_newest_connections_stay_parked() {
     assert!(!matches!(stubs[0].arrival().await, Ok(Some(_))));
     assert_eq!(rendezvous.parked(&"w".parse().unwrap()), MAX_PARKED);
 }
+
+/// What the coordinator says to a stub that is there: reading answers its pings.
+fn listens(mut stub: Carrier<DuplexStream>) -> (mpsc::UnboundedReceiver<Control>, tokio::task::AbortHandle) {
+    let (hears, heard) = mpsc::unbounded_channel();
+    let listens = async move {
+        while let Ok(Some(Arrival::Control(control))) = stub.arrival().await {
+            let _ = hears.send(control);
+        }
+    };
+    (heard, tokio::spawn(listens).abort_handle())
+}
+
+#[tokio::test]
+async fn of_two_stubs_of_a_workspace_the_later_one_waits_until_the_other_is_gone_and_both_are_told() {
+    let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
+    let name: WorkspaceName = "w".parse().unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut park = async || {
+        let (stub, far) = ends().await;
+        let (rendezvous, name) = (rendezvous.clone(), name.clone());
+        tasks.spawn(async move { rendezvous.park(name, far).await });
+        listens(stub)
+    };
+    let (mut first, ends) = park().await;
+    assert_eq!(first.recv().await, Some(Control::Parked {}));
+    for _ in 0..2 {
+        let (mut second, _) = park().await;
+        let Some(Control::Refused(refusal)) = second.recv().await else { panic!("it is not refused") };
+        assert_eq!(refusal.code, RefusalCode::Busy, "it tries again");
+        assert!(refusal.message.contains("cloned image") && refusal.message.contains("--enroll"), "{refusal}");
+        assert_eq!(second.recv().await, None, "it is closed");
+        let Some(Control::Waiting { message }) = first.recv().await else { panic!("it is not told") };
+        assert!(message.contains("was refused") && message.contains("--enroll"), "{message}");
+    }
+    assert_eq!(rendezvous.parked(&name), 1);
+    ends.abort();
+    let (mut second, _ends) = park().await;
+    assert_eq!(second.recv().await, Some(Control::Parked {}));
+}
+
+#[tokio::test]
+async fn of_stubs_that_come_together_one_stays() {
+    let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
+    let name: WorkspaceName = "w".parse().unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut stubs = Vec::new();
+    for _ in 0..MAX_PARKED {
+        let (stub, far) = ends().await;
+        let (rendezvous, name) = (rendezvous.clone(), name.clone());
+        tasks.spawn(async move { rendezvous.park(name, far).await });
+        stubs.push(listens(stub).0);
+    }
+    let mut parked = 0;
+    for stub in &mut stubs {
+        match stub.recv().await {
+            Some(Control::Parked {}) => parked += 1,
+            Some(Control::Refused(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((parked, rendezvous.parked(&name)), (1, 1));
+}
+
+/// A path on which a stub's last words come after its next connection.
+#[tokio::test]
+async fn what_a_stub_said_before_it_let_go_does_not_keep_its_next_connection_out() {
+    let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
+    let name: WorkspaceName = "w".parse().unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut park = async || {
+        let (stub, far) = ends().await;
+        let (rendezvous, name) = (rendezvous.clone(), name.clone());
+        tasks.spawn(async move { rendezvous.park(name, far).await });
+        stub
+    };
+    let mut last = park().await;
+    assert_eq!(control(last.arrival().await), Control::Parked {});
+    let (mut next, _ends) = listens(park().await);
+    // Until it has asked.
+    while rendezvous.parked(&name) < 2 {
+        tokio::task::yield_now().await;
+    }
+    last.ping().await.unwrap();
+    drop(last);
+    assert_eq!(next.recv().await, Some(Control::Parked {}));
+    while rendezvous.parked(&name) > 1 {
+        tokio::task::yield_now().await;
+    }
+}

@@ -3,9 +3,7 @@
 //! A connection begins with a `Message` frame, which is a call to the running program, or with an `Open` frame, which
 //! is passed to the workspace as it is. The socket is 0600 in a 0700 directory, and only its owner is served.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::role::right::{self, NotHad, Right};
 use crate::role::{ACCEPT_PAUSE, files, local};
 use crate::session::framed::{FramedStream, StreamError};
 use crate::wire::name::WorkspaceName;
@@ -32,12 +31,12 @@ pub fn socket_path(run_dir: &Path, workspace: &WorkspaceName) -> PathBuf {
     run_dir.join(format!("{workspace}.sock"))
 }
 
-/// The right to keep a workspace up, which one process has: a lock on a file beside the socket. Both files are removed with
-/// it: where there is no socket, everything that belonged to it is down. The right ends with its process, however that ends.
+/// The right to keep a workspace up, which is the right to its socket. Both files are removed with it: where there is no socket,
+/// everything that belonged to it is down.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
-    _lock: File,
+    _right: Right,
 }
 
 impl Claim {
@@ -46,22 +45,10 @@ impl Claim {
         if let Some(dir) = path.parent() {
             files::private_dir(dir)?;
         }
-        let deadline = Instant::now() + END_TIMEOUT;
-        loop {
-            let lock = lock_file(path)?;
-            match lock.try_lock() {
-                Ok(()) if is_at(&lock, &path.with_extension("lock")) => {
-                    return Ok(Claim { path: path.to_owned(), _lock: lock });
-                }
-                // Whoever had it has removed it meanwhile; the next one locks another file.
-                Ok(()) => continue,
-                Err(TryLockError::Error(error)) => return Err(error),
-                Err(TryLockError::WouldBlock) => {}
-            }
-            if !local::is_deserted(path).await || Instant::now() >= deadline {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "it is up already"));
-            }
-            tokio::time::sleep(END_POLL).await;
+        match Right::have(path, END_TIMEOUT).await {
+            Ok(right) => Ok(Claim { path: path.to_owned(), _right: right }),
+            Err(NotHad::Served | NotHad::Held) => Err(io::Error::new(io::ErrorKind::AddrInUse, "it is up already")),
+            Err(NotHad::Io(error)) => Err(error),
         }
     }
 
@@ -75,19 +62,8 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
         // Last, and while it is locked: whoever has the next one may bind.
-        let _ = std::fs::remove_file(self.path.with_extension("lock"));
+        let _ = std::fs::remove_file(right::file_of(&self.path));
     }
-}
-
-/// The file whose lock is the right to have the socket at `path`.
-fn lock_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.with_extension("lock"))
-}
-
-/// Whether `file` is the one at `path`.
-fn is_at(file: &File, path: &Path) -> bool {
-    let of = |metadata: io::Result<std::fs::Metadata>| metadata.ok().map(|file| (file.dev(), file.ino()));
-    of(file.metadata()).is_some_and(|this| of(std::fs::metadata(path)) == Some(this))
 }
 
 /// Waits until the process that has the socket at `path` is done; whether it was in time.
@@ -252,17 +228,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_claim_leaves_no_file_and_whoever_waits_for_it_has_it_alone() {
+    async fn a_claim_leaves_no_file_and_is_had_by_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("box.sock");
-        let first = Claim::new(&path).await.unwrap();
-        // It waits with the file open that the first removes.
-        let waiting = lock_file(&path).unwrap();
-        assert!(waiting.try_lock().is_err());
-        drop(first);
+        drop(Claim::new(&path).await.unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        waiting.try_lock().unwrap();
-        assert!(!is_at(&waiting, &path.with_extension("lock")), "that one is no right to anything");
         let second = Claim::new(&path).await.unwrap();
         let _socket = second.bind().unwrap();
         let refused = Claim::new(&path).await.unwrap_err();

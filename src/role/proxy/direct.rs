@@ -2,11 +2,14 @@
 //! coordinator ready, and climbs back up after a fall.
 
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
 
+use super::climb::Climb;
 use super::life::Life;
 use super::tunnel::TunnelError;
 use super::tunnel_state::time_in;
@@ -29,8 +32,22 @@ impl Life<'_> {
     /// Works for a direct way, and for the other one behind it, for as long as the session lives. Ends only with a
     /// reason why the session must end: the coordinator does not let this device in any more.
     pub(super) async fn keep_direct(&self) -> TunnelError {
+        let (seen, standing) = watch::channel(Standing::Beginning);
+        let told = |wait| {
+            let times = self.climb().failures();
+            tracing::info!(target: WAY, times, ?wait, "the direct way did not last, and is left alone for a while");
+            self.not_directly(LEFT_ALONE.to_owned(), wait);
+        };
+        let follow = follow(self.lifeline.standing(), || self.lifeline.moved(), self.climbing(), seen, told);
+        tokio::select! {
+            error = self.climb_up(standing) => error,
+            () = follow => std::future::pending().await,
+        }
+    }
+
+    /// The same, knowing how the session stands by `standing`, which says nothing that [`climb`](Self::climb) has not seen.
+    async fn climb_up(&self, mut standing: watch::Receiver<Standing>) -> TunnelError {
         let lifeline = &self.lifeline;
-        let mut standing = lifeline.standing();
         let mut drain = lifeline.drain();
         let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::up_to(LONGEST);
@@ -41,12 +58,6 @@ impl Life<'_> {
         }
         loop {
             let now = standing.borrow_and_update().clone();
-            let left = self.climb().sees(&now, lifeline.moved(), Instant::now(), rand::random());
-            if let Some(wait) = left {
-                let times = self.climb().failures();
-                tracing::info!(target: WAY, times, ?wait, "the direct way did not last, and is left alone for a while");
-                self.not_directly(LEFT_ALONE.to_owned(), wait);
-            }
             if let Standing::Attached { route, standby, .. } = now {
                 // Also one that was taken by itself, when the other way was lost.
                 self.remark(|remarks| {
@@ -168,6 +179,29 @@ impl Life<'_> {
     }
 }
 
+/// Shows `climb` how the session stands, whatever else is under way, and then says so in `seen`. `told` hears of each wait that
+/// begins. Returns when nothing changes any more.
+async fn follow(
+    mut standing: watch::Receiver<Standing>,
+    moved: impl Fn() -> u64,
+    climb: &Mutex<Climb>,
+    seen: watch::Sender<Standing>,
+    told: impl Fn(Duration),
+) {
+    loop {
+        let now = standing.borrow_and_update().clone();
+        let wait = {
+            let mut climb = climb.lock().unwrap_or_else(PoisonError::into_inner);
+            climb.sees(&now, moved(), Instant::now(), rand::random())
+        };
+        wait.into_iter().for_each(&told);
+        seen.send_replace(now);
+        if standing.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// What of a standing decides what to do.
 fn way(standing: &Standing) -> (u8, bool) {
     match standing {
@@ -175,5 +209,44 @@ fn way(standing: &Standing) -> (u8, bool) {
         Standing::Attached { route: Route::Direct, standby, .. } => (1, *standby),
         Standing::Beginning | Standing::Suspect { .. } | Standing::Lost { .. } => (2, false),
         Standing::Ended(_) => (3, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::super::climb::WORTH;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silence_is_seen_while_nobody_looks_what_to_do_next() {
+        let attached = |route| Standing::Attached { route, round_trip: None, standby: true, moves: 1 };
+        let trouble = |silent| {
+            let (since, why) = (Instant::now(), "it broke".to_owned());
+            if silent { Standing::Suspect { since, why } } else { Standing::Lost { since, why } }
+        };
+        // Much moved on each of these ways: only their silence tells them from good ones.
+        for (silent, failures) in [(true, 3), (false, 1)] {
+            let (lifeline, standing) = watch::channel(Standing::Beginning);
+            let (seen, looks) = watch::channel(Standing::Beginning);
+            let (climb, moved, waits) = (Mutex::new(Climb::default()), Cell::new(0), Cell::new(0));
+            let told = |wait| {
+                assert!(!climb.lock().unwrap().wait(Instant::now()).is_zero(), "{wait:?}");
+                waits.set(waits.get() + 1);
+            };
+            let mut follows = std::pin::pin!(follow(standing, || moved.get(), &climb, seen, told));
+            for _ in 0..3 {
+                for now in [attached(Route::Direct), trouble(silent), attached(Route::Relay)] {
+                    lifeline.send_replace(now.clone());
+                    assert!(futures::poll!(&mut follows).is_pending());
+                    assert_eq!(*looks.borrow(), now, "it is said when the climb knows it");
+                    moved.set(moved.get() + WORTH);
+                }
+            }
+            assert_eq!((climb.lock().unwrap().failures(), waits.get()), (failures, 3), "silent: {silent}");
+            drop(lifeline);
+            follows.await;
+        }
     }
 }

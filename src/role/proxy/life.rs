@@ -138,7 +138,12 @@ impl<'a> Life<'a> {
 
     /// What became of its direct ways.
     pub(super) fn climb(&self) -> MutexGuard<'_, Climb> {
-        self.climb.lock().unwrap_or_else(PoisonError::into_inner)
+        self.climbing().lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, for whoever shows it how the session stands.
+    pub(super) fn climbing(&self) -> &Mutex<Climb> {
+        &self.climb
     }
 
     /// Where the workspace can be reached directly, as it said last.

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 
 use crate::identity::code::{Code, CodeKind};
 use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
+use crate::role::files::LOCK_TIMEOUT;
 use crate::role::{balancer, files};
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::{ClientError, Fresh, first_contact};
@@ -80,12 +80,6 @@ const PROFILE: &str = "profile.json";
 /// The file whose lock whoever writes has alone, and those who read together: what belongs together is several files.
 const LOCK: &str = "profile.lock";
 
-/// How long whoever writes is waited for: that takes milliseconds, unless its process was stopped meanwhile.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often the lock is tried meanwhile: nothing tells when it is free without holding a thread.
-const LOCK_POLL: Duration = Duration::from_millis(10);
-
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Kept {
     url: CoordinatorUrl,
@@ -137,16 +131,9 @@ impl Writing {
 
 /// Tries to have the lock of the file at `path`, for up to [`LOCK_TIMEOUT`].
 async fn locked(path: &Path, try_lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), ProfileError> {
-    let deadline = Instant::now() + LOCK_TIMEOUT;
-    loop {
-        match try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error.into()),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                return Err(ProfileError::Held { path: path.to_owned(), waited: LOCK_TIMEOUT });
-            }
-            Err(TryLockError::WouldBlock) => sleep(LOCK_POLL).await,
-        }
+    match files::locked(try_lock).await? {
+        true => Ok(()),
+        false => Err(ProfileError::Held { path: path.to_owned(), waited: LOCK_TIMEOUT }),
     }
 }
 

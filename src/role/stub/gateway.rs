@@ -4,9 +4,7 @@
 //! A Unix socket, 0600; only the user that runs the stub, and root, may connect. The laptop decides on every call. A
 //! connection begins with an `Open` frame, which is passed on, or with a `Message` frame, which is for the stub itself.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +21,7 @@ use super::laptops::Laptops;
 use super::local;
 use super::status::{self, Told};
 use crate::role::ACCEPT_PAUSE;
+use crate::role::right::{self, NotHad, Right};
 use crate::session::framed::{FramedStream, StreamError};
 use crate::wire::call::Request;
 use crate::wire::limits::{MAX_CALLS, MAX_OPEN, OPEN_TIMEOUT};
@@ -34,9 +33,8 @@ pub const SOCKET: &str = "stub.sock";
 /// The environment variable that tells programs in the workspace where the socket is.
 pub const SOCKET_ENV: &str = "NEXUS_STUB_SOCKET";
 
-/// For how long the lock may be held by somebody who only looks whether it is, and how often it is tried again meanwhile.
+/// For how long the right to the socket may seem to be had by somebody who only looks whether it is.
 const LOOKED_AT: Duration = Duration::from_millis(500);
-const LOOKED_AT_POLL: Duration = Duration::from_millis(10);
 
 /// Connections at a time that have not begun a call: they have asked nothing yet, or ask the stub itself. More wait in the
 /// kernel's queue, so that whoever says nothing takes no descriptor from the calls that run.
@@ -56,37 +54,27 @@ pub struct Doorbell {
     pub told: Arc<Told>,
 }
 
-/// A bound socket, and the right to have it, which one process has: a lock on a file beside it. The socket's file is removed
-/// and the right freed with it; the right ends with its process, however that ends.
+/// A bound socket, and the right to have it. The socket's file is removed and the right freed with it.
 #[derive(Debug)]
 pub struct Gateway {
     listener: UnixListener,
     path: PathBuf,
     /// The file that was bound, by its device and number.
     file: (u64, u64),
-    lock: File,
+    _right: Right,
 }
 
 impl Gateway {
     /// Binds the socket at `path`. A file left by a stub that is gone is replaced; a live one is refused.
     pub async fn bind(path: &Path) -> io::Result<Gateway> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-        let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(lock_of(path)).map_err(named)?;
-        let deadline = Instant::now() + LOOKED_AT;
         // Until it is bound, nobody else may take what is there for a file that was left behind.
-        loop {
-            let deserted = match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) => local::is_deserted(path).await,
-                Err(TryLockError::Error(error)) => return Err(named(error)),
-            };
-            match deserted {
-                false => return Err(another(path).await),
-                true if Instant::now() >= deadline => return Err(without_file(path)),
-                true => tokio::time::sleep(LOOKED_AT_POLL).await,
-            }
-        }
+        let right = match Right::have(path, LOOKED_AT).await {
+            Ok(right) => right,
+            Err(NotHad::Served) => return Err(another(path).await),
+            Err(NotHad::Held) => return Err(without_file(path)),
+            Err(NotHad::Io(error)) => return Err(named(error)),
+        };
         match UnixStream::connect(path).await {
             Ok(_) => return Err(another(path).await),
             Err(error) if local::is_nobody(&error) => {}
@@ -102,12 +90,12 @@ impl Gateway {
         let _ = std::fs::remove_file(path);
         let listener = local::bind(path)?;
         let file = identity(path).map_err(named)?;
-        Ok(Gateway { listener, path: path.to_owned(), file, lock })
+        Ok(Gateway { listener, path: path.to_owned(), file, _right: right })
     }
 
     /// Whether somebody may have the socket at `path`: also one whose file there is gone, which has the right all the same.
     pub async fn is_served(path: &Path) -> bool {
-        !local::is_deserted(path).await || is_locked(path)
+        !local::is_deserted(path).await || Right::is_had(path)
     }
 
     /// Lets connections in until `taking` is cancelled; then the file is gone. Calls are tasks of `calls`, which go on
@@ -155,30 +143,12 @@ impl Drop for Gateway {
         if identity(&self.path).is_ok_and(|file| file == self.file) {
             let _ = std::fs::remove_file(&self.path);
         }
-        // A process that is being started has the file open too, for a moment: closing it here would not free it.
-        let _ = self.lock.unlock();
     }
-}
-
-/// The file whose lock is the right to have the socket at `path`.
-fn lock_of(path: &Path) -> PathBuf {
-    path.with_extension("lock")
-}
-
-/// Whether a process has that right, which it has alone. Those who look share the lock for a moment, and so none is taken for
-/// that process by another; whoever binds meanwhile tries again.
-fn is_locked(path: &Path) -> bool {
-    let Ok(lock) = File::open(lock_of(path)) else { return false };
-    let free = lock.try_lock_shared().is_ok();
-    if free {
-        let _ = lock.unlock();
-    }
-    !free
 }
 
 /// Which file is at `path`: its device and number.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+    std::fs::symlink_metadata(path).map(|file| right::identity(&file))
 }
 
 async fn another(path: &Path) -> io::Error {
@@ -336,20 +306,6 @@ mod tests {
         assert!(!Gateway::is_served(&path).await);
         drop(Gateway::bind(&path).await.expect("a file that was left behind, and a lock that is free"));
         assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn who_only_looks_keeps_nobody_from_the_socket() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(SOCKET);
-        drop(Gateway::bind(&path).await.unwrap());
-        let looks = File::open(lock_of(&path)).unwrap();
-        looks.try_lock_shared().unwrap();
-        assert!(!Gateway::is_served(&path).await, "nor is it taken for who serves");
-        let mut binds = std::pin::pin!(Gateway::bind(&path));
-        assert!(futures::poll!(&mut binds).is_pending());
-        looks.unlock().unwrap();
-        binds.await.unwrap();
     }
 
     #[tokio::test]

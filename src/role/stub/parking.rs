@@ -103,7 +103,8 @@ impl Stub {
                 Ok(Some(Arrival::Control(Control::Authorities {}))) => {
                     Box::pin(renewal::follow(&self.client, |fresh| self.state().save_fresh(fresh))).await;
                 }
-                Ok(Some(Arrival::Control(Control::Waiting { .. } | Control::Unknown))) => {}
+                Ok(Some(Arrival::Control(Control::Waiting { message }))) => self.told.notice(message),
+                Ok(Some(Arrival::Control(Control::Unknown))) => {}
                 Ok(Some(Arrival::Bytes(_)) | None) => return Ok(Parked::Ended),
                 Err(error) => {
                     tracing::debug!(%error, "the parked connection broke");

@@ -47,6 +47,19 @@ pub enum Reached {
     },
 }
 
+/// What the coordinator said about the workspace while laptops can come: another stub wants to serve it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Notice {
+    /// What it is, and what to do.
+    pub what: String,
+    /// When it was said last.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+}
+
+/// How long a notice is told: whoever is refused asks again every few seconds, and nobody says that it has stopped.
+const NOTICE: Duration = Duration::from_secs(60);
+
 /// A laptop's session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaptopStatus {
@@ -121,6 +134,9 @@ pub struct Status {
     pub coordinator: String,
     /// Whether it is reached.
     pub reached: Reached,
+    /// What it said lately that somebody has to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<Notice>,
     /// The laptops, the one that came last behind the others.
     pub laptops: Vec<LaptopStatus>,
     /// Stubs that handed over and live on until what they have is done.
@@ -159,12 +175,14 @@ pub struct Told {
     earlier: Earlier,
     began: Instant,
     reached: Mutex<Reached>,
+    notice: Mutex<Option<Notice>>,
 }
 
 impl Told {
     /// Nothing has happened yet.
     pub fn new(workspace: String, coordinator: String, earlier: Earlier) -> Told {
-        Told { workspace, coordinator, earlier, began: Instant::now(), reached: Mutex::new(Reached::Connecting) }
+        let (reached, notice) = (Mutex::new(Reached::Connecting), Mutex::default());
+        Told { workspace, coordinator, earlier, began: Instant::now(), reached, notice }
     }
 
     /// A connection is parked.
@@ -198,6 +216,23 @@ impl Told {
         *reached = Reached::Away { since, why: why.to_owned(), failed, next: now + wait };
     }
 
+    /// The coordinator says something that somebody has to know, and says it again for as long as it is so.
+    pub fn notice(&self, message: String) {
+        let what = Refusal::new(RefusalCode::Busy, message).message;
+        let is_known = self.noticed().is_some_and(|notice| notice.what == what);
+        if !is_known {
+            tracing::warn!("{what}");
+        }
+        let notice = Notice { what, at: OffsetDateTime::now_utc() };
+        *self.notice.lock().unwrap_or_else(PoisonError::into_inner) = Some(notice);
+    }
+
+    /// What was said lately.
+    fn noticed(&self) -> Option<Notice> {
+        let notice = self.notice.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        notice.filter(|notice| is_recent(notice, OffsetDateTime::now_utc()))
+    }
+
     /// All of it.
     pub async fn status(&self, laptops: &Laptops) -> Result<Value, Refusal> {
         let earlier = self.earlier.count().await;
@@ -209,6 +244,7 @@ impl Told {
             uptime_s: self.began.elapsed().as_secs(),
             coordinator: self.coordinator.clone(),
             reached,
+            notice: self.noticed(),
             laptops: laptops.status(),
             earlier,
         };
@@ -218,6 +254,11 @@ impl Told {
     fn reached(&self) -> std::sync::MutexGuard<'_, Reached> {
         self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether it is still so, as far as anybody knows.
+fn is_recent(notice: &Notice, now: OffsetDateTime) -> bool {
+    now - notice.at < NOTICE
 }
 
 #[cfg(test)]
@@ -245,6 +286,11 @@ mod tests {
         assert!(next > still + Duration::from_secs(50));
         told.ready();
         assert!(matches!(status().await.reached, Reached::Ready { since } if since >= still));
+        assert_eq!(status().await.notice, None);
+        told.notice("another\u{1b} one".into());
+        let notice = status().await.notice.unwrap();
+        assert_eq!(notice.what, "another one");
+        assert!(is_recent(&notice, notice.at + NOTICE / 2) && !is_recent(&notice, notice.at + NOTICE));
     }
 
     #[test]

@@ -192,6 +192,25 @@ impl Machine {
         self
     }
 
+    /// A machine made from a copy of this one's disk, as it is now.
+    #[track_caller]
+    pub fn cloned(&self) -> Machine {
+        let clone = Machine::at(&self.place, &self.url);
+        let entries = std::fs::read_dir(self.state()).expect("the state").map(|entry| entry.expect("an entry"));
+        for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
+            std::fs::copy(entry.path(), clone.state().join(entry.file_name())).expect("a copy");
+        }
+        Machine { env: self.env.clone(), ..clone }
+    }
+
+    /// What `nexus-stub status` says here.
+    #[track_caller]
+    pub fn status(&self) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-stub"));
+        command.arg("--state").arg(self.state()).arg("status").env_remove("NEXUS_STUB_SOCKET");
+        Run::of(command).ok()
+    }
+
     /// Where the stub's key and certificate are.
     pub fn state(&self) -> &Path {
         self.state.path()
