@@ -28,6 +28,7 @@ use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::profile::{self, Profile};
 use crate::role::proxy::tunnel::{Tunnel, TunnelError, TunnelState};
 use crate::role::proxy::tunnel_state::Doing;
+use crate::service::dial::Place;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -347,7 +348,7 @@ pub fn device_name() -> DeviceName {
     name.parse().or_else(|_| "laptop".parse()).unwrap_or_else(|_| unreachable!("`laptop` is a name"))
 }
 
-/// Adds the forwards and tells how things are; ends only when a forward cannot be had at all.
+/// Adds the forwards, those that listen here at once, and tells how things are; ends only when a forward cannot be had at all.
 async fn show(
     daemon: Arc<Daemon>,
     forwards: &Requests,
@@ -360,6 +361,9 @@ async fn show(
     let mut first = true;
     let mut said = Said::Nothing;
     let mut down = None;
+    if let Err(refusal) = forwards.add(Place::Laptop, &daemon, is_first, output).await {
+        return refusal.into();
+    }
     loop {
         let now = state.borrow_and_update().clone();
         let json = json!({"event": "tunnel", "tunnel": now});
@@ -392,7 +396,7 @@ async fn show(
                 let took = if first { began.elapsed().as_millis() as u64 } else { took_ms };
                 if first {
                     // Before the line that says it is up, so that whoever waits for that line finds them there.
-                    if let Err(refusal) = forwards.add(&daemon, is_first, output).await {
+                    if let Err(refusal) = forwards.add(Place::Workspace, &daemon, is_first, output).await {
                         return refusal.into();
                     }
                     first = false;

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use self::here::Here;
 use super::tunnel::TunnelOpener;
+use crate::service::dial::Place;
 use crate::service::forward_spec::{DynamicSpec, ForwardSpec, SpecError};
 use crate::service::remote::RemoteForward;
 use crate::service::stats::ForwardStats;
@@ -26,7 +27,7 @@ use crate::wire::{Endpoint, Refusal, RefusalCode};
 /// How long a listener in the workspace that could not be opened waits for the next attempt.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// The first wait for a port there that another session still holds; it doubles up to [`RETRY`].
+/// The first wait for a port that who had it before may be about to let go; it doubles, there up to [`RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// How long ports may take to close, those in the workspace among them.
@@ -54,6 +55,14 @@ impl ForwardKind {
             ForwardKind::Local => "-L",
             ForwardKind::Remote => "-R",
             ForwardKind::Dynamic => "-D",
+        }
+    }
+
+    /// Where it listens.
+    pub fn listens(self) -> Place {
+        match self {
+            ForwardKind::Local | ForwardKind::Dynamic => Place::Laptop,
+            ForwardKind::Remote => Place::Workspace,
         }
     }
 
