@@ -23,7 +23,7 @@ use super::way::{path_text, within_line};
 use crate::lifeline::Route;
 use crate::role::files;
 use crate::role::proxy::config::Config;
-use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
+use crate::role::proxy::control::{Claim, ClaimError, ControlSocket, held_path, socket_path};
 use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::profile::{self, Profile};
 use crate::role::proxy::tunnel::{Tunnel, TunnelError, TunnelState};
@@ -126,20 +126,32 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
 
 /// The right to keep the workspace up, and its socket.
 async fn claim(up: &Up, home: &Home) -> Result<(Claim, ControlSocket), Failure> {
-    let refused = |error: std::io::Error| {
+    let refused = |error: ClaimError| {
         let name = &up.workspace;
         let mut text = format!("workspace `{name}`: {error}");
-        if error.kind() == std::io::ErrorKind::AddrInUse {
-            text += &format!(". hint: `nexus-proxy status {name}` shows it, `nexus-proxy down {name}` ends it");
-            // The workspace inside another `up` cannot be handed over.
-            if up.coordinator.is_some() {
-                text += "; the same command with --take-over takes its place, and what runs goes on";
+        // The workspace inside another `up` cannot be handed over.
+        let is_handed = up.coordinator.is_some();
+        match &error {
+            ClaimError::Up => {
+                text += &format!(". hint: `nexus-proxy status {name}` shows it, `nexus-proxy down {name}` ends it");
+                if is_handed {
+                    text += "; the same command with --take-over takes its place, and what runs goes on";
+                }
             }
+            ClaimError::Elsewhere(holder) => {
+                text += &format!(". hint: `kill {}` ends it; where XDG_RUNTIME_DIR is as it was there, ", holder.pid);
+                text += &format!("`nexus-proxy status {name}` shows it");
+                if is_handed {
+                    text += ", and the same command with --take-over takes its place";
+                }
+            }
+            ClaimError::Io(_) => {}
         }
         Failure::new(failure::FAILED, text)
     };
-    let claim = Claim::new(&socket_path(&home.run, &up.workspace)).await.map_err(refused)?;
-    let socket = claim.bind().map_err(refused)?;
+    let path = socket_path(&home.run, &up.workspace);
+    let claim = Claim::new(&path, &held_path(&home.data, &up.workspace)).await.map_err(refused)?;
+    let socket = claim.bind().map_err(|error| refused(error.into()))?;
     Ok((claim, socket))
 }
 

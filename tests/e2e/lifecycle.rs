@@ -416,6 +416,38 @@ fn up_may_be_ended_before_it_is_up() {
     laptop.exec("default", &["true"]).ok();
 }
 
+/// As after `su`, or in a job of `cron`: the keys and the state are the same, and the sockets are elsewhere.
+#[test]
+fn a_second_up_with_another_run_directory_is_refused_and_told_who_has_the_workspace() {
+    let world = Linked::new();
+    let first = Linked::up(&world.near, &world.laptop);
+    let (home, url) = (world.laptop.home(), world.near.url());
+    std::os::unix::fs::symlink(home.join("data"), home.join("nexus-proxy")).unwrap();
+    let words = ["up", "box", "--no-direct", "--coordinator", &url];
+    let elsewhere = |more: &[&str]| {
+        let mut command = world.laptop.command(&[&words, more].concat());
+        command.env_remove("NEXUS_HOME").env("HOME", home).env("XDG_DATA_HOME", home);
+        command.env("XDG_RUNTIME_DIR", home.join("runtime"));
+        command
+    };
+    let is_told = |refused: Run, pid: u32| {
+        assert_eq!(refused.status.code(), Some(1), "{}", refused.stderr);
+        let said = [format!("process {pid} keeps it up already"), format!("hint: `kill {pid}` ends it")];
+        assert!(said.iter().all(|said| refused.stderr.contains(said)), "{}", refused.stderr);
+        assert!(refused.stderr.contains("with --take-over"), "{}", refused.stderr);
+    };
+    for more in [&[][..], &["--take-over"]] {
+        is_told(Run::of(elsewhere(more)), first.program.pid());
+    }
+    world.laptop.exec("box", &["true"]).ok();
+    // A crash leaves no claim.
+    first.program.signal(Signal::SIGKILL);
+    drop(first);
+    let second = world.laptop.up_as(elsewhere(&[]));
+    is_told(world.laptop.run(&words), second.program.pid());
+    assert_eq!(second.ctrl_c().code(), Some(0));
+}
+
 #[test]
 fn without_a_home_of_its_own_it_uses_the_users() {
     let laptop = Laptop::new();
