@@ -87,7 +87,13 @@ pub async fn run(up: Up, common: &Common) -> Result<u8, Failure> {
     if up.detach {
         return super::detach::run(up, &home, common).await;
     }
-    Box::pin(foreground(up, &home, Output::new(common.json))).await
+    let (output, is_background) = (Output::new(common.json), up.background.is_some());
+    let outcome = Box::pin(foreground(up, &home, output)).await;
+    if let (Err(failure), true) = (&outcome, is_background) {
+        // For whoever started it: its log may be on a full disk.
+        output.line("failed", &failure.message, &json!({"event": "failed", "error": failure.json()}));
+    }
+    outcome
 }
 
 async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> {

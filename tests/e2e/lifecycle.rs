@@ -307,6 +307,24 @@ fn a_detached_up_that_fails_says_why() {
     assert_eq!(laptop.run(&["status"]).status.code(), Some(3));
 }
 
+/// A disk that is full takes a log's name, and nothing in it.
+#[test]
+fn a_detached_up_whose_log_takes_nothing_says_why_it_failed_and_comes_up_otherwise() {
+    let laptop = Laptop::new();
+    let log = laptop.home().join("data/default.log");
+    fs::create_dir_all(log.parent().expect("a folder")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    laptop.configure("version: 1\ntols: {}\n");
+    let up = laptop.run(&["up", "--detach"]);
+    assert_eq!(up.status.code(), Some(2), "{}", up.stderr);
+    assert!(up.stderr.contains("unknown key `tols`") && up.stderr.contains("did you mean `tools`"), "{}", up.stderr);
+
+    laptop.configure("version: 1\n");
+    let _detached = Detached(&laptop);
+    laptop.run(&["up", "--detach", "-v"]).ok();
+    laptop.exec("default", &["true"]).ok();
+}
+
 #[test]
 fn events_are_json_lines() {
     let laptop = Laptop::new();
