@@ -1,6 +1,7 @@
 //! `nexus-proxy up --detach`: the same command in the background, and what it says until its tunnel is up.
 
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -51,6 +52,7 @@ pub async fn run(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
     let mut lines = BufReader::new(stdout).lines();
     let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut why = None;
     loop {
         let line = tokio::select! {
             line = lines.next_line() => line?,
@@ -74,6 +76,10 @@ pub async fn run(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
         let Some(line) = line else { break };
         let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
         let text = match event["event"].as_str() {
+            Some("failed") => {
+                why = Failure::from_json(&event["error"]);
+                continue;
+            }
             Some("coordinator") => format!("  coordinator  {}", event["url"].as_str().unwrap_or_default()),
             Some("workspace") => format!("  workspace    {}", event["name"].as_str().unwrap_or_default()),
             Some("took_over") => format!("  take-over    took over from process {}", event["pid"]),
@@ -103,15 +109,37 @@ pub async fn run(up: Up, home: &Home, common: &Common) -> Result<u8, Failure> {
         }
     }
     let status = child.wait().await?;
-    let tail = std::fs::read_to_string(&log).unwrap_or_default();
-    let last = tail.lines().last().unwrap_or_default();
-    let why = serde_json::from_str::<serde_json::Value>(last).ok();
-    let why = why.and_then(|v| {
-        let message = v["error"]["message"].as_str()?;
-        let hint = v["error"]["hint"].as_str();
-        Some(hint.map_or_else(|| message.to_owned(), |hint| format!("{message}. hint: {hint}")))
-    });
-    let text =
-        why.unwrap_or_else(|| format!("the background process ended ({status}). hint: its log is {}", log.display()));
-    Err(Failure::new(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED), text))
+    Err(why.unwrap_or_else(|| wordless(status, &log)))
+}
+
+/// Of a background process that ended without a word to the one that started it.
+fn wordless(status: ExitStatus, log: &Path) -> Failure {
+    let place = log.display();
+    let hint = match std::fs::metadata(log) {
+        Ok(file) if file.len() > 0 => format!("its log is {place}"),
+        _ => format!("its log, {place}, is empty, as on a full disk; without --detach it may say why"),
+    };
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(failure::FAILED);
+    Failure::new(code, format!("the background process ended ({status}). hint: {hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn who_ended_without_a_word_has_a_log_or_is_asked_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("w.log");
+        let killed = || wordless(ExitStatus::from_raw(9), &log);
+        assert!(killed().message.contains("is empty") && killed().message.contains("without --detach"));
+        std::fs::write(&log, "").unwrap();
+        assert!(killed().message.contains("is empty"));
+        std::fs::write(&log, "a word").unwrap();
+        assert!(killed().message.ends_with(&format!("its log is {}", log.display())));
+        assert_eq!(killed().code, failure::FAILED);
+        assert_eq!(wordless(ExitStatus::from_raw(4 << 8), &log).code, 4);
+    }
 }

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
+
 use crate::wire::{Refusal, RefusalCode};
 
 /// Something went wrong.
@@ -47,19 +49,37 @@ impl Failure {
         Failure::new(UNREAD, "")
     }
 
-    /// Prints it to standard error and gives the exit code, also where that takes nothing.
-    pub fn report(self, json: bool) -> ExitCode {
-        let (what, hint) = match self.message.split_once("hint: ") {
+    /// What happened, and what to do.
+    fn parts(&self) -> (&str, Option<&str>) {
+        match self.message.split_once("hint: ") {
             Some((what, hint)) => (what.trim_end().trim_end_matches(['.', ';']), Some(hint)),
             None => (self.message.as_str(), None),
-        };
+        }
+    }
+
+    /// As programs read it.
+    pub fn json(&self) -> Value {
+        let (what, hint) = self.parts();
+        json!({"exit_code": self.code, "message": what, "hint": hint})
+    }
+
+    /// The other way.
+    #[cfg(feature = "proxy")]
+    pub fn from_json(error: &Value) -> Option<Failure> {
+        let what = error["message"].as_str()?;
+        let message = error["hint"].as_str().map_or_else(|| what.to_owned(), |hint| format!("{what}. hint: {hint}"));
+        Some(Failure { code: error["exit_code"].as_u64()?.try_into().ok()?, message })
+    }
+
+    /// Prints it to standard error and gives the exit code, also where that takes nothing.
+    pub fn report(self, json: bool) -> ExitCode {
+        let (what, hint) = self.parts();
         if what.is_empty() {
             return ExitCode::from(self.code);
         }
         let mut err = anstream::stderr();
         if json {
-            let error = serde_json::json!({"error": {"exit_code": self.code, "message": what, "hint": hint}});
-            let _ = writeln!(err, "{error}");
+            let _ = writeln!(err, "{}", json!({"error": self.json()}));
         } else {
             use owo_colors::OwoColorize;
             let _ = writeln!(err, "{} {what}", "error:".red().bold());
@@ -86,5 +106,23 @@ impl From<Refusal> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
         Failure::new(FAILED, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "proxy")]
+    #[test]
+    fn what_programs_read_is_the_same_failure() {
+        for message in ["it failed", "it failed. hint: try again", "it failed: a. hint: try b; or c"] {
+            let failure = Failure::new(REFUSED, message);
+            let read = Failure::from_json(&failure.json()).unwrap();
+            assert_eq!((read.code, read.message.as_str()), (failure.code, message));
+        }
+        for broken in [json!({}), json!({"message": "a"}), json!({"message": "a", "exit_code": 256})] {
+            assert!(Failure::from_json(&broken).is_none(), "{broken}");
+        }
     }
 }

@@ -26,7 +26,6 @@ use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
 use crate::role::proxy::profile::{self, Profile};
 use crate::service;
 use crate::service::call::client;
-use crate::service::forward_spec::{DynamicSpec, ForwardSpec};
 use crate::service::keychain::Keychain;
 use crate::session::framed::{FramedStream, StreamError};
 use crate::transport::address::CoordinatorUrl;
@@ -123,14 +122,15 @@ struct Forward {
 /// `-L`, `-R` and `-D`.
 #[derive(Debug, Default, Args)]
 pub struct ForwardFlags {
-    /// [BIND:]PORT:HOST:HOSTPORT[/udp] or paths of Unix sockets: listens here, leads into the workspace. Port 0 picks one.
-    #[arg(short = 'L', value_name = "SPEC", value_parser = forward_spec)]
+    /// [BIND:]PORT:HOST:HOSTPORT[/udp] or paths of Unix sockets: listens here, leads into the workspace. Port 0 picks one. A
+    /// relative path begins in this directory; one in the workspace, in that of the workspace.
+    #[arg(short = 'L', value_name = "SPEC", value_parser = |text: &str| ForwardKind::Local.checked(text))]
     local: Vec<String>,
     /// The same shape the other way: listens in the workspace, leads to a service of this laptop.
-    #[arg(short = 'R', value_name = "SPEC", value_parser = forward_spec)]
+    #[arg(short = 'R', value_name = "SPEC", value_parser = |text: &str| ForwardKind::Remote.checked(text))]
     remote: Vec<String>,
     /// [BIND:]PORT: SOCKS5 here, into the workspace's network; names are resolved there.
-    #[arg(short = 'D', value_name = "SPEC", value_parser = dynamic_spec)]
+    #[arg(short = 'D', value_name = "SPEC", value_parser = |text: &str| ForwardKind::Dynamic.checked(text))]
     dynamic: Vec<String>,
 }
 
@@ -204,15 +204,6 @@ enum ConfigCommand {
     },
 }
 
-/// Checks a forward before anything starts; it is kept as it was written.
-fn forward_spec(text: &str) -> Result<String, String> {
-    text.parse::<ForwardSpec>().map(|_| text.to_owned()).map_err(|e| e.to_string())
-}
-
-fn dynamic_spec(text: &str) -> Result<String, String> {
-    text.parse::<DynamicSpec>().map(|_| text.to_owned()).map_err(|e| e.to_string())
-}
-
 /// The program.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let audit = |a: &Arguments| match a.command {
@@ -263,16 +254,13 @@ pub fn load(named: Option<&Path>, home: &Home) -> Result<Config, Failure> {
 pub fn configured(config: &Config) -> Result<Vec<ForwardRequest>, Failure> {
     let forwards = &config.forwards;
     let wrong = |error| Failure::new(failure::USAGE, format!("{}: forwards: {error}", config.path.display()));
-    for spec in forwards.local.iter().chain(&forwards.remote) {
-        forward_spec(spec).map_err(wrong)?;
-    }
-    for spec in &forwards.dynamic {
-        dynamic_spec(spec).map_err(wrong)?;
-    }
+    let checked = |kind: ForwardKind, specs: &[String]| {
+        specs.iter().map(|spec| kind.checked(spec)).collect::<Result<_, _>>().map_err(wrong)
+    };
     let flags = ForwardFlags {
-        local: forwards.local.clone(),
-        remote: forwards.remote.clone(),
-        dynamic: forwards.dynamic.clone(),
+        local: checked(ForwardKind::Local, &forwards.local)?,
+        remote: checked(ForwardKind::Remote, &forwards.remote)?,
+        dynamic: checked(ForwardKind::Dynamic, &forwards.dynamic)?,
     };
     Ok(flags.requests())
 }

@@ -7,6 +7,7 @@ use super::proxy::show_forward;
 use super::way::within_line;
 use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::forwards::{ForwardRequest, Refused};
+use crate::service::dial::Place;
 use crate::wire::Refusal;
 
 /// The forwards that an `up` has from the beginning.
@@ -30,10 +31,12 @@ impl Requests {
         [&self.own[..], &self.configured].concat()
     }
 
-    /// Adds them. In the first life of this program a refusal of what it was asked for ends what has begun. What was another
-    /// program's, or went on in an earlier life of this one, may be refused for a moment: that ends nothing.
-    pub async fn add(&self, daemon: &Daemon, is_first: bool, output: Output) -> Result<(), Refusal> {
-        for (index, request) in self.own.iter().chain(&self.configured).enumerate() {
+    /// Adds those that listen in `place`: on the laptop they can at once, and in the workspace when there is a session. In the
+    /// first life of this program a refusal of what it was asked for ends what has begun. What was another program's, or went on
+    /// in an earlier life of this one, may be refused for a moment: that ends nothing.
+    pub async fn add(&self, place: Place, daemon: &Daemon, is_first: bool, output: Output) -> Result<(), Refusal> {
+        let all = self.own.iter().chain(&self.configured).enumerate();
+        for (index, request) in all.filter(|(_, request)| request.kind.listens() == place) {
             let (is_own, is_handed) = (index < self.own.len(), (self.given..self.own.len()).contains(&index));
             let begins = is_first && !is_handed && request.at.is_none();
             let refused = if begins { Refused::Ends } else { Refused::Waits };

@@ -23,11 +23,12 @@ use super::tell::Told;
 use super::way::within_line;
 use crate::role::files;
 use crate::role::proxy::config::Config;
-use crate::role::proxy::control::{Claim, ControlSocket, socket_path};
+use crate::role::proxy::control::{Claim, ClaimError, ControlSocket, held_path, socket_path};
 use crate::role::proxy::daemon::Daemon;
 use crate::role::proxy::profile::{self, Profile};
 use crate::role::proxy::tunnel::{Tunnel, TunnelError, TunnelState};
 use crate::role::proxy::tunnel_state::Doing;
+use crate::service::dial::Place;
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::CoordinatorClient;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -86,7 +87,13 @@ pub async fn run(up: Up, common: &Common) -> Result<u8, Failure> {
     if up.detach {
         return super::detach::run(up, &home, common).await;
     }
-    Box::pin(foreground(up, &home, Output::new(common.json))).await
+    let (output, is_background) = (Output::new(common.json), up.background.is_some());
+    let outcome = Box::pin(foreground(up, &home, output)).await;
+    if let (Err(failure), true) = (&outcome, is_background) {
+        // For whoever started it: its log may be on a full disk.
+        output.line("failed", &failure.message, &json!({"event": "failed", "error": failure.json()}));
+    }
+    outcome
 }
 
 async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> {
@@ -125,20 +132,32 @@ async fn foreground(up: Up, home: &Home, output: Output) -> Result<u8, Failure> 
 
 /// The right to keep the workspace up, and its socket.
 async fn claim(up: &Up, home: &Home) -> Result<(Claim, ControlSocket), Failure> {
-    let refused = |error: std::io::Error| {
+    let refused = |error: ClaimError| {
         let name = &up.workspace;
         let mut text = format!("workspace `{name}`: {error}");
-        if error.kind() == std::io::ErrorKind::AddrInUse {
-            text += &format!(". hint: `nexus-proxy status {name}` shows it, `nexus-proxy down {name}` ends it");
-            // The workspace inside another `up` cannot be handed over.
-            if up.coordinator.is_some() {
-                text += "; the same command with --take-over takes its place, and what runs goes on";
+        // The workspace inside another `up` cannot be handed over.
+        let is_handed = up.coordinator.is_some();
+        match &error {
+            ClaimError::Up => {
+                text += &format!(". hint: `nexus-proxy status {name}` shows it, `nexus-proxy down {name}` ends it");
+                if is_handed {
+                    text += "; the same command with --take-over takes its place, and what runs goes on";
+                }
             }
+            ClaimError::Elsewhere(holder) => {
+                text += &format!(". hint: `kill {}` ends it; where XDG_RUNTIME_DIR is as it was there, ", holder.pid);
+                text += &format!("`nexus-proxy status {name}` shows it");
+                if is_handed {
+                    text += ", and the same command with --take-over takes its place";
+                }
+            }
+            ClaimError::Io(_) => {}
         }
         Failure::new(failure::FAILED, text)
     };
-    let claim = Claim::new(&socket_path(&home.run, &up.workspace)).await.map_err(refused)?;
-    let socket = claim.bind().map_err(refused)?;
+    let path = socket_path(&home.run, &up.workspace);
+    let claim = Claim::new(&path, &held_path(&home.data, &up.workspace)).await.map_err(refused)?;
+    let socket = claim.bind().map_err(|error| refused(error.into()))?;
     Ok((claim, socket))
 }
 
@@ -369,7 +388,7 @@ pub fn device_name() -> DeviceName {
     name.parse().or_else(|_| "laptop".parse()).unwrap_or_else(|_| unreachable!("`laptop` is a name"))
 }
 
-/// Adds the forwards and tells how things are; ends only when a forward cannot be had at all.
+/// Adds the forwards, those that listen here at once, and tells how things are; ends only when a forward cannot be had at all.
 async fn show(
     daemon: Arc<Daemon>,
     forwards: &Requests,
@@ -381,6 +400,9 @@ async fn show(
     let mut state = daemon.tunnel().state();
     let mut first = true;
     let mut told = Told::default();
+    if let Err(refusal) = forwards.add(Place::Laptop, &daemon, is_first, output).await {
+        return refusal.into();
+    }
     loop {
         let now = state.borrow_and_update().clone();
         let json = json!({"event": "tunnel", "tunnel": now});
@@ -392,7 +414,7 @@ async fn show(
             };
             if first {
                 // Before the line that says it is up, so that whoever waits for that line finds them there.
-                if let Err(refusal) = forwards.add(&daemon, is_first, output).await {
+                if let Err(refusal) = forwards.add(Place::Workspace, &daemon, is_first, output).await {
                     return refusal.into();
                 }
                 first = false;

@@ -4,7 +4,7 @@
 //! Binds nothing, and removes no file: what is at the socket's path is its owner's matter.
 
 use std::fs::{File, Metadata, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::local;
 /// How often the right is tried to be had while its owner is about to end: nothing tells it across processes.
 const POLL: Duration = Duration::from_millis(10);
 
-/// The right to have a socket.
+/// The right to have a socket, or whatever else its file stands for.
 #[derive(Debug)]
 pub struct Right {
     lock: File,
@@ -40,13 +40,8 @@ impl Right {
     pub async fn have(path: &Path, patience: Duration) -> Result<Right, NotHad> {
         let deadline = Instant::now() + patience;
         loop {
-            let lock = open(path)?;
-            match lock.try_lock() {
-                Ok(()) if is_at(&lock, &file_of(path)) => return Ok(Right { lock }),
-                // Whoever had it has removed it meanwhile; the next one locks another file.
-                Ok(()) => continue,
-                Err(TryLockError::Error(error)) => return Err(error.into()),
-                Err(TryLockError::WouldBlock) => {}
+            if let Some(right) = Right::take(&file_of(path))? {
+                return Ok(right);
             }
             if !local::is_deserted(path).await {
                 return Err(NotHad::Served);
@@ -56,6 +51,26 @@ impl Right {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Has the right that the lock on `file` is; `None` while somebody else has it, or looks.
+    pub fn take(file: &Path) -> io::Result<Option<Right>> {
+        loop {
+            let lock = open(file)?;
+            match lock.try_lock() {
+                Ok(()) if is_at(&lock, file) => return Ok(Some(Right { lock })),
+                // Whoever had it has removed it meanwhile; the next one locks another file.
+                Ok(()) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+            }
+        }
+    }
+
+    /// Writes into its file, in place of what one that was killed has left.
+    pub fn say(&self, content: &[u8]) -> io::Result<()> {
+        self.lock.set_len(0)?;
+        (&self.lock).write_all(content)
     }
 
     /// Whether somebody has the right to the socket at `path`. Those who look share the lock for a moment, and so none is taken for
@@ -87,8 +102,9 @@ pub fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    File::options().write(true).create(true).truncate(false).mode(0o600).open(file_of(path))
+fn open(file: &Path) -> io::Result<File> {
+    let opened = File::options().write(true).create(true).truncate(false).mode(0o600).open(file);
+    opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))
 }
 
 /// Whether `file` is the one at `path`.
@@ -108,7 +124,7 @@ mod tests {
         let first = Right::have(&path, Duration::ZERO).await.unwrap();
         assert!(Right::is_had(&path));
         assert!(matches!(Right::have(&path, Duration::ZERO).await, Err(NotHad::Held)));
-        let waiting = open(&path).unwrap();
+        let waiting = open(&file_of(&path)).unwrap();
         assert!(waiting.try_lock().is_err());
         std::fs::remove_file(file_of(&path)).unwrap();
         drop(first);

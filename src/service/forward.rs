@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections of one listener that are kept: as many as a session has streams, and as many as the kernel would keep besides, which
 /// wait for one to be free.
-pub(crate) const MAX_KEPT: usize = MAX_STREAMS + 1024;
+const MAX_KEPT: usize = MAX_STREAMS + 1024;
 
 /// First pause before a stream is tried again; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -102,20 +102,34 @@ impl<O: Opener> LocalForward<O> {
         let LocalForward { listener, target, opener, stats } = self;
         let request = || StreamRequest::Connect { target: target.clone() };
         let accept = async |listener: &Listener, tasks: &mut JoinSet<()>| {
-            accept_all(listener, tasks, &opener, &stats, |_| request()).await
+            forward_all(listener, tasks, &opener, &stats, |_| request()).await
         };
         term.into().serve(listener, accept).await;
     }
 }
 
-/// Accepts for ever, and forwards each connection on a stream of its own, as a task in `tasks`. One that is too many is reset:
-/// it would hang in the kernel's queue otherwise, with nobody to tell why.
-pub(crate) async fn accept_all<O: Opener>(
+/// Accepts for ever, and forwards each connection on a stream of its own, as a task in `tasks`.
+pub(crate) async fn forward_all<O: Opener>(
     listener: &Listener,
     tasks: &mut JoinSet<()>,
     opener: &O,
     stats: &Arc<ForwardStats>,
     request: impl Fn(String) -> StreamRequest,
+) {
+    let serve = |socket: Socket, peer| {
+        socket.arm_reset();
+        forward_one(socket, opener.clone(), Open::new(request(peer)), stats.clone())
+    };
+    accept_all(listener, tasks, stats, serve).await;
+}
+
+/// Accepts for ever, and has each connection served, which comes with who it is from, as a task in `tasks`. One that is too
+/// many is reset: it would hang in the kernel's queue otherwise, with nobody to tell why.
+pub(crate) async fn accept_all<F: Future<Output = ()> + Send + 'static>(
+    listener: &Listener,
+    tasks: &mut JoinSet<()>,
+    stats: &ForwardStats,
+    serve: impl Fn(Socket, String) -> F,
 ) {
     loop {
         tokio::select! {
@@ -127,15 +141,14 @@ pub(crate) async fn accept_all<O: Opener>(
                 stats.failed(crowded());
             }
             (socket, peer) = listener.accept(), if tasks.len() < MAX_KEPT => {
-                socket.arm_reset();
-                tasks.spawn(forward_one(socket, opener.clone(), Open::new(request(peer)), stats.clone()));
+                tasks.spawn(serve(socket, peer));
             }
         }
     }
 }
 
 /// Why a listener that has [`MAX_KEPT`] connections takes no other one.
-pub(crate) fn crowded() -> Refusal {
+fn crowded() -> Refusal {
     let text = format!("{MAX_KEPT} connections came through this port, and have not ended");
     Refusal::new(RefusalCode::Busy, format!("{text}. hint: close some connections and try again"))
 }

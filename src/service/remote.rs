@@ -11,7 +11,7 @@ use tokio::io::AsyncRead;
 use tokio::task::JoinSet;
 
 use crate::service::dial::Place;
-use crate::service::forward::{accept_all, dial_and_relay};
+use crate::service::forward::{dial_and_relay, forward_all};
 use crate::service::listen::Listener;
 use crate::service::stats::ForwardStats;
 use crate::service::udp::{UdpForward, serve_udp_at};
@@ -57,7 +57,7 @@ pub async fn serve_listen<S: Io, O: Opener>(
             Listening::Udp(forward) => forward.forward_all().await,
             Listening::Connections(sockets) => {
                 let request = |peer| StreamRequest::Accepted { listener, peer };
-                accept_all(&sockets, &mut tasks, &opener, &stats, request).await
+                forward_all(&sockets, &mut tasks, &opener, &stats, request).await
             }
         }
     };

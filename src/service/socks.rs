@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::service::copy::{Answer, Socket, relay_metered};
 use crate::service::dial::Place;
-use crate::service::forward::{MAX_KEPT, crowded, open_patiently};
+use crate::service::forward::{accept_all, open_patiently};
 use crate::service::listen::Listener;
 use crate::service::stats::ForwardStats;
 use crate::service::term::Term;
@@ -87,23 +87,16 @@ impl<O: Opener> SocksForward<O> {
     /// Serves for its term; connections that are open at its end are reset.
     pub async fn run(self, term: impl Into<Term>) {
         let SocksForward { listener, opener, stats } = self;
-        let accept = async |listener: &Listener, tasks: &mut JoinSet<()>| {
-            loop {
-                tokio::select! {
-                    biased;
-                    // What is over makes room first.
-                    Some(_) = tasks.join_next() => {}
-                    (socket, _) = listener.accept(), if tasks.len() >= MAX_KEPT => {
-                        socket.reset();
-                        stats.failed(crowded());
-                    }
-                    (socket, _) = listener.accept(), if tasks.len() < MAX_KEPT => {
-                        if let Socket::Tcp(client) = socket {
-                            tasks.spawn(serve(client, opener.clone(), stats.clone()));
-                        }
-                    }
+        let serve = |socket, _| {
+            let (opener, stats) = (opener.clone(), stats.clone());
+            async move {
+                if let Socket::Tcp(client) = socket {
+                    serve(client, opener, stats).await;
                 }
             }
+        };
+        let accept = async |listener: &Listener, tasks: &mut JoinSet<()>| {
+            accept_all(listener, tasks, &stats, serve).await;
         };
         term.into().serve(listener, accept).await;
     }

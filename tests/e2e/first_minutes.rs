@@ -374,7 +374,7 @@ fn up_takes_forwards_and_status_counts_them() {
     assert_eq!((&status["workspace"], &status["pid"]), (&"default".into(), &up.program.pid().into()));
     let forwards = status["forwards"].as_array().unwrap();
     let kinds: Vec<_> = forwards.iter().map(|f| f["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["local", "remote", "dynamic"]);
+    assert_eq!(kinds, ["local", "dynamic", "remote"], "those that listen here begin first");
     assert!(forwards.iter().all(|f| f["ready"] == true && f["error"].is_null()), "{status}");
     assert_eq!((&forwards[0]["open"], &forwards[0]["total"]), (&1.into(), &1.into()), "{status}");
     assert_eq!(forwards[1]["total"], 0);

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::support::program::free_port;
+use crate::support::transfers::RECOVERY;
 use crate::support::*;
 
 #[test]
@@ -55,6 +56,29 @@ fn a_port_in_use_is_named() {
     assert_eq!(run.status.code(), Some(1), "{}", run.stderr);
     assert!(run.err().contains("in use"));
     laptop.exec("default", &["true"]).ok();
+}
+
+#[test]
+fn before_the_first_session_a_forward_listens_and_says_that_nothing_is_behind_it() {
+    let nginx = Nginx::start();
+    fs::write(nginx.root.join("hello"), "hello\n").unwrap();
+    let mut world = Linked::new();
+    world.stub.stop(Signal::SIGTERM);
+    let (near, target) = (world.near.url(), format!("0:{}", nginx.addr));
+    let words = ["up", "box", "--no-direct", "--coordinator", &near, "-L", &target, "-R", &target];
+    let mut up = Running::start(world.laptop.command(&words));
+    let url = format!("http://127.0.0.1:{}/hello", laptop::port_in(&up.says("forward")));
+    let early = Run::of(curl(&[&url]));
+    assert!(matches!(early.status.code(), Some(55 | 56)), "{:?} {}", early.status, early.stderr);
+    let status = world.laptop.workspace_status();
+    let forwards = status["forwards"].as_array().expect("a list");
+    assert_eq!((forwards.len(), &forwards[0]["ready"]), (1, &false.into()), "{status}");
+    assert_eq!(forwards[0]["error"], "the tunnel is down");
+    world.stub = world.machine.stub(None);
+    up.says_after(0, RECOVERY, "end-to-end verified");
+    assert_eq!(Run::of(curl(&[&url])).ok(), "hello\n");
+    let forwards = world.laptop.workspace_status()["forwards"].take();
+    assert_eq!((&forwards[0]["ready"], &forwards[1]["ready"]), (&true.into(), &true.into()), "{forwards}");
 }
 
 #[test]

@@ -52,6 +52,50 @@ fn a_socket_leads_to_a_port_and_to_another_socket() {
     }
 }
 
+/// Whoever types a relative path means the directory they are in, and not that of the `up` that listens and connects.
+#[test]
+fn a_relative_path_on_the_laptop_begins_where_it_was_typed() {
+    let laptop = Laptop::new();
+    let _up = laptop.up(&[]);
+    let nginx = nginx();
+    let folder = nginx.socket.parent().expect("a folder");
+    let typed = |words: &[&str]| {
+        let mut command = laptop.command(&[&["forward", "default"], words].concat());
+        command.current_dir(folder);
+        command
+    };
+    let mut local = Running::start(typed(&["-L", &format!("./here.sock:{}", nginx.addr)]));
+    let socket = folder.join("here.sock").display().to_string();
+    assert!(local.says("forward").contains(&socket), "{}", local.output());
+    assert_eq!(Run::of(curl(&["--unix-socket", &socket, "http://localhost/hello"])).ok(), "hello\n");
+    assert_eq!(laptop.workspace_status()["forwards"][0]["listen"], socket.as_str());
+    let mut remote = Running::start(typed(&["-R", "0:./http.sock"]));
+    let url = format!("http://127.0.0.1:{}/hello", laptop::port_in(&remote.says("forward")));
+    assert_eq!(laptop.exec("default", &["curl", "-sS", &url]).ok(), "hello\n");
+
+    // In the workspace it begins in the workspace's directory.
+    std::os::unix::fs::symlink(&nginx.socket, laptop.workspace().join("there.sock")).expect("a link of ours");
+    let mut local = Running::start(typed(&["-L", "0:./there.sock"]));
+    let url = format!("http://127.0.0.1:{}/hello", laptop::port_in(&local.says("forward")));
+    assert_eq!(Run::of(curl(&[&url])).ok(), "hello\n");
+    let mut remote = Running::start(typed(&["-R", &format!("./back.sock:{}", nginx.addr)]));
+    remote.says("forward");
+    let words = ["curl", "-sS", "--unix-socket", "back.sock", "http://localhost/hello"];
+    assert_eq!(laptop.exec("default", &words).ok(), "hello\n");
+}
+
+#[test]
+fn a_relative_path_in_a_directory_that_no_forward_can_name_is_refused() {
+    let laptop = Laptop::new();
+    let folder = laptop.home().join("a:b");
+    fs::create_dir(&folder).unwrap();
+    let mut command = laptop.command(&["forward", "default", "-L", "./here.sock:80"]);
+    command.current_dir(&folder);
+    let run = Run::of(command);
+    assert_eq!(run.status.code(), Some(2), "{}", run.stderr);
+    assert!(run.stderr.contains("a:b/here.sock") && run.stderr.contains("hint:"), "{}", run.stderr);
+}
+
 #[test]
 fn a_path_that_is_taken_is_not_taken_away() {
     let laptop = Laptop::new();

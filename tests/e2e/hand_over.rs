@@ -242,16 +242,18 @@ fn forwards_of_a_program_that_was_never_up_go_to_the_next_one() {
     // Nothing of the second's: it waits for that port.
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port();
-    let local = format!("{port}:127.0.0.1:{}", redis.port);
-    let mut first = Running::start(world.laptop.command(&[&words[..], &["-D", "0", "-L", &local]].concat()));
+    let remote = format!("{port}:127.0.0.1:{}", redis.port);
+    let mut first = Running::start(world.laptop.command(&[&words[..], &["-R", &remote, "-D", "0"]].concat()));
     first.says("waiting for the workspace's stub");
+    let had = listening(&world.laptop);
+    assert_eq!(had.len(), 1, "what listens here has begun: {had:?}");
     let mut second = Running::start(world.laptop.command(&[&words[..], &["--take-over"]].concat()));
     second.says("took over");
     world.stub = world.machine.stub(None);
     second.says_after(0, RECOVERY, "end-to-end verified");
-    assert_eq!(listening(&world.laptop).len(), 2, "{}", second.output());
-    // The first of them is the -L.
-    let forward = || world.laptop.workspace_status()["forwards"][0].take();
+    let has = listening(&world.laptop);
+    assert_eq!((has.len(), &has[0]), (2, &had[0]), "{}", second.output());
+    let forward = || world.laptop.workspace_status()["forwards"][1].take();
     assert!(forward()["error"].as_str().is_some_and(|error| error.contains("in use")), "{}", forward());
     drop(taken);
     until("the port", || (forward()["ready"] == true).then_some(()));

@@ -307,6 +307,24 @@ fn a_detached_up_that_fails_says_why() {
     assert_eq!(laptop.run(&["status"]).status.code(), Some(3));
 }
 
+/// A disk that is full takes a log's name, and nothing in it.
+#[test]
+fn a_detached_up_whose_log_takes_nothing_says_why_it_failed_and_comes_up_otherwise() {
+    let laptop = Laptop::new();
+    let log = laptop.home().join("data/default.log");
+    fs::create_dir_all(log.parent().expect("a folder")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    laptop.configure("version: 1\ntols: {}\n");
+    let up = laptop.run(&["up", "--detach"]);
+    assert_eq!(up.status.code(), Some(2), "{}", up.stderr);
+    assert!(up.stderr.contains("unknown key `tols`") && up.stderr.contains("did you mean `tools`"), "{}", up.stderr);
+
+    laptop.configure("version: 1\n");
+    let _detached = Detached(&laptop);
+    laptop.run(&["up", "--detach", "-v"]).ok();
+    laptop.exec("default", &["true"]).ok();
+}
+
 #[test]
 fn events_are_json_lines() {
     let laptop = Laptop::new();
@@ -414,6 +432,38 @@ fn up_may_be_ended_before_it_is_up() {
     }
     let _up = laptop.up(&[]);
     laptop.exec("default", &["true"]).ok();
+}
+
+/// As after `su`, or in a job of `cron`: the keys and the state are the same, and the sockets are elsewhere.
+#[test]
+fn a_second_up_with_another_run_directory_is_refused_and_told_who_has_the_workspace() {
+    let world = Linked::new();
+    let first = Linked::up(&world.near, &world.laptop);
+    let (home, url) = (world.laptop.home(), world.near.url());
+    std::os::unix::fs::symlink(home.join("data"), home.join("nexus-proxy")).unwrap();
+    let words = ["up", "box", "--no-direct", "--coordinator", &url];
+    let elsewhere = |more: &[&str]| {
+        let mut command = world.laptop.command(&[&words, more].concat());
+        command.env_remove("NEXUS_HOME").env("HOME", home).env("XDG_DATA_HOME", home);
+        command.env("XDG_RUNTIME_DIR", home.join("runtime"));
+        command
+    };
+    let is_told = |refused: Run, pid: u32| {
+        assert_eq!(refused.status.code(), Some(1), "{}", refused.stderr);
+        let said = [format!("process {pid} keeps it up already"), format!("hint: `kill {pid}` ends it")];
+        assert!(said.iter().all(|said| refused.stderr.contains(said)), "{}", refused.stderr);
+        assert!(refused.stderr.contains("with --take-over"), "{}", refused.stderr);
+    };
+    for more in [&[][..], &["--take-over"]] {
+        is_told(Run::of(elsewhere(more)), first.program.pid());
+    }
+    world.laptop.exec("box", &["true"]).ok();
+    // A crash leaves no claim.
+    first.program.signal(Signal::SIGKILL);
+    drop(first);
+    let second = world.laptop.up_as(elsewhere(&[]));
+    is_told(world.laptop.run(&words), second.program.pid());
+    assert_eq!(second.ctrl_c().code(), Some(0));
 }
 
 #[test]

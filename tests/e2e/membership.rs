@@ -63,19 +63,11 @@ fn what_a_revoked_device_has_open_ends_at_once(way: Way) {
     assert!(best < CUT, "{best:?}");
 }
 
-#[test]
-fn a_revoked_device_is_cut_off_at_once() {
-    what_a_revoked_device_has_open_ends_at_once(Way::Relay);
-}
-
-#[test]
-fn a_revoked_device_is_cut_off_at_once_on_the_direct_way() {
-    what_a_revoked_device_has_open_ends_at_once(Way::Direct);
-}
-
-#[test]
-fn a_revoked_device_is_cut_off_at_once_behind_a_balancer() {
-    what_a_revoked_device_has_open_ends_at_once(Way::Balanced);
+on_ways! {
+    what_a_revoked_device_has_open_ends_at_once:
+    fn a_revoked_device_is_cut_off_at_once() on Relay;
+    fn a_revoked_device_is_cut_off_at_once_on_the_direct_way() on Direct;
+    fn a_revoked_device_is_cut_off_at_once_behind_a_balancer() on Balanced;
 }
 
 /// The laptop stands still, so it is the workspace that ends the session. Counted from before the operator's command.
@@ -107,19 +99,11 @@ fn the_session_of_a_revoked_device_ends_though_that_does_nothing(way: Way) {
     assert!(judged < CUT, "{judged:?}");
 }
 
-#[test]
-fn the_workspace_ends_the_session_of_a_revoked_device() {
-    the_session_of_a_revoked_device_ends_though_that_does_nothing(Way::Relay);
-}
-
-#[test]
-fn the_workspace_ends_the_direct_session_of_a_revoked_device() {
-    the_session_of_a_revoked_device_ends_though_that_does_nothing(Way::Direct);
-}
-
-#[test]
-fn the_workspace_behind_a_balancer_ends_the_session_of_a_revoked_device() {
-    the_session_of_a_revoked_device_ends_though_that_does_nothing(Way::Balanced);
+on_ways! {
+    the_session_of_a_revoked_device_ends_though_that_does_nothing:
+    fn the_workspace_ends_the_session_of_a_revoked_device() on Relay;
+    fn the_workspace_ends_the_direct_session_of_a_revoked_device() on Direct;
+    fn the_workspace_behind_a_balancer_ends_the_session_of_a_revoked_device() on Balanced;
 }
 
 /// A device is revoked while nothing reaches it, and does not come back when something does.
@@ -143,14 +127,10 @@ fn a_device_that_is_revoked_in_an_outage_stays_out(way: Way) {
     assert!(again.stderr.contains("revoked"), "{}", again.stderr);
 }
 
-#[test]
-fn who_was_revoked_while_the_wire_was_out_stays_out() {
-    a_device_that_is_revoked_in_an_outage_stays_out(Way::Relay);
-}
-
-#[test]
-fn who_was_revoked_while_the_wire_before_a_balancer_was_out_stays_out() {
-    a_device_that_is_revoked_in_an_outage_stays_out(Way::Balanced);
+on_ways! {
+    a_device_that_is_revoked_in_an_outage_stays_out:
+    fn who_was_revoked_while_the_wire_was_out_stays_out() on Relay;
+    fn who_was_revoked_while_the_wire_before_a_balancer_was_out_stays_out() on Balanced;
 }
 
 /// Connections break again and again, also those on which a certificate is asked for.
@@ -185,19 +165,11 @@ fn certificates_are_renewed_over_wires_that_break(way: Way) {
     assert_eq!(up.tunnels(), 1, "the session outlived its certificates: {}", up.program.output());
 }
 
-#[test]
-fn certificates_are_renewed_over_a_wire_that_breaks() {
-    certificates_are_renewed_over_wires_that_break(Way::Relay);
-}
-
-#[test]
-fn certificates_are_renewed_on_the_direct_way_over_a_wire_that_breaks() {
-    certificates_are_renewed_over_wires_that_break(Way::Direct);
-}
-
-#[test]
-fn certificates_are_renewed_behind_a_balancer_over_a_wire_that_breaks() {
-    certificates_are_renewed_over_wires_that_break(Way::Balanced);
+on_ways! {
+    certificates_are_renewed_over_wires_that_break:
+    fn certificates_are_renewed_over_a_wire_that_breaks() on Relay;
+    fn certificates_are_renewed_on_the_direct_way_over_a_wire_that_breaks() on Direct;
+    fn certificates_are_renewed_behind_a_balancer_over_a_wire_that_breaks() on Balanced;
 }
 
 /// The workspace is taken away under a session. Who has it open hears of it, and does not try on.
@@ -222,14 +194,10 @@ fn who_has_a_workspace_that_is_removed_is_told(way: Way) {
     assert!(stub.output().contains("was removed"), "{}", stub.output());
 }
 
-#[test]
-fn a_workspace_that_is_removed_ends_the_up_that_has_it() {
-    who_has_a_workspace_that_is_removed_is_told(Way::Relay);
-}
-
-#[test]
-fn a_workspace_that_is_removed_ends_the_up_that_has_it_directly() {
-    who_has_a_workspace_that_is_removed_is_told(Way::Direct);
+on_ways! {
+    who_has_a_workspace_that_is_removed_is_told:
+    fn a_workspace_that_is_removed_ends_the_up_that_has_it() on Relay;
+    fn a_workspace_that_is_removed_ends_the_up_that_has_it_directly() on Direct;
 }
 
 #[test]
@@ -282,12 +250,8 @@ fn a_device_that_is_revoked_during_a_drain_is_cut_off(way: Way) {
     until("the conversation to end", || talk.program.has_ended());
 }
 
-#[test]
-fn who_is_revoked_during_a_drain_is_cut_off() {
-    a_device_that_is_revoked_during_a_drain_is_cut_off(Way::Relay);
-}
-
-#[test]
-fn who_is_revoked_during_a_drain_is_cut_off_on_the_direct_way() {
-    a_device_that_is_revoked_during_a_drain_is_cut_off(Way::Direct);
+on_ways! {
+    a_device_that_is_revoked_during_a_drain_is_cut_off:
+    fn who_is_revoked_during_a_drain_is_cut_off() on Relay;
+    fn who_is_revoked_during_a_drain_is_cut_off_on_the_direct_way() on Direct;
 }

@@ -26,6 +26,24 @@ fn replace(machine: &Machine, stub: &mut Running) -> Running {
     old
 }
 
+/// A successor takes the place of the workspace's stub and is killed; that stub serves again.
+#[track_caller]
+fn handed_over_in_vain(machine: &Machine, stub: &mut Running) {
+    let mut successor = Running::start(machine.take_over());
+    successor.says("took over");
+    taken_back(stub, successor);
+}
+
+/// Kills a stub that took over; the one before it serves again.
+#[track_caller]
+fn taken_back(before: &mut Running, mut successor: Running) {
+    let heard = before.heard();
+    successor.signal(Signal::SIGKILL);
+    successor.ends();
+    before.says_after(heard, RECOVERY, "taken back");
+    before.says_after(heard, RECOVERY, "ready for laptops");
+}
+
 /// Waits until a program that the laptop starts in the workspace is a child of its present stub.
 #[track_caller]
 fn reaches_the_new_one(world: &Linked) {
@@ -278,9 +296,7 @@ fn who_has_the_socket_alone_cannot_have_it_handed_over() {
     for file in ["stub.json", "ca.pem", "chain.pem", "key.pem"] {
         fs::copy(own.join(file), stranger.state().join(file)).expect("a file of the state");
     }
-    let mut stranger = stranger.command(None);
-    stranger.arg("--take-over");
-    let refused = Run::of(stranger).err();
+    let refused = Run::of(stranger.take_over()).err();
     assert!(refused.contains("same state directory") && refused.contains("hint:"), "{refused}");
     assert!(world.stub.has_ended().is_none() && !world.stub.output().contains("handed over"));
     reaches_the_new_one(&world);
@@ -323,8 +339,7 @@ fn a_stub_is_replaced_from_inside_the_workspace() {
     let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let (log, pid) = (world.machine.workspace.path().join("stub.log"), world.machine.workspace.path().join("stub.pid"));
     let successor_ended = Ended(pid.clone());
-    let mut successor = world.machine.command(None);
-    successor.arg("--take-over");
+    let successor = world.machine.take_over();
     let mut words = vec!["exec".to_owned(), "box".into(), "--".into(), "setsid".into(), "-f".into()];
     let script = format!("echo $$ >{}; exec \"$0\" \"$@\" >{} 2>&1 </dev/null", pid.display(), log.display());
     words.extend(["sh".into(), "-c".into(), script]);
@@ -419,14 +434,7 @@ fn a_stub_whose_successor_is_killed_serves_the_workspace_again() {
     let mut world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
     let Talk { mut talk, port, forward: _forward } = world.talk(&redis);
-    let mut successor = world.machine.command(None);
-    successor.arg("--take-over");
-    let mut successor = Running::start(successor);
-    successor.says("took over");
-    successor.signal(Signal::SIGKILL);
-    successor.ends();
-    world.stub.says_after(0, RECOVERY, "taken back");
-    world.stub.says("ready for laptops");
+    handed_over_in_vain(&world.machine, &mut world.stub);
     reaches_the_new_one(&world);
     let background = world.laptop.exec("box", &["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & echo $!"]).ok();
     let background = Pid::from_raw(background.trim().parse().expect("a process id"));
@@ -457,14 +465,7 @@ fn what_was_left_in_the_background_of_a_stub_that_serves_again_lives_on() {
     let mut world = Linked::new();
     let _up = Linked::up(&world.near, &world.laptop);
     let Talk { talk, forward: _forward, .. } = world.talk(&redis);
-    let mut successor = world.machine.command(None);
-    successor.arg("--take-over");
-    let mut successor = Running::start(successor);
-    successor.says("took over");
-    successor.signal(Signal::SIGKILL);
-    successor.ends();
-    world.stub.says_after(0, RECOVERY, "taken back");
-    world.stub.says("ready for laptops");
+    handed_over_in_vain(&world.machine, &mut world.stub);
     reaches_the_new_one(&world);
     // The first life has nothing any more.
     talk.ends_well();
@@ -476,11 +477,8 @@ fn what_was_left_in_the_background_of_a_stub_that_serves_again_lives_on() {
     until("the later life to be over", || (sockets_left(&world).len() < 2).then_some(()));
     reaches_the_new_one(&world);
     assert!(kernel::runs(background) && old.has_ended().is_none(), "{}", old.output());
-    let heard = old.heard();
-    world.stub.signal(Signal::SIGKILL);
-    world.stub.ends();
-    old.says_after(heard, RECOVERY, "taken back");
-    world.stub = old;
+    let successor = std::mem::replace(&mut world.stub, old);
+    taken_back(&mut world.stub, successor);
     reaches_the_new_one(&world);
     assert!(kernel::runs(background), "{}", world.stub.output());
     let mut old = replace(&world.machine, &mut world.stub);
@@ -502,9 +500,7 @@ fn who_answers_in_the_coordinators_place_ends_nothing_that_was_handed_over() {
     // The successor has looked whether it reaches the coordinator, and asks; that is another one when it is answered.
     let still = Frozen::new(world.stub.pid());
     let before = world.far.counts();
-    let mut successor = world.machine.command(None);
-    successor.arg("--take-over");
-    let mut successor = Running::start(successor);
+    let mut successor = Running::start(world.machine.take_over());
     until("the successor to have looked", || {
         let now = world.far.counts();
         (now.accepted > before.accepted && now.open <= before.open).then_some(())
@@ -542,9 +538,7 @@ fn a_stub_whose_successor_lost_its_sockets_file_goes_on_until_it_is_done() {
     let Talk { mut talk, forward: _forward, .. } = world.talk(&redis);
     let old = replace(&world.machine, &mut world.stub);
     fs::remove_file(world.machine.state().join(gateway::SOCKET)).expect("the successor's socket");
-    let mut third = world.machine.command(None);
-    third.arg("--take-over");
-    let mut third = Running::start(third);
+    let mut third = Running::start(world.machine.take_over());
     third.says("that file is gone");
     assert!(!third.ends().success());
     talk.echo_within(RECOVERY);
@@ -581,13 +575,11 @@ fn who_does_not_ask_is_refused_and_told_how() {
     assert!(refused.contains(&other) && refused.contains("hint: with --take-over"), "{refused}");
     assert!(world.stub.stop(Signal::SIGTERM).success());
     // Nothing to take over is no fault.
-    let mut command = world.machine.command(None);
-    command.arg("--take-over");
-    let mut alone = Running::start(command);
+    let mut alone = Running::start(world.machine.take_over());
     alone.says("ready for laptops");
     assert!(!alone.output().contains("took over"), "{}", alone.output());
-    let mut next = world.machine.command(None);
-    next.args(["--take-over", "--json"]);
+    let mut next = world.machine.take_over();
+    next.arg("--json");
     let mut next = Running::start(next);
     let took = next.says("took_over");
     assert!(took.contains(&format!("\"pid\":{}", alone.pid())) && took.contains("\"sessions\":0"), "{took}");

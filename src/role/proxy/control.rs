@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -31,25 +32,77 @@ pub fn socket_path(run_dir: &Path, workspace: &WorkspaceName) -> PathBuf {
     run_dir.join(format!("{workspace}.sock"))
 }
 
-/// The right to keep a workspace up, which is the right to its socket. Both files are removed with it: where there is no socket,
-/// everything that belonged to it is down.
+/// The lock of whoever keeps a workspace up, below the data directory.
+pub fn held_path(data_dir: &Path, workspace: &WorkspaceName) -> PathBuf {
+    data_dir.join("up").join(format!("{workspace}.lock"))
+}
+
+/// Why a workspace cannot be claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another process has it, and its socket.
+    #[error("it is up already")]
+    Up,
+    /// Another process has it, whose socket is somewhere else.
+    #[error("process {} keeps it up already, with another run directory: its socket is {}", .0.pid, .0.socket.display())]
+    Elsewhere(Holder),
+    /// The files cannot be had.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Who has a workspace, as its lock in the data directory says.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// Its control socket.
+    pub socket: PathBuf,
+}
+
+/// The right to keep a workspace up, which one process has: a lock on a file beside the socket, and one on a file in the data
+/// directory for those that have the same keys and state and another run directory. The files are removed with it: where there
+/// is no socket, everything that belonged to it is down. The right ends with its process, however that ends.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
-    _right: Right,
+    _locks: [Lock; 2],
 }
 
 impl Claim {
-    /// Claims the socket at `path`. Refused while another process has it; one that is about to end is waited for.
-    pub async fn new(path: &Path) -> io::Result<Claim> {
-        if let Some(dir) = path.parent() {
+    /// Claims the socket at `path`, and the workspace whose lock in the data directory is `held`. Refused while another process
+    /// has either; one that is about to end is waited for.
+    pub async fn new(path: &Path, held: &Path) -> Result<Claim, ClaimError> {
+        for dir in [path.parent(), held.parent()].into_iter().flatten() {
             files::private_dir(dir)?;
         }
-        match Right::have(path, END_TIMEOUT).await {
-            Ok(right) => Ok(Claim { path: path.to_owned(), _right: right }),
-            Err(NotHad::Served | NotHad::Held) => Err(io::Error::new(io::ErrorKind::AddrInUse, "it is up already")),
-            Err(NotHad::Io(error)) => Err(error),
+        let deadline = Instant::now() + END_TIMEOUT;
+        let beside = match Right::have(path, END_TIMEOUT).await {
+            Ok(right) => Lock { file: right::file_of(path), right },
+            Err(NotHad::Served | NotHad::Held) => return Err(ClaimError::Up),
+            Err(NotHad::Io(error)) => return Err(error.into()),
+        };
+        let held = loop {
+            if let Some(right) = Right::take(held)? {
+                break Lock { file: held.to_owned(), right };
+            }
+            // Whoever has just taken it has not said so yet.
+            let holder = std::fs::read(held).ok().and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
+            let is_late = Instant::now() >= deadline;
+            match holder {
+                Some(holder) if is_late || !local::is_deserted(&holder.socket).await => {
+                    return Err(ClaimError::Elsewhere(holder));
+                }
+                None if is_late => return Err(ClaimError::Up),
+                _ => tokio::time::sleep(END_POLL).await,
+            }
+        };
+        let holder = Holder { pid: std::process::id(), socket: path.to_owned() };
+        if let Err(error) = held.right.say(&serde_json::to_vec(&holder).unwrap_or_default()) {
+            // On a full disk, say. It is held all the same.
+            tracing::warn!(%error, "an `up` with another run directory will not be told which process this is");
         }
+        Ok(Claim { path: path.to_owned(), _locks: [beside, held] })
     }
 
     /// Binds the socket. A file that was left by a process that is gone is replaced.
@@ -61,8 +114,20 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
-        // Last, and while it is locked: whoever has the next one may bind.
-        let _ = std::fs::remove_file(right::file_of(&self.path));
+    }
+}
+
+/// A right whose file goes with it.
+#[derive(Debug)]
+struct Lock {
+    file: PathBuf,
+    right: Right,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is locked: whoever has the next one may bind.
+        let _ = std::fs::remove_file(&self.file);
     }
 }
 
@@ -227,34 +292,66 @@ pub async fn ends(mut stream: FramedStream<UnixStream>, path: &Path) -> bool {
 mod tests {
     use super::*;
 
+    /// The paths of a claim whose run directory is called `run`, of the only data directory.
+    fn places(dir: &Path, run: &str) -> (PathBuf, PathBuf) {
+        let workspace: WorkspaceName = "box".parse().unwrap();
+        (socket_path(&dir.join(run), &workspace), held_path(&dir.join("data"), &workspace))
+    }
+
+    fn is_empty(dir: &Path) -> bool {
+        std::fs::read_dir(dir).unwrap().count() == 0
+    }
+
     #[tokio::test]
     async fn a_claim_leaves_no_file_and_is_had_by_one() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("box.sock");
-        drop(Claim::new(&path).await.unwrap());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let second = Claim::new(&path).await.unwrap();
+        let (path, held) = places(dir.path(), "run");
+        let first = Claim::new(&path, &held).await.unwrap();
+        for lock in [path.with_extension("lock"), held.clone()] {
+            assert!(Right::take(&lock).unwrap().is_none());
+        }
+        drop(first);
+        assert!(is_empty(path.parent().unwrap()) && is_empty(held.parent().unwrap()));
+        let second = Claim::new(&path, &held).await.unwrap();
         let _socket = second.bind().unwrap();
-        let refused = Claim::new(&path).await.unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        assert!(matches!(Claim::new(&path, &held).await, Err(ClaimError::Up)));
     }
 
     #[tokio::test]
     async fn of_many_that_come_and_go_one_at_a_time_has_the_claim() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("box.sock");
-        let held = std::sync::atomic::AtomicU32::new(0);
-        let one = || async {
-            for _ in 0..5 {
-                let claim = Claim::new(&path).await.unwrap();
-                assert_eq!(held.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
-                tokio::task::yield_now().await;
-                held.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
-                drop(claim);
+        let has = std::sync::atomic::AtomicU32::new(0);
+        let one = |number: usize| {
+            let (has, (path, held)) = (&has, places(dir.path(), ["one", "other"][number % 2]));
+            async move {
+                for _ in 0..5 {
+                    let claim = Claim::new(&path, &held).await.unwrap();
+                    assert_eq!(has.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                    tokio::task::yield_now().await;
+                    has.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    drop(claim);
+                }
             }
         };
-        futures::future::join_all((0..8).map(|_| one())).await;
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        futures::future::join_all((0..8).map(one)).await;
+        assert!(["one", "other", "data/up"].iter().all(|name| is_empty(&dir.path().join(name))));
+    }
+
+    #[tokio::test]
+    async fn who_has_another_run_directory_is_told_which_process_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, held) = places(dir.path(), "one");
+        // What one that was killed has left.
+        files::private_dir(held.parent().unwrap()).unwrap();
+        std::fs::write(&held, "x".repeat(1000)).unwrap();
+        let first = Claim::new(&path, &held).await.unwrap();
+        let socket = first.bind().unwrap();
+        let (other, _) = places(dir.path(), "other");
+        let Err(ClaimError::Elsewhere(holder)) = Claim::new(&other, &held).await else { panic!("it has none") };
+        assert_eq!((holder.pid, holder.socket), (std::process::id(), path));
+        assert!(is_empty(other.parent().unwrap()), "it is as it was");
+        drop((socket, first));
+        drop(Claim::new(&other, &held).await.unwrap());
     }
 
     /// A listener at `path` that lets nobody in, and those who fill its queue.
@@ -278,12 +375,12 @@ mod tests {
             RefusalCode::Unavailable,
             "there is no file"
         );
-        let path = socket_path(dir.path(), &workspace);
-        let claim = Claim::new(&path).await.unwrap();
+        let (path, held) = (socket_path(dir.path(), &workspace), held_path(dir.path(), &workspace));
+        let claim = Claim::new(&path, &held).await.unwrap();
         let _stopped = stopped(&path).await;
         let refusal = connect(dir.path(), &workspace).await.unwrap_err();
         assert_eq!(refusal.code, RefusalCode::Timeout, "{refusal}");
-        assert_eq!(Claim::new(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(matches!(Claim::new(&path, &held).await, Err(ClaimError::Up)));
         drop(claim);
     }
 

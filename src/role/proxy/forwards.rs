@@ -15,7 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use self::here::Here;
 use super::tunnel::TunnelOpener;
-use crate::service::forward_spec::{DynamicSpec, ForwardSpec};
+use crate::service::dial::Place;
+use crate::service::forward_spec::{DynamicSpec, ForwardSpec, SpecError};
 use crate::service::remote::RemoteForward;
 use crate::service::stats::ForwardStats;
 use crate::service::term::Term;
@@ -26,7 +27,7 @@ use crate::wire::{Endpoint, Refusal, RefusalCode};
 /// How long a listener in the workspace that could not be opened waits for the next attempt.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// The first wait for a port there that another session still holds; it doubles up to [`RETRY`].
+/// The first wait for a port that who had it before may be about to let go; it doubles, there up to [`RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// How long ports may take to close, those in the workspace among them.
@@ -56,6 +57,42 @@ impl ForwardKind {
             ForwardKind::Dynamic => "-D",
         }
     }
+
+    /// Where it listens.
+    pub fn listens(self) -> Place {
+        match self {
+            ForwardKind::Local | ForwardKind::Dynamic => Place::Laptop,
+            ForwardKind::Remote => Place::Workspace,
+        }
+    }
+
+    /// What a person wrote for one of this kind, once it is certain that it means something. A relative path of a socket on the
+    /// laptop is made whole: it begins in the directory of this process, and who listens there, or connects, may be in another.
+    /// One in the workspace stays as it is, and begins in the workspace's directory.
+    pub fn checked(self, text: &str) -> Result<String, String> {
+        if self == ForwardKind::Dynamic {
+            return text.parse::<DynamicSpec>().map(|_| text.to_owned()).map_err(|e| e.to_string());
+        }
+        let mut spec: ForwardSpec = text.parse().map_err(|e: SpecError| e.to_string())?;
+        let here = if self == ForwardKind::Local { &mut spec.bind } else { &mut spec.target };
+        match here {
+            Endpoint::Unix { path } if !path.starts_with('/') => {
+                *path = whole(path)?;
+                Ok(spec.to_string())
+            }
+            _ => Ok(text.to_owned()),
+        }
+    }
+}
+
+/// A relative path with the directory of this process before it.
+fn whole(path: &str) -> Result<String, String> {
+    let hint = "hint: write the whole path of the socket, or begin in another directory";
+    let whole = std::path::absolute(path).map_err(|e| format!("{path} is relative to nothing: {e}. {hint}"))?;
+    match whole.to_str() {
+        Some(whole) if !whole.contains(':') => Ok(whole.to_owned()),
+        _ => Err(format!("{path} begins in a directory whose path a forward cannot have: {}. {hint}", whole.display())),
+    }
 }
 
 /// A forward that is asked for.
@@ -63,7 +100,7 @@ impl ForwardKind {
 pub struct ForwardRequest {
     /// What kind.
     pub kind: ForwardKind,
-    /// As on the command line: `8080:127.0.0.1:3000`.
+    /// As on the command line: `8080:127.0.0.1:3000`. Paths on the laptop are whole ([`ForwardKind::checked`]).
     pub spec: String,
     /// Where it listens instead: one that is asked for again keeps the port that was picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -230,12 +230,17 @@ impl Machine {
         self.place.run(command)
     }
 
+    /// `nexus-stub run` that takes over from the one that runs.
+    pub fn take_over(&self) -> Command {
+        let mut command = self.command(None);
+        command.arg("--take-over");
+        command
+    }
+
     /// Runs a stub that takes over from the one that runs, until laptops can come.
     #[track_caller]
     pub fn successor(&self) -> Running {
-        let mut command = self.command(None);
-        command.arg("--take-over");
-        let mut stub = Running::start(command);
+        let mut stub = Running::start(self.take_over());
         stub.says("took over");
         stub.says("ready for laptops");
         stub

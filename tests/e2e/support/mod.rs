@@ -45,4 +45,5 @@ pub use squid::Squid;
 pub use ssh::Sshd;
 pub use udp::UdpEcho;
 pub use wait::{PATIENCE, is_long, until};
+pub(crate) use world::on_ways;
 pub use world::{Way, World};

@@ -231,3 +231,16 @@ fn reachable(machine: Machine, listen: &str, wire: &Link) -> Machine {
 fn balanced_url(near: &Link) -> String {
     format!("https+balancer://localhost:{}", near.port)
 }
+
+/// Tests that tell one story, each on a way of its own: `on_ways! { story: fn one() on Relay; fn other() on Direct; }`.
+macro_rules! on_ways {
+    ($story:ident: $(fn $name:ident() on $way:ident;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                $story($crate::support::Way::$way);
+            }
+        )+
+    };
+}
+pub(crate) use on_ways;

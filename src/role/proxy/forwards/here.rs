@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Listening, TunnelOpener};
+use super::{FIRST_RETRY, Listening, TunnelOpener};
 use crate::service::forward::LocalForward;
 use crate::service::socks::SocksForward;
 use crate::service::stats::ForwardStats;
@@ -14,7 +14,7 @@ use crate::service::term::Term;
 use crate::service::udp::UdpForward;
 use crate::wire::{Endpoint, Refusal};
 
-/// How often a port that is in use is tried again: nothing tells when it is let go.
+/// How often a port that is in use is tried again, after some tries in quick succession: nothing tells when it is let go.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The same of a Unix socket at last. Only connecting tells whether anybody listens there, and whoever does sees that each time.
@@ -60,7 +60,7 @@ impl Here {
         let had = async {
             let mut bound = bound;
             let longest = if matches!(self.bind, Endpoint::Unix { .. }) { LONGEST_RETRY } else { RETRY };
-            let mut wait = RETRY;
+            let mut wait = FIRST_RETRY;
             loop {
                 match bound {
                     Ok(port) => break port,
