@@ -1,8 +1,8 @@
 //! How a command fails: a sentence, what to do, and an exit code that a script can use.
 
-use std::io::Write;
 use std::process::ExitCode;
 
+use super::queue;
 use crate::wire::{Refusal, RefusalCode};
 
 /// Something went wrong.
@@ -56,17 +56,15 @@ impl Failure {
         if what.is_empty() {
             return ExitCode::from(self.code);
         }
-        let mut err = anstream::stderr();
-        if json {
+        let text = if json {
             let error = serde_json::json!({"error": {"exit_code": self.code, "message": what, "hint": hint}});
-            let _ = writeln!(err, "{error}");
+            format!("{error}\n")
         } else {
             use owo_colors::OwoColorize;
-            let _ = writeln!(err, "{} {what}", "error:".red().bold());
-            if let Some(hint) = hint {
-                let _ = writeln!(err, "{} {hint}", "hint:".cyan().bold());
-            }
-        }
+            let hint = hint.map(|hint| format!("{} {hint}\n", "hint:".cyan().bold())).unwrap_or_default();
+            format!("{} {what}\n{hint}", "error:".red().bold())
+        };
+        queue::say_error(text.as_bytes());
         ExitCode::from(self.code)
     }
 }
