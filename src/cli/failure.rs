@@ -1,10 +1,10 @@
 //! How a command fails: a sentence, what to do, and an exit code that a script can use.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use super::queue;
 use crate::wire::{Refusal, RefusalCode};
 
 /// Something went wrong.
@@ -77,16 +77,14 @@ impl Failure {
         if what.is_empty() {
             return ExitCode::from(self.code);
         }
-        let mut err = anstream::stderr();
-        if json {
-            let _ = writeln!(err, "{}", json!({"error": self.json()}));
+        let text = if json {
+            format!("{}\n", json!({"error": self.json()}))
         } else {
             use owo_colors::OwoColorize;
-            let _ = writeln!(err, "{} {what}", "error:".red().bold());
-            if let Some(hint) = hint {
-                let _ = writeln!(err, "{} {hint}", "hint:".cyan().bold());
-            }
-        }
+            let hint = hint.map(|hint| format!("{} {hint}\n", "hint:".cyan().bold())).unwrap_or_default();
+            format!("{} {what}\n{hint}", "error:".red().bold())
+        };
+        queue::say_error(text.as_bytes());
         ExitCode::from(self.code)
     }
 }

@@ -11,6 +11,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use super::queue::{self, LogLines};
 use crate::role::files;
 
 /// Options of every command.
@@ -46,7 +47,7 @@ impl Audit {
     fn open(&self) -> Option<File> {
         let made = self.path.parent().map_or(Ok(()), files::private_dir);
         made.and_then(|()| files::log(&self.path))
-            .map_err(|error| writeln!(anstream::stderr(), "the audit log cannot be written: {error}"))
+            .map_err(|error| queue::say_error(format!("the audit log cannot be written: {error}\n").as_bytes()))
             .ok()
     }
 }
@@ -74,7 +75,7 @@ pub fn start(common: &Common, audit: Option<&Path>) {
         _ => "info,nexus_proxy=debug,audit=info",
     };
     let filter = EnvFilter::try_from_env("NEXUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let layer = tracing_subscriber::fmt::layer().with_ansi(terminal).with_writer(std::io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_ansi(terminal).with_writer(|| LogLines);
     let layer = match common.log_format {
         LogFormat::Text => layer.boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),

@@ -29,6 +29,7 @@ mod log;
 mod output;
 #[cfg(feature = "proxy")]
 pub mod proxy;
+mod queue;
 #[cfg(feature = "proxy")]
 mod requests;
 mod signals;
@@ -81,12 +82,13 @@ pub fn coordinator_main() -> ExitCode {
     coordinator::main(std::env::args_os().collect())
 }
 
-/// Parses arguments, runs the command on a runtime, prints what failed, and gives the exit code.
+/// Parses arguments, runs the command on a runtime, prints what failed, and gives the exit code. A program that `runs_on` is
+/// held up by nobody who does not read what it says.
 fn run<A, F>(
     arguments: Vec<OsString>,
     common: impl Fn(&A) -> &log::Common,
     audit: impl Fn(&A) -> Option<std::path::PathBuf>,
-    moves_bytes: impl Fn(&A) -> bool,
+    runs_on: impl Fn(&A) -> bool,
     command: impl FnOnce(A) -> F,
 ) -> ExitCode
 where
@@ -105,10 +107,13 @@ where
             return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
         }
     };
-    if moves_bytes(&parsed) {
-        fast_copies::restart(&original);
-    }
     let json = common(&parsed).json;
+    if runs_on(&parsed) {
+        fast_copies::restart(&original);
+        if let Err(error) = queue::start(common(&parsed)) {
+            return failure::Failure::from(error).report(json);
+        }
+    }
     log::start(common(&parsed), audit(&parsed).as_deref());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -117,8 +122,10 @@ where
     let outcome = runtime.block_on(command(parsed));
     // A blocking read of standard input would hold a runtime that waits for its threads.
     runtime.shutdown_background();
-    match outcome {
+    let code = match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.report(json),
-    }
+    };
+    queue::finish();
+    code
 }

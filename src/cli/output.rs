@@ -3,6 +3,8 @@
 use owo_colors::OwoColorize;
 use serde_json::Value;
 
+use super::queue;
+
 /// So many of something, in words: `1 session`, `2 sessions`.
 #[cfg(any(feature = "proxy", feature = "stub"))]
 pub fn count(number: usize, what: &str) -> String {
@@ -30,18 +32,14 @@ impl Output {
     /// A line: `label  text`, or the JSON object `value`. A reader that is gone is no error. It stays one line, whatever
     /// a peer has put into the text: a second one would look like ours.
     pub fn line(self, label: &str, text: &str, value: &Value) {
-        use std::io::Write;
-        let mut out = anstream::stdout();
         let text = text.replace('\n', " ");
-        let _ = if self.json { writeln!(out, "{value}") } else { writeln!(out, "  {:<12} {text}", label.bold()) };
-        let _ = out.flush();
+        let line = if self.json { format!("{value}\n") } else { format!("  {:<12} {text}\n", label.bold()) };
+        queue::say(line.as_bytes());
     }
 
     /// A text as it is, or the JSON object `value`.
     pub fn plain(self, text: &str, value: &Value) {
-        use std::io::Write;
-        let mut out = anstream::stdout();
-        let _ = if self.json { writeln!(out, "{value}") } else { writeln!(out, "{text}") };
-        let _ = out.flush();
+        let text = if self.json { format!("{value}\n") } else { format!("{text}\n") };
+        queue::say(text.as_bytes());
     }
 }

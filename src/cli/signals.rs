@@ -1,17 +1,27 @@
 //! Ctrl-C and its kin: the first asks for a clean end, the second takes it.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::failure;
+use super::{failure, queue};
 
-/// Cancels `stop` at the first SIGINT, SIGTERM or SIGHUP; ends the process at the second. Poll it beside the work.
-pub async fn ask_for_end(stop: CancellationToken) {
-    let (Ok(mut int), Ok(mut term), Ok(mut hup)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
-        return std::future::pending().await;
-    };
+/// Cancels `stop` at the first SIGINT, SIGTERM or SIGHUP; ends the process at the second. For as long as what is returned is
+/// kept, which is never ready. In a task of its own: work that stands still does not hold up its end.
+pub fn ask_for_end(stop: CancellationToken) -> impl Future<Output = ()> {
+    let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+    let mut task = JoinSet::new();
+    task.spawn(hear(signals, stop));
+    async move {
+        drop(task.join_next().await);
+        std::future::pending().await
+    }
+}
+
+async fn hear(signals: [io::Result<Signal>; 3], stop: CancellationToken) {
+    let [Ok(mut int), Ok(mut term), Ok(mut hup)] = signals else { return };
     let mut asked = false;
     loop {
         tokio::select! {
@@ -20,6 +30,7 @@ pub async fn ask_for_end(stop: CancellationToken) {
             _ = hup.recv() => {}
         }
         if asked {
+            queue::finish();
             std::process::exit(failure::INTERRUPTED.into());
         }
         asked = true;

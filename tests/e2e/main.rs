@@ -39,6 +39,7 @@ mod rotation;
 mod stub_take_over;
 #[allow(dead_code, reason = "a vocabulary: a story takes from it the words it needs")]
 mod support;
+mod unread;
 mod window;
 mod window_files;
 mod window_secrets;

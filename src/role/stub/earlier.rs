@@ -62,17 +62,21 @@ impl Earlier {
     /// `Timeout` and `Unavailable` are not final: one that does not answer may have it.
     pub async fn resume(&self, attach: &Attach, route: Route) -> Result<Carrier<UnixStream>, Refusal> {
         let params = &json!({"lifeline": link::name(attach.id), "route": route});
-        let ask = |socket: PathBuf| async move { self.call(&socket, RESUME, params).await };
+        let message = &LifelineMessage::Attach(*attach).encode();
+        let ask = |socket: PathBuf| async move {
+            let asked = async {
+                let mut carrier = link::carrier(self.call(&socket, RESUME, params).await?).await;
+                let sent = carrier.send(message.clone()).await;
+                sent.map_err(|e| Refusal::new(RefusalCode::Unavailable, e.to_string()))?;
+                Ok(carrier)
+            };
+            within_heed(asked).await
+        };
         let mut asked: FuturesUnordered<_> = self.sockets().into_iter().map(ask).collect();
         let mut refused = laptops::unknown();
         while let Some(answer) = asked.next().await {
             match answer {
-                Ok(stream) => {
-                    let mut carrier = link::carrier(stream).await;
-                    let sent = carrier.send(LifelineMessage::Attach(*attach).encode()).await;
-                    sent.map_err(|e| Refusal::new(RefusalCode::Unavailable, e.to_string()))?;
-                    return Ok(carrier);
-                }
+                Ok(carrier) => return Ok(carrier),
                 Err(refusal) if refusal.code == RefusalCode::NotFound => {}
                 Err(refusal) => refused = refusal,
             }
@@ -127,13 +131,15 @@ impl Earlier {
 
     /// Tells the stub at `socket`; whether it heeds that, or is gone.
     async fn tell(&self, socket: &Path, method: &str, params: &Value) -> bool {
-        match tokio::time::timeout(HEED, self.call(socket, method, params)).await {
-            Ok(Ok(_)) => return true,
-            Ok(Err(refusal)) if refusal.code == RefusalCode::NotFound => return true,
-            Ok(Err(refusal)) => {
+        match within_heed(self.call(socket, method, params)).await {
+            Ok(_) => return true,
+            Err(refusal) if refusal.code == RefusalCode::NotFound => return true,
+            Err(refusal) if refusal.code == RefusalCode::Timeout => {
+                tracing::warn!(socket = %socket.display(), method, "an earlier stub stands still");
+            }
+            Err(refusal) => {
                 tracing::warn!(socket = %socket.display(), %refusal, method, "an earlier stub refused");
             }
-            Err(_) => tracing::warn!(socket = %socket.display(), method, "an earlier stub stands still"),
         }
         false
     }
@@ -150,6 +156,16 @@ impl Earlier {
     }
 }
 
+/// What an earlier stub answers; `Timeout` where it stands still. Whoever waits for it may hold one of a few places.
+async fn within_heed<T>(asked: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let still = |_| {
+        let text =
+            format!("an earlier stub did not answer within {} s. hint: it was stopped, or is busy", HEED.as_secs());
+        Refusal::new(RefusalCode::Timeout, text)
+    };
+    tokio::time::timeout(HEED, asked).await.map_err(still)?
+}
+
 /// The process that a socket's name tells.
 fn named(socket: &Path) -> Option<i32> {
     let (pid, _) = socket.file_name()?.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
@@ -159,6 +175,23 @@ fn named(socket: &Path) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::lifeline::{AttachMode, LifelineId, TAG};
+
+    /// Its socket takes connections, as that of a process that was stopped does.
+    #[tokio::test]
+    async fn one_that_stands_still_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let kin = Kin::load_or_make(dir.path()).unwrap();
+        let _still = local::bind(&own_socket(dir.path())).unwrap();
+        let earlier = Earlier::new(dir.path(), kin);
+        let attach =
+            Attach { id: LifelineId([7; 16]), sequence: 1, mode: AttachMode::Move, received: 0, tag: [0; TAG] };
+        // Less than it may take to answer a call of another kind.
+        let limit = 4 * HEED;
+        let asked = tokio::time::timeout(limit, earlier.resume(&attach, Route::Direct)).await;
+        let refusal = asked.expect("it does not keep whoever asks").unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Timeout, "it may have the session: {refusal}");
+    }
 
     #[test]
     fn a_sockets_name_tells_its_process() {

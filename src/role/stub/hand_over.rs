@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,6 +17,10 @@ use crate::wire::{Refusal, RefusalCode};
 
 /// The call for it over the workspace's socket.
 pub const METHOD: &str = "hand_over";
+
+/// How long the running stub may take to hand over: it closes ports and sockets, which takes none, and may be on a machine
+/// that thrashes.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Characters of a version that another stub says it has.
 const MAX_VERSION: usize = 64;
@@ -48,15 +53,24 @@ pub struct Asked {
 /// Asks the stub that serves the workspace's socket to hand over; `None` when none does. When it has, everything that
 /// it listened on is free, and its files, in the state directory `dir`, are the caller's.
 pub async fn ask(socket: &Path, dir: &Path) -> Result<Option<HandedOver>, Refusal> {
+    ask_within(TAKE_OVER_PATIENCE, socket, dir).await
+}
+
+async fn ask_within(patience: Duration, socket: &Path, dir: &Path) -> Result<Option<HandedOver>, Refusal> {
     let Some(stream) = local::connect(socket).await? else { return Ok(None) };
     let params = json!({"version": env!("CARGO_PKG_VERSION")});
     let kin = Kin::load(dir).map_err(|e| Refusal::new(RefusalCode::Internal, e.to_string()))?;
-    let answer = match kin {
-        Some(kin) => kin.call::<HandedOver>(stream, METHOD, &params).await,
-        None => local::call(stream, METHOD, params).await,
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let asked = async {
+        match kin {
+            Some(kin) => kin.call::<HandedOver>(stream, METHOD, &params).await,
+            None => local::call(stream, METHOD, params).await,
+        }
     };
+    let Ok(answer) = tokio::time::timeout(patience, asked).await else { return Err(stands_still(socket, pid)) };
     match answer {
         Ok((answer, _)) => Ok(Some(HandedOver { version: printable_word(&answer.version, MAX_VERSION), ..answer })),
+        Err(StreamError::Refused(refusal)) if refusal.code == RefusalCode::Timeout => Err(stands_still(socket, pid)),
         // A release without this call refuses its frame as out of place, or does not know how it begins.
         Err(StreamError::Refused(refusal))
             if !matches!(refusal.code, RefusalCode::Malformed | RefusalCode::Unsupported) =>
@@ -72,6 +86,17 @@ pub async fn ask(socket: &Path, dir: &Path) -> Result<Option<HandedOver>, Refusa
             Err(Refusal::new(RefusalCode::Unsupported, text))
         }
     }
+}
+
+/// Why nobody hands over while the process that serves `socket` does not answer.
+fn stands_still(socket: &Path, pid: Option<i32>) -> Refusal {
+    let pid = pid.map_or("PID".to_owned(), |pid| pid.to_string());
+    let text = format!(
+        "the nexus-stub that serves {}, process {pid}, did not hand over: it does not answer. hint: it is stopped or stuck; \
+         `kill -CONT {pid}` lets one that was stopped go on, and `kill -KILL {pid}` ends it, with what runs through it",
+        socket.display()
+    );
+    Refusal::new(RefusalCode::Timeout, text)
 }
 
 /// The answer to a request on the workspace's socket, once the stub's life has given its own.
@@ -93,6 +118,18 @@ mod tests {
     use super::*;
     use crate::session::framed::FramedStream;
     use crate::wire::call::Request;
+
+    #[tokio::test]
+    async fn one_that_stands_still_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        Kin::load_or_make(dir.path()).unwrap();
+        let socket = dir.path().join("stub.sock");
+        let _still = UnixListener::bind(&socket).unwrap();
+        let refusal = ask_within(Duration::from_millis(10), &socket, dir.path()).await.unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Timeout);
+        let pid = std::process::id();
+        assert!(refusal.message.contains(&format!("hint: it is stopped or stuck; `kill -CONT {pid}`")), "{refusal}");
+    }
 
     #[tokio::test]
     async fn a_release_that_cannot_is_told_from_a_refusal() {

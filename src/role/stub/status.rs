@@ -189,31 +189,33 @@ impl Told {
     pub fn ready(&self) {
         let now = OffsetDateTime::now_utc();
         let mut reached = self.reached();
-        match &*reached {
-            Reached::Connecting => {}
-            Reached::Away { since, .. } => {
-                let after_s = (now - *since).as_seconds_f64();
-                tracing::info!(target: WAY, after_s, "the coordinator is reached again");
-            }
-            // One parked connection takes the place of the other.
-            Reached::Ready { .. } => return,
+        // One parked connection takes the place of the other.
+        if matches!(*reached, Reached::Ready { .. }) {
+            return;
         }
-        *reached = Reached::Ready { since: now };
+        let before = std::mem::replace(&mut *reached, Reached::Ready { since: now });
+        // Whoever asks for the status does not wait for the log.
+        drop(reached);
+        if let Reached::Away { since, .. } = before {
+            let after_s = (now - since).as_seconds_f64();
+            tracing::info!(target: WAY, after_s, "the coordinator is reached again");
+        }
     }
 
     /// The coordinator is not reached; the next attempt is after `wait`.
     pub fn away(&self, why: &str, wait: Duration) {
         let now = OffsetDateTime::now_utc();
         let mut reached = self.reached();
-        let (since, failed) = match &*reached {
-            Reached::Away { since, failed, .. } => (*since, failed.saturating_add(1)),
-            Reached::Connecting | Reached::Ready { .. } => {
-                let next = "it is tried until it is reached";
-                tracing::info!(target: WAY, why, next, ?wait, "the coordinator is not reached");
-                (now, 1)
-            }
+        let (is_news, since, failed) = match &*reached {
+            Reached::Away { since, failed, .. } => (false, *since, failed.saturating_add(1)),
+            Reached::Connecting | Reached::Ready { .. } => (true, now, 1),
         };
         *reached = Reached::Away { since, why: why.to_owned(), failed, next: now + wait };
+        drop(reached);
+        if is_news {
+            let next = "it is tried until it is reached";
+            tracing::info!(target: WAY, why, next, ?wait, "the coordinator is not reached");
+        }
     }
 
     /// The coordinator says something that somebody has to know, and says it again for as long as it is so.

@@ -1,7 +1,7 @@
 //! Child processes: found, started, listened to, ended by their own id, and reaped.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, chown};
 
@@ -115,6 +116,27 @@ impl Running {
             child.stderr.take().map(|err| collect(err, &output)),
         ];
         (Running { child, what, output, readers: readers.into_iter().flatten().collect() }, input)
+    }
+
+    /// Starts `command`, both outputs of which go to one small pipe; listens until it says a line with `text`, and no more.
+    #[track_caller]
+    pub fn start_unread(mut command: Command, text: &str) -> (Running, Unread) {
+        let what = format!("{command:?}");
+        let (from, to) = std::io::pipe().expect("a pipe");
+        fcntl(&to, FcntlArg::F_SETPIPE_SZ(UNREAD as i32)).expect("a pipe may be small");
+        command.stdin(Stdio::null()).stderr(to.try_clone().expect("a descriptor")).stdout(to);
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {what}: {e}"));
+        // It keeps the ends that it writes to.
+        drop(command);
+        let running = Running { child, what, output: Arc::default(), readers: Vec::new() };
+        let mut from = BufReader::new(from);
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            let n = from.read_line(&mut line).expect("lines of text");
+            assert!(n > 0, "{} ended without saying `{text}`", running.what);
+        }
+        (running, Unread(from))
     }
 
     /// Starts what `command` makes of a free port, until it listens there. Another port when that one was snatched away.
@@ -231,6 +253,23 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop(Signal::SIGTERM);
+    }
+}
+
+/// Bytes that a pipe holds which nobody reads: a page, which is the least.
+const UNREAD: usize = 4096;
+
+/// The end of a pipe that nobody reads.
+#[derive(Debug)]
+pub struct Unread(BufReader<PipeReader>);
+
+impl Unread {
+    /// Asserts that the program, which has ended, had more to say than the pipe takes.
+    #[track_caller]
+    pub fn was_full(mut self) {
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest).expect("a pipe can be read");
+        assert!(rest.len() > UNREAD / 2, "{} bytes: {}", rest.len(), String::from_utf8_lossy(&rest));
     }
 }
 
