@@ -144,6 +144,11 @@ fn a_direct_wire_that_holds_everything_for_a_while_is_waited_out() {
 }
 
 #[test]
+fn a_wire_behind_a_balancer_that_holds_everything_for_a_while_is_waited_out() {
+    an_outage_is_survived(Way::Balanced, Link::hold, lasts(3, 30));
+}
+
+#[test]
 fn a_black_hole_is_survived() {
     an_outage_is_survived(Way::Relay, Link::black_hole, lasts(3, 30));
 }
@@ -164,8 +169,18 @@ fn a_wire_that_is_half_dead_is_survived() {
 }
 
 #[test]
-fn a_direct_wire_that_is_half_dead_is_survived() {
+fn a_direct_wire_that_is_half_dead_toward_the_workspace_is_survived() {
     an_outage_is_survived(Way::Direct, |link| link.half_open(Direction::Up), lasts(3, 30));
+}
+
+#[test]
+fn a_direct_wire_that_is_half_dead_toward_the_laptop_is_survived() {
+    an_outage_is_survived(Way::Direct, |link| link.half_open(Direction::Down), lasts(3, 30));
+}
+
+#[test]
+fn a_wire_behind_a_balancer_that_is_half_dead_is_survived() {
+    an_outage_is_survived(Way::Balanced, |link| link.half_open(Direction::Up), lasts(3, 30));
 }
 
 /// The coordinator crashes with transfers and a conversation under way, which go on when it is back.

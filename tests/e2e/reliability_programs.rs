@@ -108,6 +108,14 @@ impl Scene<'_> {
         self.world.wires().pop().expect("one at least")
     }
 
+    /// The direction in which the far wire takes what the workspace sends.
+    fn of_workspace(&self) -> Direction {
+        match self.world.way {
+            Way::Relay | Way::Balanced => Direction::Up,
+            Way::Direct => Direction::Down,
+        }
+    }
+
     fn out(&self, links: &[&Link], begin: impl Fn(&Link)) {
         links.iter().for_each(|link| begin(link));
         std::thread::sleep(lasts(3, 30));
@@ -229,9 +237,9 @@ const TROUBLES: [Trouble; 19] = [
     },
     Trouble {
         what: "a far wire that is half dead",
-        usual: RELAY,
+        usual: HOSTS,
         long: ALL,
-        strike: |scene| scene.out(&[scene.far()], |link| link.half_open(Direction::Up)),
+        strike: |scene| scene.out(&[scene.far()], |link| link.half_open(scene.of_workspace())),
     },
     Trouble {
         what: "a crash of the coordinator",
