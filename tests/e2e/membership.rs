@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::support::link::Counts;
 use crate::support::linked::Frozen;
 use crate::support::transfers::RECOVERY;
 use crate::support::wait::judged;
@@ -68,6 +69,113 @@ on_ways! {
     fn a_revoked_device_is_cut_off_at_once() on Relay;
     fn a_revoked_device_is_cut_off_at_once_on_the_direct_way() on Direct;
     fn a_revoked_device_is_cut_off_at_once_behind_a_balancer() on Balanced;
+}
+
+/// A wire that bulk fills, slow enough that it is the wire that is busy, and not the machine.
+fn slow() -> Wire {
+    Wire::new(40_000_000, Duration::from_millis(20))
+}
+
+/// Bytes of bulk that nobody finishes.
+const ENDLESS: u64 = 8 << 30;
+
+/// Bytes of bulk that fill a wire and all queues before it.
+const FILLED: u64 = 4 << 20;
+
+/// A `curl` that downloads and one that uploads, through a forward of `laptop`, from and to a web server in the workspace.
+struct Bulk {
+    ways: [Running; 2],
+    _forward: Running,
+}
+
+impl Bulk {
+    #[track_caller]
+    fn of(laptop: &Laptop, nginx: &Nginx) -> Bulk {
+        let (port, forward) = laptop.forward_to(nginx.addr);
+        let (large, url) = (nginx.root.join("large"), format!("http://127.0.0.1:{port}"));
+        let ways = [
+            ["-o", "/dev/null", &format!("{url}/large")],
+            ["-T", &large.to_string_lossy(), &format!("{url}/another-{port}")],
+        ];
+        let start = |words: [&str; 3]| Running::start(curl(&[&["--max-time", "600"], &words[..]].concat()));
+        Bulk { ways: ways.map(start), _forward: forward }
+    }
+}
+
+/// Bulk fills every wire both ways: what the revoked device has under way, and what another one has through the coordinator,
+/// where the workspace's parked connection goes. The workspace's end is judged; the laptop's, which is behind what it still has to
+/// read, is looked at.
+#[track_caller]
+fn bulk_holds_no_revocation_up(way: Way) {
+    let (redis, nginx) = (Redis::start(), Nginx::start());
+    let large = std::fs::File::create(nginx.root.join("large")).expect("a file of ours");
+    large.set_len(ENDLESS).expect("a file with nothing in it");
+    let world = World::by(way);
+    let ours = &world.linked.laptop;
+    let up = ours.up(&["box", "--no-direct", "--coordinator", &world.url()]);
+    let devices: [String; DEVICES] = std::array::from_fn(|number| format!("device-{number}"));
+    let laptops = devices.each_ref().map(|name| world.another_laptop(name));
+    let mut other = Bulk::of(ours, &nginx);
+    world.all_wires().iter().for_each(|link| link.set_wire(slow()));
+    let mut ended = [Duration::MAX; DEVICES];
+    for ((name, laptop), ended) in devices.iter().zip(&laptops).zip(&mut ended) {
+        let mut theirs = world.up_of(laptop);
+        let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+        let mut open = connected(port);
+        let mut bulk = Bulk::of(laptop, &nginx);
+        let left = format!("{name} left");
+        let before: Vec<_> = world.all_wires().into_iter().map(|link| (link, link.counts())).collect();
+        until("every wire to be full both ways", || {
+            let full = |(link, before): &(&Link, Counts)| {
+                let now = link.counts();
+                now.up > before.up + FILLED && now.down > before.down + FILLED
+            };
+            before.iter().all(full).then_some(())
+        });
+        world.linked.coordinator.run(&["device", "revoke", name]).ok();
+        let began = Instant::now();
+        open.set_nonblocking(true).expect("a socket of ours");
+        let (mut at_laptop, mut at_workspace) = (None, None);
+        let ((end, at_laptop), at_workspace) = until("both ends of the session to be over", || {
+            at_laptop = at_laptop.or_else(|| {
+                let end = open.read(&mut [0]).map_err(|error| error.kind());
+                (end != Err(ErrorKind::WouldBlock)).then(|| (end, began.elapsed()))
+            });
+            let has_left = || world.linked.stub.output().contains(&left);
+            at_workspace = at_workspace.or_else(|| has_left().then(|| began.elapsed()));
+            at_laptop.zip(at_workspace)
+        });
+        println!(
+            "{way:?}: beside bulk it ended after {at_workspace:?}, and after {at_laptop:?} for the laptop's program"
+        );
+        *ended = at_workspace;
+        assert_eq!(end, Err(ErrorKind::ConnectionReset), "what is cut must not look complete");
+        assert_eq!(theirs.program.ends().code(), Some(REFUSED), "{}", theirs.program.output());
+        for way in &mut bulk.ways {
+            assert!(!way.ends().success(), "{}", way.output());
+        }
+    }
+    for way in &mut other.ways {
+        assert!(way.has_ended().is_none(), "the others did not notice: {}", way.output());
+    }
+    assert_eq!(up.tunnels(), 1, "the others did not notice: {}", up.program.output());
+    let judged = judged(ended);
+    assert!(judged < CUT, "{judged:?}");
+}
+
+#[test]
+fn a_revoked_device_is_cut_off_though_bulk_fills_the_wires() {
+    bulk_holds_no_revocation_up(Way::Relay);
+}
+
+#[test]
+fn a_revoked_device_is_cut_off_on_the_direct_way_though_bulk_fills_the_wires() {
+    bulk_holds_no_revocation_up(Way::Direct);
+}
+
+#[test]
+fn a_revoked_device_is_cut_off_behind_a_balancer_though_bulk_fills_the_wires() {
+    bulk_holds_no_revocation_up(Way::Balanced);
 }
 
 /// The laptop stands still, so it is the workspace that ends the session. Counted from before the operator's command.

@@ -144,6 +144,11 @@ fn a_direct_wire_that_holds_everything_for_a_while_is_waited_out() {
 }
 
 #[test]
+fn a_wire_behind_a_balancer_that_holds_everything_for_a_while_is_waited_out() {
+    an_outage_is_survived(Way::Balanced, Link::hold, lasts(3, 30));
+}
+
+#[test]
 fn a_black_hole_is_survived() {
     an_outage_is_survived(Way::Relay, Link::black_hole, lasts(3, 30));
 }
@@ -164,8 +169,18 @@ fn a_wire_that_is_half_dead_is_survived() {
 }
 
 #[test]
-fn a_direct_wire_that_is_half_dead_is_survived() {
+fn a_direct_wire_that_is_half_dead_toward_the_workspace_is_survived() {
     an_outage_is_survived(Way::Direct, |link| link.half_open(Direction::Up), lasts(3, 30));
+}
+
+#[test]
+fn a_direct_wire_that_is_half_dead_toward_the_laptop_is_survived() {
+    an_outage_is_survived(Way::Direct, |link| link.half_open(Direction::Down), lasts(3, 30));
+}
+
+#[test]
+fn a_wire_behind_a_balancer_that_is_half_dead_is_survived() {
+    an_outage_is_survived(Way::Balanced, |link| link.half_open(Direction::Up), lasts(3, 30));
 }
 
 /// The coordinator crashes with transfers and a conversation under way, which go on when it is back.
@@ -276,26 +291,28 @@ fn a_listener_whose_direct_way_and_the_one_behind_it_are_dead_says_so() {
 const TAKE_OVERS: usize = 3;
 const TAKEN_OVER: Duration = Duration::from_secs(3);
 
-#[test]
-fn a_new_login_of_a_device_takes_over_and_keeps_it() {
+#[track_caller]
+fn a_new_login_takes_over_and_keeps_it(way: Way) {
     let redis = Redis::start();
-    let world = Linked::new();
-    let twins = [(); TAKE_OVERS].map(|()| world.laptop.twin());
-    let (mut former, mut asleep) = (vec![Linked::up(&world.near, &world.laptop)], Vec::new());
+    let world = World::by(way);
+    let twins = [(); TAKE_OVERS].map(|()| world.linked.laptop.twin());
+    let (mut former, mut asleep) = (vec![world.up()], Vec::new());
     let mut took = [Duration::MAX; TAKE_OVERS];
     for (twin, took) in twins.iter().zip(&mut took) {
         asleep.extend(former.last().map(|up| Frozen::new(up.program.pid())));
         let began = Instant::now();
-        former.push(Linked::up(&world.near, twin));
+        former.push(world.begin(twin, &[]));
         *took = began.elapsed();
-        println!("the workspace was taken over in {} ms, the start of the program among them", took.as_millis());
+        println!("{way:?}: taken over in {} ms, the start of the program among them", took.as_millis());
+        // The next one takes over what goes this way.
+        world.settle_of(twin);
     }
     // Nobody waited for the one before, which says nothing, to be found dead.
     let judged = judged(took);
     assert!(judged < TAKEN_OVER, "{judged:?}");
     let (last, twin) = (former.pop().expect("one at least"), &twins[TAKE_OVERS - 1]);
-    let (line, _forward) = twin.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = Dialogue::redis(laptop::port_in(&line));
+    let (port, _forward) = twin.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
     talk.echo();
     drop(asleep);
     // Whether it ends or waits to be told what to do: it says so, and does not take the workspace back.
@@ -309,4 +326,19 @@ fn a_new_login_of_a_device_takes_over_and_keeps_it() {
     }
     assert_eq!(last.tunnels(), 1, "{}", last.program.output());
     talk.ends_well();
+}
+
+#[test]
+fn a_new_login_of_a_device_takes_over_and_keeps_it() {
+    a_new_login_takes_over_and_keeps_it(Way::Relay);
+}
+
+#[test]
+fn a_new_login_of_a_device_takes_over_on_the_direct_way_and_keeps_it() {
+    a_new_login_takes_over_and_keeps_it(Way::Direct);
+}
+
+#[test]
+fn a_new_login_of_a_device_takes_over_behind_a_balancer_and_keeps_it() {
+    a_new_login_takes_over_and_keeps_it(Way::Balanced);
 }

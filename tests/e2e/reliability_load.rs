@@ -366,9 +366,12 @@ fn downloads_that_nobody_reads_stay_where_they_are() {
 /// Memory that a program may take and keep without anything piling up in it: the allocator's habits.
 const HABITS: u64 = 24 << 20;
 
+/// Reconnects of each kind that pay for what is there once.
+const FIRST_ONES: usize = 20;
+
 /// What a program may have more of in the end than in the beginning, beside memory.
 const SLACK: Footprint = Footprint {
-    // What thousands of reconnects may add is less than a kilobyte each. A few are judged by the allocator's habits.
+    // Less than a kilobyte for each of thousands of reconnects, less than 64 KiB, a buffer's size, for each of two hundred.
     memory: 8 << 20,
     // Threads that wait a while for more blocking work.
     threads: 4,
@@ -398,13 +401,32 @@ impl Bulk {
     }
 }
 
-/// Resets the session's wires in turn, each time while the session goes over them, and waits each time for another connection
-/// and an answer.
+/// What is reset again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resets {
+    /// What stands by behind a direct way: it is had again at once.
+    Standby,
+    /// What carries the session. A direct way that has just broken is left alone for a second each time.
+    Carrier,
+}
+
+impl Resets {
+    /// What happens in a story, one after the other, how often, and how much more memory a program may have after it.
+    fn all(way: Way) -> Vec<(Resets, usize, u64)> {
+        let times = |usual, long| if is_long() { long } else { usual };
+        match way {
+            Way::Relay | Way::Balanced => vec![(Resets::Carrier, times(200, 10_000), SLACK.memory)],
+            // In this order: what the bulk leaves comes and goes, and would hide what the others leave.
+            Way::Direct => {
+                vec![(Resets::Standby, times(200, 9_000), SLACK.memory), (Resets::Carrier, times(10, 1_000), HABITS)]
+            }
+        }
+    }
+}
+
+/// Resets wires of the session in turn, and waits each time for another connection and an answer.
 #[track_caller]
 fn reconnecting_leaves_nothing(way: Way) {
-    // A direct way that has just broken is left alone for a second each time.
-    let many = if way == Way::Direct { 1_000 } else { 10_000 };
-    let (times, memory) = if is_long() { (many, SLACK.memory) } else { (30, HABITS) };
     let redis = Redis::start();
     let world = World::by(way);
     let up = world.up();
@@ -415,35 +437,40 @@ fn reconnecting_leaves_nothing(way: Way) {
     let pids = [up.program.pid(), linked.stub.pid(), linked.coordinator.program.pid(), forward.pid()];
     let wires = world.wires();
     let bulk = world.direct.as_ref().map(|_| Bulk::of(&world));
-    let mut reconnect = |number: usize| {
-        let link = wires[number % wires.len()];
-        // A direct way that is of no use before it breaks is taken again only after longer and longer waits.
-        if let Some(bulk) = &bulk {
-            world.settle();
-            bulk.download();
-        }
-        let before = link.counts().accepted;
+    let mut reconnect = |what: Resets, number: usize| {
+        let (link, comes_by) = match what {
+            // Whichever breaks, it is the laptop that dials.
+            Resets::Standby => ([&linked.near, &linked.far][number % 2], &linked.near),
+            Resets::Carrier => {
+                // A direct way that is of no use before it breaks is taken again only after longer and longer waits.
+                bulk.iter().for_each(Bulk::download);
+                (wires[number % wires.len()], wires[number % wires.len()])
+            }
+        };
+        let before = comes_by.counts().accepted;
         link.reset();
         talk.echo_within(RECOVERY);
-        until("another connection", || (link.counts().accepted > before).then_some(()));
+        until("another connection", || (comes_by.counts().accepted > before).then_some(()));
         world.settle();
     };
-    // The first ones pay for what is there once.
-    (0..5).for_each(&mut reconnect);
-    let before = pids.map(footprint);
-    (0..times).for_each(&mut reconnect);
-    let mut after = before;
-    let back = wait::within(PATIENCE, || {
-        after = pids.map(footprint);
-        let fits = |before: &Footprint, after: &Footprint| {
-            after.memory <= before.memory + memory
-                && after.threads <= before.threads + SLACK.threads
-                && after.files <= before.files + SLACK.files
-        };
-        before.iter().zip(&after).all(|(before, after)| fits(before, after)).then_some(())
-    });
-    println!("laptop, stub, coordinator, `forward` before: {before:?}\nafter {times} more reconnects: {after:?}");
-    assert!(back.is_some(), "something has piled up: {before:?}, then {after:?}");
+    for (what, times, memory) in Resets::all(way) {
+        (0..times.min(FIRST_ONES)).for_each(|number| reconnect(what, number));
+        let before = pids.map(footprint);
+        (0..times).for_each(|number| reconnect(what, number));
+        let mut after = before;
+        let back = wait::within(PATIENCE, || {
+            after = pids.map(footprint);
+            let fits = |before: &Footprint, after: &Footprint| {
+                after.memory <= before.memory + memory
+                    && after.threads <= before.threads + SLACK.threads
+                    && after.files <= before.files + SLACK.files
+            };
+            before.iter().zip(&after).all(|(before, after)| fits(before, after)).then_some(())
+        });
+        println!("{way:?}, {what:?}: laptop, stub, coordinator, `forward` before: {before:?}");
+        println!("after {times} more reconnects: {after:?}");
+        assert!(back.is_some(), "something has piled up: {before:?}, then {after:?}");
+    }
     talk.ends_well();
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }

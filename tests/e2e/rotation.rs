@@ -166,9 +166,11 @@ fn a_download_and_an_ssh_connection_outlive_a_rotation_and_a_crash_after_it() {
     assert_eq!(world.laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
 }
 
-#[test]
-fn transfers_on_the_direct_way_outlive_a_rotation_while_wires_break() {
-    let world = world::World::with(Way::Direct, &["--leaf-lifetime", "6s"]);
+/// Transfers each way and an `ssh` connection go on through all steps of a rotation, after each of which all wires break, and through the
+/// renewals after it.
+#[track_caller]
+fn transfers_outlive_a_rotation_while_wires_break(way: Way) {
+    let world = world::World::with(way, &["--leaf-lifetime", "6s"]);
     slow_down(&world);
     let up = world.up();
     let (linked, coordinator) = (&world.linked, &world.linked.coordinator);
@@ -205,6 +207,21 @@ fn transfers_on_the_direct_way_outlive_a_rotation_while_wires_break() {
     transfers.finish();
     assert_eq!(up.tunnels(), 1, "one session carried all of it:\n{}", up.program.output());
     talk.ends_well();
+}
+
+#[test]
+fn transfers_outlive_a_rotation_while_wires_to_the_coordinator_break() {
+    transfers_outlive_a_rotation_while_wires_break(Way::Relay);
+}
+
+#[test]
+fn transfers_on_the_direct_way_outlive_a_rotation_while_all_wires_break() {
+    transfers_outlive_a_rotation_while_wires_break(Way::Direct);
+}
+
+#[test]
+fn transfers_behind_a_balancer_outlive_a_rotation_while_wires_break() {
+    transfers_outlive_a_rotation_while_wires_break(Way::Balanced);
 }
 
 #[test]

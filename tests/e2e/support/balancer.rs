@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use super::program::{Running, command, is_root};
 
-const EXAMPLE: &str = include_str!("../../../examples/nginx.conf");
+/// How an operator configures it.
+pub const EXAMPLE: &str = include_str!("../../../examples/nginx.conf");
 
 /// nginx before a coordinator on this host, with a certificate for `localhost` by an authority of its own.
 #[derive(Debug)]
@@ -17,7 +18,8 @@ pub struct Balancer {
     pub port: u16,
     /// The authority's certificate, in PEM.
     pub ca: PathBuf,
-    _program: Running,
+    /// The process.
+    pub program: Running,
     _folder: TempDir,
 }
 
@@ -25,6 +27,12 @@ impl Balancer {
     /// Before what listens, or will, on `upstream` without TLS.
     #[track_caller]
     pub fn before(upstream: u16) -> Balancer {
+        Balancer::with(upstream, "")
+    }
+
+    /// The same, with more directives for what it passes on.
+    #[track_caller]
+    pub fn with(upstream: u16, directives: &str) -> Balancer {
         let folder = TempDir::new().expect("a temporary folder");
         let place = |name: &str| folder.path().join(name);
         let (ca, chain, key) = certificates();
@@ -38,14 +46,15 @@ impl Balancer {
                 ("nexus.example.com;\n\n", "localhost;\n\n".to_owned()),
                 ("/etc/nginx/tls/nexus.example.com.pem", place("leaf.pem").display().to_string()),
                 ("/etc/nginx/tls/nexus.example.com.key", place("leaf.key").display().to_string()),
-                ("http://127.0.0.1:8080;", format!("http://127.0.0.1:{upstream};")),
+                ("http://127.0.0.1:8080;", format!("http://127.0.0.1:{upstream}; {directives}")),
             ] {
                 assert_eq!(server.matches(example).count(), 1, "`{example}` in examples/nginx.conf");
                 server = server.replace(example, &ours);
             }
             let (user, folder) = (if is_root() { "user root;" } else { "" }, folder.path().display());
+            // As `info` it says whom it gives up.
             let whole = format!(
-                "{user} worker_processes 1; pid {folder}/pid; error_log stderr; events {{ worker_connections 4096; }}
+                "{user} worker_processes 1; pid {folder}/pid; error_log stderr info; events {{ worker_connections 4096; }}
                  http {{
                    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
                    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
@@ -57,7 +66,7 @@ impl Balancer {
             nginx.arg("-p").arg(place("")).arg("-c").arg(place("nginx.conf"));
             nginx
         });
-        Balancer { port, ca: place("ca.pem"), _program: program, _folder: folder }
+        Balancer { port, ca: place("ca.pem"), program, _folder: folder }
     }
 }
 

@@ -129,11 +129,17 @@ impl World {
     /// The same, with more options for `up`.
     #[track_caller]
     pub fn up_with<'a>(&self, laptop: &'a Laptop, options: &[&str]) -> Up<'a> {
-        let url = self.url();
-        let way: &[&str] = if self.direct.is_some() { &[] } else { &["--no-direct"] };
-        let up = laptop.up(&[&["box", "--coordinator", &url], way, options].concat());
+        let up = self.begin(laptop, options);
         self.settle_of(laptop);
         up
+    }
+
+    /// The same; returns when the tunnel is up, whichever way it goes by then.
+    #[track_caller]
+    pub fn begin<'a>(&self, laptop: &'a Laptop, options: &[&str]) -> Up<'a> {
+        let url = self.url();
+        let way: &[&str] = if self.direct.is_some() { &[] } else { &["--no-direct"] };
+        laptop.up(&[&["box", "--coordinator", &url], way, options].concat())
     }
 
     /// Another laptop, called `name`, that the workspace admits. Ours has to be up.
