@@ -47,9 +47,12 @@ const ANSWER_TRIPS: u32 = 2;
 /// The same, at most: what was in a queue before the machine slept is no part of the way. Whoever wakes a machine waits for it.
 const LONGEST_ANSWER: Duration = Duration::from_secs(1);
 
-/// Another connection by way of the coordinator, beside the one that is in doubt.
+/// A connection by way of the coordinator that is being dialled.
+type Dialing<'a> = BoxFuture<'a, Result<CoordinatorCarrier, TunnelError>>;
+
+/// Another connection, beside the one that is in doubt.
 struct Ahead<'a> {
-    dialing: Pin<Box<MaybeDone<BoxFuture<'a, Result<CoordinatorCarrier, TunnelError>>>>>,
+    dialing: Pin<Box<MaybeDone<Dialing<'a>>>>,
     /// When the one in doubt has had time to answer.
     answer_by: tokio::time::Instant,
 }
