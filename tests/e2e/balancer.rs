@@ -14,7 +14,7 @@ use nexus_proxy::transport::outer::OuterTls;
 use nexus_proxy::wire::Refusal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::program::{command, free_port};
+use crate::support::program::{HeldPort, command, free_port};
 use crate::support::*;
 
 const USAGE: i32 = 2;
@@ -27,6 +27,8 @@ struct World {
     /// Between everybody and the balancer; the other one is between that and the coordinator.
     near: Link,
     far: Link,
+    /// The coordinator's, behind the balancer.
+    _plain: HeldPort,
 }
 
 /// How long a byte is under way from one to the next.
@@ -41,16 +43,16 @@ impl World {
     /// With more options for `nexus-coordinator serve`, and more directives for the balancer.
     #[track_caller]
     fn with(options: &[&str], directives: &str) -> World {
-        let plain = free_port();
+        let plain = HeldPort::new();
         let wire = Wire { delay: DELAY, ..Wire::default() };
-        let far = Link::with(plain, wire);
+        let far = Link::with(plain.number, wire);
         let balancer = Balancer::with(far.port, directives);
         let near = Link::with(balancer.port, wire);
-        let (listen, public) = (format!("127.0.0.1:{plain}"), format!("https://localhost:{}", near.port));
+        let (listen, public) = (format!("127.0.0.1:{}", plain.number), format!("https://localhost:{}", near.port));
         let own = ["--listen-plain", &listen, "--public-url", &public];
         let mut coordinator = Coordinator::start_at(&Place::Here, &[&own, options].concat());
         coordinator.program.says("without TLS");
-        World { coordinator, balancer, near, far }
+        World { coordinator, balancer, near, far, _plain: plain }
     }
 
     /// The address that its operator's commands print, and a code.

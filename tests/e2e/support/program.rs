@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, chown};
+use socket2::{Domain, Socket, Type};
 
 use super::wait::{until, within};
 
@@ -38,6 +39,29 @@ pub fn find(name: &str) -> PathBuf {
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("the kernel has a free port").port()
+}
+
+/// A port of the loopback that the kernel gives nobody else while this is: only who asks for it by its number can listen on it.
+#[derive(Debug)]
+pub struct HeldPort {
+    /// Its number.
+    pub number: u16,
+    _held: Socket,
+}
+
+impl HeldPort {
+    /// A free one.
+    pub fn new() -> HeldPort {
+        let hold = || {
+            let held = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            // As those who will listen on it do.
+            held.set_reuse_address(true)?;
+            held.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+            let number = held.local_addr()?.as_socket().expect("an address of the internet").port();
+            std::io::Result::Ok(HeldPort { number, _held: held })
+        };
+        hold().expect("the kernel has a free port")
+    }
 }
 
 /// True for root, who may not run every program and has to lend some of them another user.

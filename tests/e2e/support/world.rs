@@ -10,7 +10,7 @@ use super::laptop::{Laptop, Up};
 use super::link::{Link, Wire};
 use super::linked::Linked;
 use super::place::{Hosts, Place};
-use super::program::free_port;
+use super::program::{HeldPort, free_port};
 
 /// How a session goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct World {
     pub linked: Linked,
     /// The wire from laptop to workspace, when that is the way.
     pub direct: Option<Link>,
-    balancer: Option<Balancer>,
+    balancer: Option<(Balancer, HeldPort)>,
     /// The hosts, when there are three.
     pub hosts: Option<Hosts>,
 }
@@ -95,11 +95,11 @@ impl World {
 
     #[track_caller]
     fn balanced(options: &[&str]) -> World {
-        let plain = free_port();
-        let far = Link::to(plain).of_messages();
+        let plain = HeldPort::new();
+        let far = Link::to(plain.number).of_messages();
         let balancer = Balancer::before(far.port);
         let near = Link::to(balancer.port);
-        let (listen, public) = (format!("127.0.0.1:{plain}"), format!("https://localhost:{}", near.port));
+        let (listen, public) = (format!("127.0.0.1:{}", plain.number), format!("https://localhost:{}", near.port));
         let own = ["--listen-plain", &listen, "--public-url", &public];
         let mut coordinator = Coordinator::start_at(&Place::Here, &[&own, options].concat());
         coordinator.program.says("without TLS");
@@ -109,7 +109,7 @@ impl World {
         let machine = Machine::at(&Place::Here, &url).env("NEXUS_CA_FILE", ca);
         let stub = machine.stub(Some(&coordinator.add_workspace("box")));
         let linked = Linked { laptop, stub, machine, near, far, coordinator };
-        World { way: Way::Balanced, linked, direct: None, balancer: Some(balancer), hosts: None }
+        World { way: Way::Balanced, linked, direct: None, balancer: Some((balancer, plain)), hosts: None }
     }
 
     /// Where the laptop dials the coordinator.
@@ -148,7 +148,7 @@ impl World {
         let another = Laptop::new();
         let (url, code) = (self.url(), self.linked.coordinator.invite());
         let mut words = vec!["pair", &url, &code, "--name", name];
-        let ca = self.balancer.as_ref().map(|balancer| balancer.ca.to_string_lossy());
+        let ca = self.balancer.as_ref().map(|(balancer, _)| balancer.ca.to_string_lossy());
         words.extend(ca.iter().flat_map(|ca| ["--ca-file", ca]));
         let said = another.run(&words).ok();
         let pin = said.lines().find_map(|line| line.strip_prefix("this device's key: ")).expect("pair says the key");
