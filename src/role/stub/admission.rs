@@ -93,7 +93,8 @@ impl Stub {
         let established =
             established.inspect_err(|error| tracing::warn!(session, %error, "a laptop was refused")).ok()?;
         let Role::Device(device) = established.peer.identity.role.clone() else { return None };
-        match self.state().admit(established.peer.pin) {
+        let admitted = self.state().admit(established.peer.pin);
+        match admitted {
             Ok(true) => return Some((established, device)),
             Ok(false) => tracing::warn!(session, %device, "another device came first, or this one was removed"),
             Err(error) => tracing::error!(%error, "the first device could not be remembered"),
@@ -136,10 +137,12 @@ impl Stub {
     /// A session whose connection is gone or does not answer puts the parked one in doubt: it takes the same way.
     async fn doubt(&self, mut standing: watch::Receiver<Standing>, device: &DeviceName) {
         let is_well = |standing: &Standing| !matches!(standing, Standing::Suspect { .. } | Standing::Lost { .. });
-        while let Ok(gone) = standing.wait_for(|standing| !is_well(standing)).await.map(|now| Gone::new(device, &now)) {
+        // What the lifeline tells is copied: whoever writes the log does not hold it up meanwhile.
+        while let Ok(now) = standing.wait_for(|standing| !is_well(standing)).await.map(|now| now.clone()) {
+            let gone = Gone::new(device, &now);
             let what = "the connection of a session does not answer";
             self.changes.send_modify(|change| *change = Change { count: change.count + 1, what });
-            let Ok(well) = standing.wait_for(is_well).await else { break };
+            let Ok(well) = standing.wait_for(is_well).await.map(|well| well.clone()) else { break };
             gone.is_over(&well);
         }
         // Whoever serves the session sees its end.

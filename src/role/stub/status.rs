@@ -171,31 +171,33 @@ impl Told {
     pub fn ready(&self) {
         let now = OffsetDateTime::now_utc();
         let mut reached = self.reached();
-        match &*reached {
-            Reached::Connecting => {}
-            Reached::Away { since, .. } => {
-                let after_s = (now - *since).as_seconds_f64();
-                tracing::info!(target: WAY, after_s, "the coordinator is reached again");
-            }
-            // One parked connection takes the place of the other.
-            Reached::Ready { .. } => return,
+        // One parked connection takes the place of the other.
+        if matches!(*reached, Reached::Ready { .. }) {
+            return;
         }
-        *reached = Reached::Ready { since: now };
+        let before = std::mem::replace(&mut *reached, Reached::Ready { since: now });
+        // Whoever asks for the status does not wait for the log.
+        drop(reached);
+        if let Reached::Away { since, .. } = before {
+            let after_s = (now - since).as_seconds_f64();
+            tracing::info!(target: WAY, after_s, "the coordinator is reached again");
+        }
     }
 
     /// The coordinator is not reached; the next attempt is after `wait`.
     pub fn away(&self, why: &str, wait: Duration) {
         let now = OffsetDateTime::now_utc();
         let mut reached = self.reached();
-        let (since, failed) = match &*reached {
-            Reached::Away { since, failed, .. } => (*since, failed.saturating_add(1)),
-            Reached::Connecting | Reached::Ready { .. } => {
-                let next = "it is tried until it is reached";
-                tracing::info!(target: WAY, why, next, ?wait, "the coordinator is not reached");
-                (now, 1)
-            }
+        let (is_news, since, failed) = match &*reached {
+            Reached::Away { since, failed, .. } => (false, *since, failed.saturating_add(1)),
+            Reached::Connecting | Reached::Ready { .. } => (true, now, 1),
         };
         *reached = Reached::Away { since, why: why.to_owned(), failed, next: now + wait };
+        drop(reached);
+        if is_news {
+            let next = "it is tried until it is reached";
+            tracing::info!(target: WAY, why, next, ?wait, "the coordinator is not reached");
+        }
     }
 
     /// All of it.
@@ -222,8 +224,41 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::role::stub::kin::Kin;
+
+    /// A log that looks, with each line, whether somebody could ask meanwhile.
+    struct Looks(Arc<Told>, Arc<Mutex<Vec<bool>>>);
+
+    impl std::io::Write for Looks {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.1.lock().unwrap().push(self.0.reached.try_lock().is_ok());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_asks_does_not_wait_for_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let kin = Kin::load_or_make(dir.path()).unwrap();
+        let told = Arc::new(Told::new("box".into(), "https://h:1".into(), Earlier::new(dir.path(), kin)));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = {
+            let (told, seen) = (told.clone(), seen.clone());
+            tracing_subscriber::fmt().with_writer(move || Looks(told.clone(), seen.clone())).finish()
+        };
+        tracing::subscriber::with_default(log, || {
+            told.away("refused", Duration::from_secs(1));
+            told.ready();
+        });
+        assert_eq!(*seen.lock().unwrap(), [true, true]);
+    }
 
     #[tokio::test]
     async fn it_is_told_since_when_the_coordinator_is_away_and_why() {
