@@ -8,11 +8,12 @@ mod file;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
 use data_encoding::BASE64;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use zeroize::Zeroizing;
 
 use crate::service::secret::Secret;
@@ -113,27 +114,43 @@ impl Keychain {
         }
         let (service, account) = (service.to_owned(), account.to_owned());
         let stuck = Arc::clone(&self.stuck);
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let thread = std::thread::Builder::new().name("keychain".into()).spawn(move || {
             let outcome = keyring::Entry::new(&service, &account).and_then(|entry| work(&entry));
             let _ = answer.send(outcome);
+            fence(Ordering::SeqCst);
             stuck.store(false, Ordering::Release);
         });
         thread.ok()?;
-        match tokio::time::timeout(NATIVE_TIMEOUT, answered).await {
-            Ok(Ok(Ok(value))) => Some(value),
-            Ok(Ok(Err(error))) => {
-                tracing::debug!(%error, "the system's keychain gave nothing; the encrypted file is asked");
-                None
-            }
-            Ok(Err(_)) => None,
-            Err(_) => {
-                self.stuck.store(true, Ordering::Release);
-                tracing::warn!("the system's keychain does not answer; the encrypted file serves meanwhile");
-                None
-            }
-        }
+        let outcome = match tokio::time::timeout(NATIVE_TIMEOUT, &mut answered).await {
+            Ok(outcome) => outcome.ok()?,
+            Err(_) => match give_up(&self.stuck, &mut answered) {
+                Ok(outcome) => outcome,
+                Err(TryRecvError::Closed) => return None,
+                Err(TryRecvError::Empty) => {
+                    tracing::warn!("the system's keychain does not answer; the encrypted file serves meanwhile");
+                    return None;
+                }
+            },
+        };
+        outcome
+            .inspect_err(
+                |error| tracing::debug!(%error, "the system's keychain gave nothing; the encrypted file is asked"),
+            )
+            .ok()
     }
+}
+
+/// Holds the system's keychain for stuck until its thread says that it is not, unless that has answered or ended.
+fn give_up<T>(stuck: &AtomicBool, answered: &mut oneshot::Receiver<T>) -> Result<T, TryRecvError> {
+    stuck.store(true, Ordering::Release);
+    // In this order, as the thread has the reverse: one that has not answered by here takes that back when it has.
+    fence(Ordering::SeqCst);
+    let answer = answered.try_recv();
+    if !matches!(answer, Err(TryRecvError::Empty)) {
+        stuck.store(false, Ordering::Release);
+    }
+    answer
 }
 
 fn name(service: &str, account: &str) -> String {
@@ -153,6 +170,23 @@ mod tests {
 
     fn secret(text: &str) -> Secret {
         Secret::new(text.into())
+    }
+
+    #[test]
+    fn an_answer_that_came_when_the_time_was_up_leaves_nothing_stuck() {
+        let stuck = AtomicBool::new(false);
+        let (answer, mut answered) = oneshot::channel();
+        assert_eq!(give_up(&stuck, &mut answered), Err(TryRecvError::Empty));
+        assert!(stuck.load(Ordering::Acquire), "its thread has not answered");
+        // As that thread does, when the one that waits has seen the timer and nothing else yet.
+        answer.send(7).unwrap();
+        stuck.store(false, Ordering::Release);
+        assert_eq!(give_up(&stuck, &mut answered), Ok(7));
+        assert!(!stuck.load(Ordering::Acquire));
+        let (answer, mut answered) = oneshot::channel::<()>();
+        drop(answer);
+        assert_eq!(give_up(&stuck, &mut answered), Err(TryRecvError::Closed));
+        assert!(!stuck.load(Ordering::Acquire), "a thread that is gone takes nothing back");
     }
 
     #[tokio::test]
