@@ -75,7 +75,7 @@ impl<T: Io + Paced> Driver<T> {
             let wrote = match self.poll_write(cx) {
                 Ok(wrote) => wrote,
                 // The other end's reason, if it gave one, is in what has arrived.
-                Err(error) => return Poll::Ready(self.poll_last(cx).unwrap_or(Err(error))),
+                Err(error) => return Poll::Ready(self.poll_last(cx, PORTIONS * PORTION).1.unwrap_or(Err(error))),
             };
             let mut read = 0;
             while read < PORTION {
@@ -126,32 +126,49 @@ impl<T: Io + Paced> Driver<T> {
         Ok(())
     }
 
-    /// Reads what has arrived, for the error or the end in it.
-    fn poll_last(&mut self, cx: &mut Context<'_>) -> Option<io::Result<()>> {
+    /// Reads what has arrived, up to about `most` bytes: how many that were, and the error or the end in it.
+    fn poll_last(&mut self, cx: &mut Context<'_>, most: usize) -> (usize, Option<io::Result<()>>) {
         let mut read = 0;
-        while read < PORTIONS * PORTION {
+        while read < most {
             match self.inbound.poll(cx, &mut self.io, &mut self.table) {
                 Poll::Ready(Ok(Got::Bytes(n))) => read += n,
                 // The end of the byte stream after a goodbye is an end in order.
-                Poll::Ready(Ok(Got::End(0))) if self.hub.has_heard() => return Some(Ok(())),
+                Poll::Ready(Ok(Got::End(0))) if self.hub.has_heard() => return (read, Some(Ok(()))),
                 Poll::Ready(Ok(Got::End(0))) | Poll::Pending => break,
-                Poll::Ready(Ok(Got::End(reason))) => return Some(ended(reason)),
-                Poll::Ready(Err(error)) => return Some(Err(error)),
+                Poll::Ready(Ok(Got::End(reason))) => return (read, Some(ended(reason))),
+                Poll::Ready(Err(error)) => return (read, Some(Err(error))),
             }
         }
-        None
+        (read, None)
+    }
+
+    /// Sends what streams have queued and their windows take. What makes room for it, beneath or in a window, may be behind
+    /// bulk that arrives, so that is read.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut left = PORTIONS * PORTION;
+        loop {
+            match self.outbound.poll(cx, &mut self.io, &mut self.table, &self.hub, PORTION)? {
+                Wrote::Enough => continue,
+                Wrote::All => return Poll::Ready(Ok(())),
+                Wrote::AllButBulk | Wrote::Blocked => {}
+            }
+            match self.poll_last(cx, left) {
+                // Whoever has ended the session takes nothing more.
+                (_, Some(ended)) => return Poll::Ready(ended),
+                (0, None) => return Poll::Pending,
+                (read, None) => left = left.saturating_sub(read),
+            }
+            if left == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
     }
 
     /// Sends what streams have queued and their windows take, says goodbye, and ends the byte stream beneath.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>, reason: u32, at: &mut Goodbye) -> Poll<io::Result<()>> {
         if *at == Goodbye::Rest {
-            loop {
-                match self.outbound.poll(cx, &mut self.io, &mut self.table, &self.hub, PORTION)? {
-                    Wrote::Enough => {}
-                    Wrote::All => break,
-                    Wrote::AllButBulk | Wrote::Blocked => return Poll::Pending,
-                }
-            }
+            ready!(self.poll_rest(cx))?;
             *at = Goodbye::Reason;
         }
         if *at == Goodbye::Reason {

@@ -2,10 +2,14 @@
 
 use super::*;
 use crate::session::framed::FramedStream;
+use crate::session::mux::header::Header;
+use crate::session::mux::peer::{in_time, next_frame};
 use crate::session::opener::Opener;
 use crate::wire::open::Accepted;
 use crate::wire::{FrameKind, Open, Refusal, RefusalCode, StreamRequest};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::task::JoinSet;
 
 fn pair(tasks: &mut JoinSet<io::Result<()>>) -> ((MuxOpener, MuxAcceptor), (MuxOpener, MuxAcceptor)) {
@@ -200,4 +204,69 @@ async fn a_writer_that_waits_for_room_hears_of_a_reset() {
     tokio::task::yield_now().await;
     drop(other);
     tokio::time::timeout(std::time::Duration::from_secs(60), writer).await.expect("it ends").unwrap();
+}
+
+/// A byte stream that takes bulk once something was read from it, as one whose acknowledgements are behind what arrives.
+struct Gated {
+    io: DuplexStream,
+    open: bool,
+}
+
+impl Paced for Gated {
+    fn poll_paced(&mut self, _: &mut Context<'_>) -> Poll<usize> {
+        // Nobody is woken but by what is read.
+        if self.open { Poll::Ready(4096) } else { Poll::Pending }
+    }
+
+    fn sparse(&mut self) {}
+}
+
+impl AsyncRead for Gated {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        self.open |= buf.filled().len() > before;
+        read
+    }
+}
+
+impl AsyncWrite for Gated {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn what_was_finished_leaves_before_the_goodbye_although_room_for_it_must_be_read() {
+    const BYTES: usize = 100_000;
+    let (io, mut theirs) = tokio::io::duplex(1 << 20);
+    let (opener, acceptor, driver) = multiplex(Gated { io, open: false }, End::Laptop);
+    let mut stream = opener.open().await.unwrap();
+    stream.write_all(&[7; BYTES]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    // Ends the session before its driver has read anything.
+    drop(acceptor);
+    let other = async {
+        let mut got = next_frame(&mut theirs).await.1.len();
+        assert!(got < BYTES, "the rest is bulk");
+        theirs.write_all(&Header::pong(1).encode()).await.unwrap();
+        loop {
+            let (header, payload) = next_frame(&mut theirs).await;
+            got += payload.len();
+            if header == Header::go_away(0) {
+                return got;
+            }
+        }
+    };
+    let (ended, got) = in_time(async { tokio::join!(driver, other) }).await;
+    ended.unwrap();
+    assert_eq!(got, BYTES);
 }
