@@ -265,8 +265,41 @@ fn is_recent(notice: &Notice, now: OffsetDateTime) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::role::stub::kin::Kin;
+
+    /// A log that looks, with each line, whether somebody could ask meanwhile.
+    struct Looks(Arc<Told>, Arc<Mutex<Vec<bool>>>);
+
+    impl std::io::Write for Looks {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.1.lock().unwrap().push(self.0.reached.try_lock().is_ok());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_asks_does_not_wait_for_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let kin = Kin::load_or_make(dir.path()).unwrap();
+        let told = Arc::new(Told::new("box".into(), "https://h:1".into(), Earlier::new(dir.path(), kin)));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = {
+            let (told, seen) = (told.clone(), seen.clone());
+            tracing_subscriber::fmt().with_writer(move || Looks(told.clone(), seen.clone())).finish()
+        };
+        tracing::subscriber::with_default(log, || {
+            told.away("refused", Duration::from_secs(1));
+            told.ready();
+        });
+        assert_eq!(*seen.lock().unwrap(), [true, true]);
+    }
 
     #[tokio::test]
     async fn it_is_told_since_when_the_coordinator_is_away_and_why() {
