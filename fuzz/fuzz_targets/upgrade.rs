@@ -1,5 +1,5 @@
-//! The heads of HTTP with which a carrier begins, on either side, and the message that follows; and for whom a load
-//! balancer says that it speaks. The first byte selects which.
+//! The heads of HTTP with which a carrier begins, on either side, and the message that follows; the coordinator's answers in
+//! JSON; and for whom a load balancer says that it speaks. The first byte selects which.
 
 #![no_main]
 
@@ -12,7 +12,10 @@ use libfuzzer_sys::fuzz_target;
 use nexus_proxy::lifeline::first_attach;
 use nexus_proxy::role::coordinator::balancer::{Network, client_of};
 use nexus_proxy::transport::{direct, http};
+use nexus_proxy::wire::Refusal;
 use nexus_proxy::wire::lifeline::{Attach, AttachMode, LifelineId, LifelineMessage, TAG};
+use nexus_proxy::wire::onboarding::{AUTHORITIES_PATH, Authorities};
+use nexus_proxy::wire::refusal::printable;
 use nexus_proxy_fuzz::{Pipe, edited, runtime};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -32,12 +35,15 @@ const ANSWER: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\
 const REFUSAL: &str =
     "HTTP/1.1 403 Forbidden\r\nContent-Length: 40\r\n\r\n{\"code\":\"denied\",\"message\":\"hint: no\"}   ";
 
+const AUTHORITIES: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 21\r\n\r\n\
+    {\"authorities\":\"PEM\"}";
+
 fuzz_target!(|data: &[u8]| {
     let _ = run(&mut Unstructured::new(data));
 });
 
 fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
-    match bytes.int_in_range(0..=6)? {
+    match bytes.int_in_range(0..=7)? {
         0 => drop(accepted(bytes.bytes(bytes.len())?, &[], 0)),
         1 | 2 => {
             let attach = LifelineMessage::Attach(ATTACH).encode();
@@ -57,6 +63,16 @@ fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
             assert!(!answered(&answer, 0) || changed);
         }
         5 => forwarded(bytes)?,
+        6 => {
+            let (answer, changed) = edited(AUTHORITIES.as_bytes(), bytes)?;
+            match asked(&answer, bytes.arbitrary::<u8>()?.into()) {
+                Ok(said) => assert!(changed || said.authorities == "PEM"),
+                Err(refusal) => {
+                    assert!(changed, "{refusal}");
+                    assert_eq!(refusal.message, printable(&refusal.message));
+                }
+            }
+        }
         _ => network(bytes)?,
     }
     Ok(())
@@ -113,6 +129,19 @@ fn answered(answer: &[u8], piece: usize) -> bool {
         let (_, carrier) = tokio::join!(server, http::upgrade(pipe.clone(), "host", "/v1/park", None));
         carrier.is_ok()
     })
+}
+
+/// What a client makes of an answer in JSON.
+fn asked(answer: &[u8], piece: usize) -> Result<Authorities, Refusal> {
+    let pipe = Pipe::default();
+    pipe.with(|ends| (ends.room, ends.piece) = (usize::MAX, piece));
+    let server = async {
+        while !pipe.with(|ends| ends.outward.ends_with(b"\r\n\r\n")) {
+            tokio::task::yield_now().await;
+        }
+        pipe.with(|ends| (ends.inward, ends.ended) = (answer.to_vec(), true));
+    };
+    runtime().block_on(async { tokio::join!(server, http::read_json(pipe.clone(), "host", AUTHORITIES_PATH)).1 })
 }
 
 /// Whatever a client writes before it: the hop that the balancer wrote is the last.

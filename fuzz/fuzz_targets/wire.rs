@@ -9,7 +9,7 @@ use nexus_proxy::wire::call::{MAX_ID, Request, Response};
 use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::limits::{FRAME_HEADER, MAX_ANSWER, MAX_CONTROL, MAX_DEVICES, MAX_SENTENCE};
 use nexus_proxy::wire::onboarding::{
-    EnrollAnswer, EnrollRequest, Health, PairAnswer, PairRequest, RenewAnswer, RenewRequest,
+    Authorities, EnrollAnswer, EnrollRequest, Health, PairAnswer, PairRequest, RenewAnswer, RenewRequest,
 };
 use nexus_proxy::wire::open::{Accepted, Exit, Signal};
 use nexus_proxy::wire::refusal::{printable, printable_word};
@@ -43,6 +43,7 @@ fuzz_target!(|data: &[u8]| {
             parsed(RenewRequest::parse(rest), RenewRequest::parse);
             parsed(RenewAnswer::parse(rest), RenewAnswer::parse);
             parsed(Health::parse(rest), Health::parse);
+            parsed(Authorities::parse(rest), Authorities::parse);
         }
         12 => {
             parsed(PairAnswer::parse(rest), PairAnswer::parse);
