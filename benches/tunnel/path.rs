@@ -19,6 +19,9 @@ use super::target::{self, Direction, requests};
 /// Round trips of the paths.
 const ROUND_TRIPS: [Duration; 2] = [Duration::from_millis(60), Duration::from_millis(150)];
 
+/// Milliseconds of the only one that is measured, when this is set.
+const ONLY: &str = "NEXUS_BENCH_ROUND_TRIP_MS";
+
 /// Bit/s of each.
 const BANDWIDTH: u64 = 1_000_000_000;
 
@@ -71,7 +74,9 @@ impl Paths<'_> {
         );
         self.report.title(self.section, &note);
         let iperf3 = find("iperf3");
-        for round_trip in ROUND_TRIPS {
+        let only =
+            std::env::var(ONLY).ok().map(|ms| ms.parse().map(Duration::from_millis)).transpose().context(ONLY)?;
+        for round_trip in ROUND_TRIPS.into_iter().filter(|round_trip| only.is_none_or(|only| only == *round_trip)) {
             let wire = Wire::new(BANDWIDTH, round_trip / 2);
             match &iperf3 {
                 Some(iperf3) => self.transfers(iperf3, wire)?,

@@ -116,8 +116,8 @@ impl Ended {
         match self {
             Ended::Insisted(number) => Ok(code(number)),
             Ended::Deaf(number) => {
-                let text = "`nexus-proxy up` does not answer, and the program was told nothing. hint: it is stopped or stuck; when it goes \
-                            on, the program ends";
+                let text = "`nexus-proxy up` does not answer; whether the program was told is not known. hint: it is stopped or stuck; when \
+                            it goes on, the program ends";
                 Err(Failure::new(code(number), text))
             }
         }

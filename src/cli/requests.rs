@@ -47,7 +47,8 @@ impl Requests {
             let error = match added {
                 Ok(status) => {
                     show_forward(output, &status);
-                    status.error
+                    // There is no session yet: that the tunnel is down is no refusal of the port.
+                    daemon.forwards().refusal(status.id)
                 }
                 Err(refusal) if refused == Refused::Ends => return Err(refusal),
                 Err(refusal) => Some(refusal.message),

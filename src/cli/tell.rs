@@ -16,6 +16,8 @@ pub struct Told {
     down: Option<String>,
     /// Since when it is interrupted or down.
     gone: Option<OffsetDateTime>,
+    /// What there was to say of the session that stands.
+    remarked: Remarks,
 }
 
 /// What of a state is news when it changes. A state repeats with another round trip or another time to wait.
@@ -78,8 +80,10 @@ impl Told {
         }
         let mut news = News { changed: true, ..News::default() };
         match now {
-            TunnelState::Up { path, moves, round_trip_ms, remarks, .. } => {
+            TunnelState::Up { since, path, moves, round_trip_ms, remarks, .. } => {
                 match &before {
+                    // Another one took its place while nobody looked.
+                    Said::Up { since: s, .. } if s != since => self.begins(&mut news),
                     // Whatever it moved to is in the line that says it is up, or beside what is remarked.
                     Said::Up { path: p, moves: m, .. } if (p, m) == (path, moves) => {}
                     // The usual beginning, through the coordinator and then directly, is not news.
@@ -92,11 +96,9 @@ impl Told {
                         let path = path_text(*path, *round_trip_ms);
                         news.lines.push(format!("{went}, {path}; nothing was lost"));
                     }
-                    Said::Nothing | Said::Down { .. } => {
-                        news.begins = true;
-                        (self.gone, self.down) = (None, None);
-                    }
+                    Said::Nothing | Said::Down { .. } => self.begins(&mut news),
                 }
+                let before = std::mem::replace(&mut self.remarked, remarks.clone());
                 news.lines.extend(remarked(&before, remarks));
             }
             TunnelState::Resuming { why, since, last, retry_ms, .. } => {
@@ -120,23 +122,26 @@ impl Told {
     }
 }
 
+impl Told {
+    fn begins(&mut self, news: &mut News) {
+        news.begins = true;
+        (self.gone, self.down, self.remarked) = (None, None, Remarks::default());
+    }
+}
+
 /// What is new of what there is to say of a session that stands. Why a way is not taken is told when that begins, and not for
 /// each attempt.
-fn remarked(before: &Said, now: &Remarks) -> Vec<String> {
-    let (notice, not_direct, alone) = match before {
-        Said::Up { notice, not_direct, alone, .. } => (notice.as_ref(), not_direct.as_ref(), alone.as_ref()),
-        _ => (None, None, None),
-    };
+fn remarked(before: &Remarks, now: &Remarks) -> Vec<String> {
     let mut lines = Vec::new();
     match &now.notice {
-        Some(text) if notice != Some(text) => lines.push(format!("up; {}", within_line(text))),
-        None if notice.is_some() => lines.push("up; what threatened the session is over".to_owned()),
+        Some(text) if before.notice.as_ref() != Some(text) => lines.push(format!("up; {}", within_line(text))),
+        None if before.notice.is_some() => lines.push("up; what threatened the session is over".to_owned()),
         _ => {}
     }
-    if let Some(why) = now.direct_why.as_ref().filter(|_| not_direct.is_none()) {
+    if let Some(why) = now.direct_why.as_ref().filter(|_| before.direct_why.is_none()) {
         lines.push(format!("up, not directly: {} ({})", within_line(why), next_attempt(now.direct_next)));
     }
-    if let Some(why) = now.standby_why.as_ref().filter(|_| alone.is_none()) {
+    if let Some(why) = now.standby_why.as_ref().filter(|_| before.standby_why.is_none()) {
         let next = next_attempt(now.standby_next);
         lines.push(format!("up, with no way through the coordinator behind it: {} ({next})", within_line(why)));
     }
@@ -233,6 +238,12 @@ mod tests {
         assert_eq!(lines(&mut told, &resuming(None)), [text]);
         assert!(!told.news(&resuming(None)).changed);
         assert_eq!(lines(&mut told, &resuming(Some("refused"))), [format!("{text}; refused")]);
+        let not_direct = Remarks { direct_why: Some("refused".into()), ..Remarks::default() };
+        let goes_on = lines(&mut told, &up(Route::Relay, 1, not_direct.clone()));
+        assert_eq!(goes_on.len(), 2);
+        told.news(&resuming(None));
+        assert_eq!(lines(&mut told, &up(Route::Relay, 1, not_direct)).len(), 1, "why it does not go directly is known");
+        told.news(&resuming(None));
         let goes_on = lines(&mut told, &up(Route::Relay, 1, Remarks::default()));
         assert!(
             goes_on[0].starts_with("goes on after ")

@@ -252,6 +252,7 @@ async fn wait_for_profile(plan: &Plan<'_>) -> Result<Profile, Failure> {
         return Err(Failure::new(failure::FAILED, "its workspace was inside and has ended"));
     };
     let dir = profile::directory(&home.data.join("coordinators"), url);
+    let mut said = None;
     loop {
         let loaded = stop.run_until_cancelled(load_profile(&dir, url)).await;
         let why = match loaded {
@@ -259,10 +260,14 @@ async fn wait_for_profile(plan: &Plan<'_>) -> Result<Profile, Failure> {
             Some(loaded) => return loaded.map_err(|(failure, _)| failure),
             None => return Err(Failure::new(failure::FAILED, "this program is ending")),
         };
+        if said.as_ref() == Some(&why) {
+            continue;
+        }
         tracing::warn!(why, "this program does not take its place again yet");
         let text =
             format!("the other one is gone; this one takes its place again as soon as it can: {}", within_line(&why));
         output.line("take-over", &text, &json!({"event": "waits_for_profile", "why": why}));
+        said = Some(why);
     }
 }
 

@@ -144,8 +144,9 @@ async fn curious(listener: TcpListener, acceptor: TlsAcceptor, heard: Arc<Mutex<
             let peer = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
             let io = upgrade(Tap { io: tls, heard }).await?;
             let carrier = Carrier::new(websocket(io, Bytes::new(), Side::Unmasked).await);
-            match PeerCertificate::parse(&peer?).ok()?.identity.role {
-                Role::Workspace(name) => rendezvous.park(name, carrier).await,
+            let peer = PeerCertificate::parse(&peer?).ok()?;
+            match peer.identity.role {
+                Role::Workspace(name) => rendezvous.park(name, peer.pin, carrier).await,
                 Role::Device(device) => rendezvous.connect("box".parse().ok()?, device, carrier).await,
                 _ => {}
             }

@@ -4,7 +4,7 @@
 //! socket, its TLS state and a small task; a workspace may park [`MAX_PARKED`].
 //!
 //! A workspace has one stub. Of two that are there, as when one runs on a copy of the other's state directory, the later one is
-//! refused, and both are told: else they would take the workspace's laptops from each other without a word.
+//! refused, and both are told, if the first one answers: else they would take the workspace's laptops from each other without a word.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +66,7 @@ struct Slot<T> {
 #[derive(Debug)]
 struct Parked<T> {
     id: u64,
+    key: KeyPin,
     claim: oneshot::Sender<Claim<T>>,
     newer: mpsc::Sender<Newer>,
 }
@@ -102,9 +103,9 @@ impl<T: Io> Rendezvous<T> {
         self.with(|parked| parked.get(workspace).map_or(0, |slot| slot.waiting.len()))
     }
 
-    /// Holds a stub's connection until a laptop claims it, the stub leaves, or the coordinator stops. Laptops can have it at
-    /// once. It is refused when an older one of the workspace turns out to be there.
-    pub async fn park(&self, workspace: WorkspaceName, mut carrier: Carrier<T>) {
+    /// Holds a stub's connection until a laptop claims it, the stub leaves, or the coordinator stops. It is refused when an older
+    /// one of the workspace, of the same `key`, turns out to be there. Laptops can have it as soon as that could have answered.
+    pub async fn park(&self, workspace: WorkspaceName, key: KeyPin, mut carrier: Carrier<T>) {
         let mut revoked = self.revoked.clone();
         revoked.mark_changed();
         let mut authorities = self.authorities.clone();
@@ -112,85 +113,95 @@ impl<T: Io> Rendezvous<T> {
         let id = rand::random();
         let (newer, mut asked) = mpsc::channel(MAX_PARKED);
         let (asks, mut older) = mpsc::channel(MAX_PARKED);
-        let mut claimed = self.enter(&workspace, id, &newer, Some(asks));
-        let mut welcome = false;
+        let mut claimed = self.enter(&workspace, key, id, &newer, Some(asks));
+        let (mut welcome, mut open) = (false, false);
+        let came = Instant::now();
         // So that it is known how long an answer takes by the time that it is asked.
         let _ = carrier.ping().await;
         loop {
             tokio::select! {
-                biased;
-                other = older.recv(), if !welcome => {
-                    let answer = match other {
-                        None => Control::Parked {},
-                        Some(()) => {
-                            tracing::warn!(%workspace, "a second stub of this workspace was refused");
-                            Control::Refused(Refusal::new(RefusalCode::Busy, is_served(&workspace)))
-                        }
-                    };
-                    if carrier.send_control(&answer).await.is_ok() && other.is_none() {
-                        welcome = true;
-                        continue;
-                    }
-                }
-                pins = news(&mut revoked) => {
-                    for pins in pins.chunks(MAX_REVOKED) {
-                        // A connection that does not take it is seen to be dead below.
-                        let _ = carrier.send_control(&Control::Revoked { pins: pins.iter().map(KeyPin::to_string).collect() }).await;
-                    }
-                    continue;
-                }
-                Ok(()) = authorities.changed() => {
-                    let _ = carrier.send_control(&Control::Authorities {}).await;
-                    continue;
-                }
-                claim = &mut claimed => match claim {
-                    Ok(claim) => match Box::pin(is_there(&mut carrier)).await {
-                        Ok(true) => {
-                            if !welcome {
-                                let _ = carrier.send_control(&Control::Parked {}).await;
-                            }
-                            let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
-                            if carrier.send_control(&join).await.is_ok() {
-                                let _ = claim.give.send(Given::Connection(Box::new(carrier.into_websocket())));
-                            }
-                            return;
-                        }
-                        Ok(false) => {
-                            let since = carrier.heard();
-                            let _ = claim.give.send(Given::Silent(since));
-                            tracing::info!(%workspace, silent = ?since.elapsed(), "a parked connection does not answer");
-                            // It may only be slow: then the next laptop can have it, or the same one, which waits.
-                            if matches!(Box::pin(carrier.answers(PONG)).await, Ok(true)) {
-                                claimed = self.enter(&workspace, id, &newer, None);
-                                continue;
-                            }
-                        }
-                        Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
-                    }
-                    Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
-                },
-                Some(newer) = asked.recv() => match Box::pin(is_there_still(&mut carrier)).await {
-                    Ok(true) => {
-                        let _ = newer.try_send(());
-                        // One that is about to be refused itself has no say.
-                        if welcome {
-                            let _ = carrier.send_control(&Control::Waiting { message: has_a_rival(&workspace) }).await;
-                        }
-                        continue;
-                    }
-                    // It may only be slow.
-                    Ok(false) => continue,
-                    Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
-                },
-                arrival = carrier.arrival() => match arrival {
-                    Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
-                    Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
-                    Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
-                },
-                () = self.drain.stop.cancelled() => {
-                    let _ = carrier.send_control(&drain::say(Client::Stub)).await;
-                }
-            }
+                           biased;
+                           other = older.recv(), if !welcome => {
+                               let answer = match other {
+                                   None => Control::Parked {},
+                                   Some(()) => {
+                                       tracing::warn!(%workspace, "a second stub of this workspace was refused");
+                                       Control::Refused(Refusal::new(RefusalCode::Busy, is_served(&workspace)))
+                                   }
+                               };
+                               if carrier.send_control(&answer).await.is_ok() && other.is_none() {
+                                   welcome = true;
+                                   continue;
+                               }
+                           }
+                           () = tokio::time::sleep_until(came + if open { PONG } else { ANSWER }), if !welcome => {
+                               // An older one may only be slow to say that it is gone. Nobody waits for that any longer.
+                               welcome = open && carrier.send_control(&Control::Parked {}).await.is_ok();
+                               open = true;
+                               continue;
+                           }
+                           pins = news(&mut revoked) => {
+                               for pins in pins.chunks(MAX_REVOKED) {
+                                   // A connection that does not take it is seen to be dead below.
+                                   let _ = carrier.send_control(&Control::Revoked { pins: pins.iter().map(KeyPin::to_string).collect() }).await;
+                               }
+                               continue;
+                           }
+                           Ok(()) = authorities.changed() => {
+                               let _ = carrier.send_control(&Control::Authorities {}).await;
+                               continue;
+                           }
+                           claim = &mut claimed, if welcome || open => match claim {
+                               Ok(claim) => match Box::pin(is_there(&mut carrier)).await {
+                                   Ok(true) => {
+                                       if !welcome {
+                                           let _ = carrier.send_control(&Control::Parked {}).await;
+                                       }
+                                       let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
+                                       if carrier.send_control(&join).await.is_ok() {
+                                           let _ = claim.give.send(Given::Connection(Box::new(carrier.into_websocket())));
+                                       }
+                                       return;
+                                   }
+                                   Ok(false) => {
+                                       let since = carrier.heard();
+                                       let _ = claim.give.send(Given::Silent(since));
+                                       tracing::info!(%workspace, silent = ?since.elapsed(), "a parked connection does not answer");
+                                       // It may only be slow: then the next laptop can have it, or the same one, which waits.
+                                       if matches!(Box::pin(carrier.answers(PONG)).await, Ok(true)) {
+                                           claimed = self.enter(&workspace, key, id, &newer, None);
+                                           continue;
+                                       }
+                                   }
+                                   Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+                               }
+                               Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
+                           },
+                           // Who has gone meanwhile is not asked for.
+                           Some(newer) = asked.recv() => {
+            if newer.is_closed() { continue; }
+            match Box::pin(is_there_still(&mut carrier)).await {
+                               Ok(true) => {
+                                   let _ = newer.try_send(());
+                                   // One that is about to be refused itself has no say.
+                                   if welcome {
+                                       let _ = carrier.send_control(&Control::Waiting { message: has_a_rival(&workspace) }).await;
+                                   }
+                                   continue;
+                               }
+                               // It may only be slow.
+                               Ok(false) => continue,
+                               Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+                           }},
+                           arrival = carrier.arrival() => match arrival {
+                               Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
+                               Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
+                               Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+                           },
+                           () = self.drain.stop.cancelled() => {
+                               let _ = carrier.send_control(&drain::say(Client::Stub)).await;
+                           }
+                       }
             break;
         }
         self.with(|parked| {
@@ -205,11 +216,13 @@ impl<T: Io> Rendezvous<T> {
         Box::pin(carrier.close()).await;
     }
 
-    /// Puts a connection where laptops find it; gives what says that one did, or that newer ones took its place. Those that are
-    /// there already are asked by `asks`, in the same moment: of two that come together, one asks the other.
+    /// Puts a connection where laptops find it; gives what says that one did, or that newer ones took its place. Those of the same
+    /// key that are there already are asked by `asks`, in the same moment: of two that come together, one asks the other. A
+    /// workspace that was enrolled anew has another key, and the old one's connections are about to end.
     fn enter(
         &self,
         workspace: &WorkspaceName,
+        key: KeyPin,
         id: u64,
         newer: &mpsc::Sender<Newer>,
         asks: Option<Newer>,
@@ -219,9 +232,10 @@ impl<T: Io> Rendezvous<T> {
             let slot = parked.entry(workspace.clone()).or_insert_with(Slot::new);
             if let Some(asks) = asks {
                 // One that is asked by so many already has its answer to come.
-                slot.waiting.iter().for_each(|older| drop(older.newer.try_send(asks.clone())));
+                let same = slot.waiting.iter().filter(|older| older.key == key);
+                same.for_each(|older| drop(older.newer.try_send(asks.clone())));
             }
-            slot.waiting.push_back(Parked { id, claim, newer: newer.clone() });
+            slot.waiting.push_back(Parked { id, key, claim, newer: newer.clone() });
             if slot.waiting.len() > MAX_PARKED {
                 slot.waiting.pop_front();
             }
@@ -370,7 +384,8 @@ fn patience(round_trip: Option<Duration>) -> Duration {
 
 /// Where a copy of a workspace gets a place of its own.
 const OF_ITS_OWN: &str = "to make the copy a workspace of its own, run `nexus-coordinator workspace add NAME` and start nexus-stub \
-                          there with --enroll CODE and another --state";
+                          there with --enroll CODE and another --state; if you know of no copy, its key was taken: \
+                          `nexus-coordinator workspace add NAME --reissue` ends that one's access, and this one enrolls again";
 
 /// What a stub is told where another one is.
 fn is_served(workspace: &WorkspaceName) -> String {

@@ -18,6 +18,10 @@ fn nobody() -> watch::Receiver<Revoked> {
     watch::channel(Revoked::default()).1
 }
 
+fn key(number: u8) -> KeyPin {
+    KeyPin::from_bytes([number; 32])
+}
+
 fn steps() -> watch::Receiver<i64> {
     watch::channel(0).1
 }
@@ -49,7 +53,7 @@ async fn joins_whoever_comes_first() {
         let name: WorkspaceName = "w".parse().unwrap();
         let park = {
             let (rendezvous, name) = (rendezvous.clone(), name.clone());
-            async move { rendezvous.park(name, stub_far).await }
+            async move { rendezvous.park(name, key(1), stub_far).await }
         };
         let connect = {
             let (rendezvous, name) = (rendezvous.clone(), name.clone());
@@ -83,7 +87,7 @@ async fn a_stop_tells_everyone_when_to_come_back_and_what_is_relayed_goes_on() {
     let park = async |tasks: &mut tokio::task::JoinSet<()>, name: &str| {
         let (mut stub, far) = ends().await;
         let (rendezvous, name) = (rendezvous.clone(), name.parse().unwrap());
-        tasks.spawn(async move { rendezvous.park(name, far).await });
+        tasks.spawn(async move { rendezvous.park(name, key(1), far).await });
         assert_eq!(control(stub.arrival().await), Control::Parked {});
         stub
     };
@@ -152,7 +156,7 @@ async fn a_connection_that_does_not_answer_is_not_given_out() {
     let mut park = async || {
         let (mut stub, far) = ends().await;
         let (rendezvous, name) = (rendezvous.clone(), name.clone());
-        tasks.spawn(async move { rendezvous.park(name, far).await });
+        tasks.spawn(async move { rendezvous.park(name, key(1), far).await });
         assert_eq!(control(stub.arrival().await), Control::Parked {});
         stub
     };
@@ -193,7 +197,7 @@ async fn the_newest_connections_stay_parked() {
     for _ in 0..MAX_PARKED + 2 {
         let (mut stub, far) = ends().await;
         let rendezvous = rendezvous.clone();
-        tasks.spawn(async move { rendezvous.park("w".parse().unwrap(), far).await });
+        tasks.spawn(async move { rendezvous.park("w".parse().unwrap(), key(1), far).await });
         assert_eq!(control(stub.arrival().await), Control::Parked {});
         stubs.push(stub);
     }
@@ -221,7 +225,7 @@ async fn of_two_stubs_of_a_workspace_the_later_one_waits_until_the_other_is_gone
     let mut park = async || {
         let (stub, far) = ends().await;
         let (rendezvous, name) = (rendezvous.clone(), name.clone());
-        tasks.spawn(async move { rendezvous.park(name, far).await });
+        tasks.spawn(async move { rendezvous.park(name, key(1), far).await });
         listens(stub)
     };
     let (mut first, ends) = park().await;
@@ -241,6 +245,20 @@ async fn of_two_stubs_of_a_workspace_the_later_one_waits_until_the_other_is_gone
     assert_eq!(second.recv().await, Some(Control::Parked {}));
 }
 
+/// Its old stub is cut off a moment later.
+#[tokio::test]
+async fn a_workspace_that_was_enrolled_anew_is_not_refused_for_the_key_before() {
+    let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 1..3 {
+        let (stub, far) = ends().await;
+        let rendezvous = rendezvous.clone();
+        tasks.spawn(async move { rendezvous.park("w".parse().unwrap(), key(number), far).await });
+        let (mut heard, _) = listens(stub);
+        assert_eq!(heard.recv().await, Some(Control::Parked {}), "{number}");
+    }
+}
+
 #[tokio::test]
 async fn of_stubs_that_come_together_one_stays() {
     let rendezvous = Arc::new(Rendezvous::new(nobody(), steps(), never()));
@@ -250,7 +268,7 @@ async fn of_stubs_that_come_together_one_stays() {
     for _ in 0..MAX_PARKED {
         let (stub, far) = ends().await;
         let (rendezvous, name) = (rendezvous.clone(), name.clone());
-        tasks.spawn(async move { rendezvous.park(name, far).await });
+        tasks.spawn(async move { rendezvous.park(name, key(1), far).await });
         stubs.push(listens(stub).0);
     }
     let mut parked = 0;
@@ -273,7 +291,7 @@ async fn what_a_stub_said_before_it_let_go_does_not_keep_its_next_connection_out
     let mut park = async || {
         let (stub, far) = ends().await;
         let (rendezvous, name) = (rendezvous.clone(), name.clone());
-        tasks.spawn(async move { rendezvous.park(name, far).await });
+        tasks.spawn(async move { rendezvous.park(name, key(1), far).await });
         stub
     };
     let mut last = park().await;

@@ -294,7 +294,9 @@ async fn route(
                 // days the room that the upgrade needed or that a join would need.
                 let Some(carrier) = Box::pin(upgraded(request, peer, admitted.side)).await else { return };
                 let work: Pin<Box<dyn Future<Output = ()> + Send>> = match admitted.purpose {
-                    Purpose::Park(workspace) => Box::pin(shared.rendezvous.park(workspace, carrier)),
+                    Purpose::Park(workspace) => {
+                        Box::pin(shared.rendezvous.park(workspace, admitted.certificate.pin, carrier))
+                    }
                     Purpose::Connect(workspace, device) => {
                         Box::pin(shared.rendezvous.connect(workspace, device, carrier))
                     }

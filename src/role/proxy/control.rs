@@ -76,12 +76,12 @@ impl Claim {
         for dir in [path.parent(), held.parent()].into_iter().flatten() {
             files::private_dir(dir)?;
         }
-        let deadline = Instant::now() + END_TIMEOUT;
         let beside = match Right::have(path, END_TIMEOUT).await {
             Ok(right) => Lock { file: right::file_of(path), right },
             Err(NotHad::Served | NotHad::Held) => return Err(ClaimError::Up),
             Err(NotHad::Io(error)) => return Err(error.into()),
         };
+        let deadline = Instant::now() + END_TIMEOUT;
         let held = loop {
             if let Some(right) = Right::take(held)? {
                 break Lock { file: held.to_owned(), right };

@@ -36,7 +36,9 @@ impl Life<'_> {
         let told = |wait| {
             let times = self.climb().failures();
             tracing::info!(target: WAY, times, ?wait, "the direct way did not last, and is left alone for a while");
-            self.not_directly(LEFT_ALONE.to_owned(), wait);
+            self.remark(|remarks| {
+                (remarks.direct_why, remarks.direct_next) = (Some(LEFT_ALONE.to_owned()), Some(time_in(wait)));
+            });
         };
         let follow = follow(self.lifeline.standing(), || self.lifeline.moved(), self.climbing(), seen, told);
         tokio::select! {

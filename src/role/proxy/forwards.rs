@@ -126,8 +126,7 @@ pub enum Refused {
     /// There is none.
     Ends,
     /// It is asked for again until it can be had; its status says why not. A forward that went on so far, before its program
-    /// was replaced, is worth no less after that. On the laptop that is for ports that are in use: what else is wrong with one
-    /// stays so.
+    /// was replaced, is worth no less after that, and an address of a network that is away comes back.
     Waits,
 }
 
@@ -259,9 +258,7 @@ impl Forwards {
         }
         let listening = match &bound {
             Ok(port) => Listening::At(port.bound().clone()),
-            Err(refusal) if refused == Refused::Waits && refusal.code == RefusalCode::AddressInUse => {
-                Listening::Refused(here.bind.clone(), refusal.clone())
-            }
+            Err(refusal) if refused == Refused::Waits => Listening::Refused(here.bind.clone(), refusal.clone()),
             Err(refusal) => return Err(refusal.clone()),
         };
         let (report, listening) = watch::channel(listening);
@@ -331,6 +328,15 @@ impl Forwards {
         let entries = self.entries();
         let entry = entries.of.get(&id).filter(|e| e.request.kind == ForwardKind::Remote)?;
         Some((entry.target.clone()?, entry.stats.clone()))
+    }
+
+    /// Why the port of a forward cannot be had, if it cannot.
+    pub fn refusal(&self, id: u32) -> Option<String> {
+        let listening = self.entries().of.get(&id)?.listening.borrow().clone();
+        match listening {
+            Listening::Refused(_, refusal) => Some(refusal.to_string()),
+            _ => None,
+        }
     }
 
     /// How all are doing.

@@ -82,12 +82,16 @@ async fn a_port_that_is_waited_for_is_forgotten_when_its_forward_ends_or_is_clos
 }
 
 #[tokio::test]
-async fn what_no_wait_mends_is_refused() {
+async fn an_address_that_is_not_there_is_refused_to_who_begins_and_waited_for_where_it_went_on_before() {
     let (forwards, tasks) = forwards();
     let request = ForwardRequest::new(ForwardKind::Local, "192.0.2.1:0:127.0.0.1:9");
-    let refusal = forwards.add(&request, Refused::Waits).await.unwrap_err();
+    let refusal = forwards.add(&request, Refused::Ends).await.unwrap_err();
     assert_eq!(refusal.code, RefusalCode::InvalidArguments);
     assert!(forwards.status().is_empty());
+    // One that went on before: the network that has the address may be away.
+    let waits = forwards.add(&request, Refused::Waits).await.unwrap();
+    assert!(!waits.ready && forwards.refusal(waits.id).is_some_and(|why| why.contains("no address")), "{waits:?}");
+    forwards.close().await;
     all_end(&tasks).await;
 }
 

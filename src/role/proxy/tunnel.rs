@@ -232,6 +232,8 @@ impl Tunnel {
                     let life = Life::new(self, &session, standing);
                     let mut running: BoxFuture<'a, TunnelError> = Box::pin(life.clone().run(session, serve));
                     let over = self.stand(&life, &mut running).await;
+                    // What changed until here, the session has seen.
+                    changes.borrow_and_update();
                     if self.ending.is_cancelled() {
                         return Ok(());
                     }

@@ -221,8 +221,8 @@ impl Told {
     /// The coordinator says something that somebody has to know, and says it again for as long as it is so.
     pub fn notice(&self, message: String) {
         let what = Refusal::new(RefusalCode::Busy, message).message;
-        let is_known = self.noticed().is_some_and(|notice| notice.what == what);
-        if !is_known {
+        // Once for as long as it is so, in whatever words: whoever says it may say it as fast as the wire takes it.
+        if self.noticed().is_none() {
             tracing::warn!("{what}");
         }
         let notice = Notice { what, at: OffsetDateTime::now_utc() };

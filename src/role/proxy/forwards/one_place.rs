@@ -28,7 +28,9 @@ fn addresses_of(host: &str) -> Vec<IpAddr> {
 /// Whether whoever listens at `bind` hears who dials `to`. Other loopback addresses are other places.
 fn meet(bind: IpAddr, to: IpAddr) -> bool {
     let is_here = |address: IpAddr| address.is_loopback() || address.is_unspecified();
-    bind == to || (bind.is_unspecified() && is_here(to)) || (to.is_unspecified() && is_here(bind))
+    // What listens on every IPv4 address hears no one who dials ::1.
+    let hears = bind.is_ipv6() || to.is_ipv4() || to.is_unspecified();
+    bind == to || (bind.is_unspecified() && is_here(to) && hears) || (to.is_unspecified() && is_here(bind))
 }
 
 /// The refusal of a forward that would.
