@@ -25,6 +25,10 @@ const ATTEMPTS: usize = 5;
 /// How long a program has to end by itself after it was asked to.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long the last words of a program that has ended may be on their way to us. A process that it left behind may hold its
+/// outputs open for longer.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
 /// The path of a program; a test without it fails.
 #[track_caller]
 pub fn find(name: &str) -> PathBuf {
@@ -237,17 +241,25 @@ impl Running {
         self.child.try_wait().expect("our own child can be waited for")
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it ends by itself, and all that it said is heard.
     #[track_caller]
     pub fn ends(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.what);
-        until(&what, || self.has_ended())
+        let status = until(&what, || self.has_ended());
+        self.hear_out();
+        status
+    }
+
+    /// Waits for what it said before it ended, which the kernel may still hold.
+    fn hear_out(&self) {
+        let _ = within(LAST_WORDS, || self.readers.iter().all(JoinHandle::is_finished).then_some(()));
     }
 
     /// Waits until it ends by itself, no longer than `time`, and well.
     #[track_caller]
     pub fn completes(mut self, time: Duration) {
         let status = within(time, || self.has_ended());
+        self.hear_out();
         self.ended_well(status);
     }
 
@@ -261,8 +273,14 @@ impl Running {
         listens(self.child.id(), port)
     }
 
-    /// Asks it to end, and insists after a while.
+    /// Asks it to end, insists after a while, and hears all that it said.
     pub fn stop(&mut self, signal: Signal) -> ExitStatus {
+        let status = self.end(signal);
+        self.hear_out();
+        status
+    }
+
+    fn end(&mut self, signal: Signal) -> ExitStatus {
         if let Some(status) = self.has_ended() {
             return status;
         }
@@ -276,7 +294,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.stop(Signal::SIGTERM);
+        self.end(Signal::SIGTERM);
     }
 }
 
