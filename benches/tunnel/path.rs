@@ -141,7 +141,9 @@ impl Paths<'_> {
             let mut pairs = Pairs::default();
             for _ in 0..ROUNDS {
                 pairs.ours.push(loaded(port, direction, ROUND, || by_all(|| calls(&socket, LOADED_BATCH)))?);
-                pairs.plain.push(loaded(plain.port, direction, ROUND, || by_all(|| requests(plain.port, LOADED_BATCH)))?);
+                pairs
+                    .plain
+                    .push(loaded(plain.port, direction, ROUND, || by_all(|| requests(plain.port, LOADED_BATCH)))?);
             }
             self.show(&pairs, &format!("call, {round_trip:?}, one stream {way}"));
             let most = round_trip + MOST_WAIT;
@@ -195,7 +197,8 @@ fn transfer(iperf3: &Path, port: u16, direction: Direction) -> Result<Received> 
 fn by_all(measure: impl Fn() -> Result<Vec<f64>> + Sync) -> Result<Vec<f64>> {
     std::thread::scope(|scope| {
         let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(&measure)).collect();
-        let took: Result<Vec<_>> = callers.into_iter().map(|caller| caller.join().expect("a caller does not panic")).collect();
+        let took: Result<Vec<_>> =
+            callers.into_iter().map(|caller| caller.join().expect("a caller does not panic")).collect();
         Ok(took?.concat())
     })
 }

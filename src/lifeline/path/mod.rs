@@ -121,8 +121,10 @@ pub struct Path {
     /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
     rising: Option<u64>,
     recent: Recent,
-    /// Whether the path, and not the sender, was the limit since the round began.
+    /// Whether the path, and not the sender, was the limit since the round began; and in the round before, so that it was from
+    /// the beginning of this one.
     limited: bool,
+    was_limited: bool,
     company: Company,
     acked: u64,
     /// What is not acknowledged of what left.
@@ -178,6 +180,7 @@ impl Path {
             rising: None,
             recent: Recent::default(),
             limited: false,
+            was_limited: false,
             company: Company::default(),
             acked: 0,
             under_way: 0,
@@ -191,6 +194,11 @@ impl Path {
 
     /// Bytes that may be under way.
     pub fn window(&self) -> u64 {
+        self.window
+    }
+
+    /// The same of bulk: less while the path is looked at or shared. What is small does not wait for that.
+    fn bulk_window(&self) -> u64 {
         let window = match (&self.look, self.product()) {
             (Some(_), Some(product)) => (product / 4).saturating_mul(LOOK_QUARTERS).clamp(LEAST_WINDOW, MOST_WINDOW),
             _ => self.rising.map_or(self.window, |rising| rising.min(self.window)),
@@ -205,7 +213,7 @@ impl Path {
     pub fn bulk(&mut self, under_way: u64, now: Instant) -> Bulk {
         self.company.passes(now);
         self.under_way = under_way;
-        if under_way >= self.window() {
+        if under_way >= self.bulk_window() {
             return Bulk::Full;
         }
         if let Some(pace) = &mut self.pace {
@@ -231,7 +239,7 @@ impl Path {
 
     /// Bytes after which an acknowledgement is asked for. On a slow long path that is sooner: a round must not take seconds.
     pub fn mark_after(&self) -> u64 {
-        let after = if self.is_unknown() { FIRST_MARK } else { between_marks(self.window()) };
+        let after = if self.is_unknown() { FIRST_MARK } else { between_marks(self.bulk_window()) };
         self.pace.as_ref().map_or(after, |pace| after.min(pace.within(LEAST_LONG_ROUND)))
     }
 
@@ -316,6 +324,7 @@ impl Path {
         let next = Round { position: mark.position, sent: mark.sent, arrived: now, shortest: Duration::MAX, marks: 0 };
         let Some(round) = self.round.replace(next) else { return };
         let limited = std::mem::take(&mut self.limited);
+        let all_the_while = std::mem::replace(&mut self.was_limited, limited) && limited;
         let bytes = mark.position.saturating_sub(round.position) as f64;
         let per = |from: Instant, to: Instant| bytes / to.saturating_duration_since(from).as_secs_f64().max(1e-6);
         let rate = per(round.arrived, now);
@@ -328,7 +337,7 @@ impl Path {
         if let (Some(pace), Some((shortest, _)), true) = (&mut self.pace, self.shortest, is_paced) {
             let queue = round.shortest.saturating_sub(shortest);
             let (sent, took) = (per(round.sent, mark.sent), now.saturating_duration_since(round.arrived));
-            let under_way = self.under_way;
+            let (limited, under_way) = (all_the_while, self.under_way);
             pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited, under_way }, now);
         }
         self.look_again(limited, now);
@@ -422,7 +431,7 @@ impl Path {
                 if let Some(shortest) = look.shortest {
                     self.shortest = Some((shortest, now));
                 }
-                self.rising = Some(self.window());
+                self.rising = Some(self.bulk_window());
                 self.look = None;
                 if let Some(pace) = &mut self.pace {
                     pace.looked();

@@ -67,6 +67,10 @@ impl Sent {
     fn wait(&self, percent: usize) -> Duration {
         self.waits.get(self.waits.len() * percent / 100).copied().unwrap_or_default()
     }
+
+    fn longest_wait(&self) -> Duration {
+        self.waits.last().copied().unwrap_or_default()
+    }
 }
 
 /// Bytes of a call.
@@ -254,6 +258,67 @@ fn a_long_path_that_changes_its_rate_is_followed() {
             assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
         }
     }
+}
+
+/// Calls beside bulk meet no queue that a person would feel, also when bulk pauses and goes on, and when it may have more.
+#[test]
+fn a_transfer_that_goes_on_after_a_pause_makes_no_queue() {
+    const RATE: f64 = 125_000_000.0;
+    // It has been slower to answer since it had something to do.
+    let late = |n: u64| Duration::from_micros(if n < 40 { 0 } else { 4000 } + n * 7919 % 2000);
+    for round_trip in [60, 150] {
+        let calls = (Duration::from_secs(6), Duration::from_secs(18));
+        let sent = run(&Wire { late, calls, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 24);
+        let share: Vec<f64> = sent.delivered[19..].iter().map(|bytes| *bytes as f64 / RATE).collect();
+        assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms: {share:?}");
+        assert!(
+            sent.longest_wait() < Duration::from_millis(20),
+            "{round_trip} ms: a queue of {:?}",
+            sent.longest_wait()
+        );
+    }
+}
+
+#[test]
+fn a_search_for_more_makes_a_short_queue() {
+    const RATE: f64 = 100_000_000.0;
+    let late = |n: u64| Duration::from_micros(n * 7919 % 2000);
+    for round_trip in [60, 150] {
+        for times in [1.05, 1.1, 1.2, 1.4] {
+            let meanwhile = Some((Duration::from_secs(6), Duration::MAX, RATE * times));
+            let sent = run(&Wire { late, meanwhile, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 24);
+            let share: Vec<f64> = sent.delivered[12..].iter().map(|bytes| *bytes as f64 / RATE / times).collect();
+            let what = format!("{round_trip} ms, {times} times");
+            assert!(share.iter().all(|share| *share > 0.95), "{what}: {share:?}");
+            assert!(sent.longest_wait() < Duration::from_millis(20), "{what}: a queue of {:?}", sent.longest_wait());
+        }
+    }
+}
+
+#[test]
+fn what_is_small_does_not_wait_while_a_path_is_looked_at() {
+    const RATE: u64 = 25_000_000;
+    let (begin, round_trip) = (Instant::now(), Duration::from_millis(100));
+    let mut path = Path::new();
+    let (mut looked, mut now) = (false, begin);
+    for round in 1..400u64 {
+        for part in 1..=8 {
+            now = begin + round_trip * round as u32 + round_trip * part / 8;
+            let position = round * RATE / 10 + RATE / 80 * u64::from(part);
+            path.limited();
+            // Its length is never seen again: a queue stands that does not go.
+            let longer = if round < 3 { Duration::ZERO } else { Duration::from_millis(2) };
+            path.marked(position, now - round_trip - longer);
+            path.acked(position, now);
+        }
+        if path.look.is_some() {
+            looked = true;
+            let holds = path.product().unwrap();
+            assert_eq!(path.bulk(holds, now), Bulk::Full);
+            assert!(path.window() > holds);
+        }
+    }
+    assert!(looked, "{path:?}");
 }
 
 /// The machine moved, and its connection stayed.
