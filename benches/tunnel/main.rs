@@ -31,7 +31,7 @@ mod throughput;
 use anyhow::{Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use report::Report;
+use report::{Processors, Report};
 use rig::Programs;
 
 type Section = fn(&Programs, &Report) -> Result<()>;
@@ -70,7 +70,9 @@ fn main() -> Result<()> {
     let programs = Programs::copied()?;
     for (name, section) in SECTIONS {
         if (wanted.is_empty() && name != DIRECTLY) || wanted.contains(&name) {
+            let before = Processors::now();
             section(&programs, &report)?;
+            report.disturbed(name, before);
         }
     }
     if arguments.iter().any(|a| a == "--check") && report.missed() > 0 {

@@ -11,6 +11,26 @@ pub struct Report {
     missed: AtomicUsize,
 }
 
+/// What became of the processors' time since the machine began, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub struct Processors {
+    all: u64,
+    stolen: u64,
+}
+
+impl Processors {
+    /// As of now.
+    pub fn now() -> Processors {
+        /// Where the kernel counts what it did not get.
+        const STOLEN: usize = 7;
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let first = stat.lines().next().unwrap_or_default();
+        // What guests had is counted twice.
+        let ticks: Vec<u64> = first.split_whitespace().skip(1).take(STOLEN + 1).flat_map(str::parse).collect();
+        Processors { all: ticks.iter().sum(), stolen: ticks.get(STOLEN).copied().unwrap_or_default() }
+    }
+}
+
 /// A figure with its unit and the decimals it deserves.
 #[derive(Debug, Clone, Copy)]
 pub struct Figure {
@@ -43,6 +63,13 @@ impl Report {
         } else {
             println!("{cpu}, {cores} cores, Linux {kernel}; load before the start {load}");
         }
+    }
+
+    /// What a hypervisor took of the processors while a section ran: figures of a disturbed machine are no one's.
+    pub fn disturbed(&self, section: &str, before: Processors) {
+        let Processors { all, stolen } = Processors::now();
+        let share = (stolen - before.stolen) as f64 * 100.0 / (all - before.all).max(1) as f64;
+        self.row(section, "of the processors the hypervisor took", &[figure("%", share, 1)]);
     }
 
     /// The title of what follows, and what must be known to read it.

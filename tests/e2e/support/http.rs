@@ -4,11 +4,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tempfile::TempDir;
 
 use super::place::Place;
-use super::program::{Running, command, is_root};
+use super::program::{Run, Running, command, is_root};
 
 /// `curl` as a person without any configuration would have it: quiet but for errors, and no proxy but what `words` name.
 #[track_caller]
@@ -30,6 +31,7 @@ pub struct Nginx {
     pub socket: PathBuf,
     /// What it serves.
     pub root: PathBuf,
+    asked: AtomicUsize,
     _program: Running,
     _folder: TempDir,
 }
@@ -55,12 +57,22 @@ impl Nginx {
             place.run(nginx)
         });
         let socket = folder.path().join("http.sock");
-        Nginx { addr: SocketAddr::new(place.bind(), port), socket, root, _program: program, _folder: folder }
+        let (addr, asked) = (SocketAddr::new(place.bind(), port), AtomicUsize::new(0));
+        Nginx { addr, socket, root, asked, _program: program, _folder: folder }
     }
 
     /// The URL of a file below [`root`](Self::root).
     pub fn url(&self, file: &str) -> String {
         format!("http://127.0.0.1:{}/{file}", self.addr.port())
+    }
+
+    /// Connections that it has taken so far, but for those that ask this.
+    #[track_caller]
+    pub fn accepted(&self) -> usize {
+        let asked = self.asked.fetch_add(1, Relaxed) + 1;
+        let said = Run::of(curl(&["--unix-socket", &self.socket.to_string_lossy(), "http://nginx/connections"])).ok();
+        let accepted = said.lines().nth(2).and_then(|counts| counts.split_whitespace().next()?.parse::<usize>().ok());
+        accepted.unwrap_or_else(|| panic!("nginx counts its connections: {said}")) - asked
     }
 }
 
@@ -75,7 +87,10 @@ fn nginx_conf(folder: &Path, addr: SocketAddr) -> String {
            client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
            uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
            client_max_body_size 0; send_timeout 1h; client_body_timeout 1h;
-           server {{ listen {addr}; listen unix:{folder}/http.sock; root {folder}/www; dav_methods PUT; }}
+           server {{
+             listen {addr}; listen unix:{folder}/http.sock; root {folder}/www; dav_methods PUT;
+             location = /connections {{ stub_status; }}
+           }}
          }}"
     )
 }

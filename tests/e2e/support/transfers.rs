@@ -1,12 +1,14 @@
 //! Bulk transfers both ways at once, by programs that others wrote, over and over until it is enough. Each is one TCP
-//! connection from its first byte to its last: none of these programs tries a second time.
+//! connection from its first byte to its last: none of these programs tries a second time. Only one of which nothing has reached
+//! the other end is begun anew: while a session is interrupted it refuses new connections.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -22,6 +24,9 @@ pub const RECOVERY: Duration = Duration::from_secs(120);
 
 /// How long one transfer may take. Only what stands still takes longer.
 const MOST: Duration = Duration::from_secs(600);
+
+/// How long one waits that was refused.
+const REFUSED: Duration = Duration::from_millis(200);
 
 /// How much longer transfers go on.
 #[derive(Debug, Default)]
@@ -41,14 +46,31 @@ impl Until {
         self.0.load(Relaxed) >= until
     }
 
-    /// Waits for the end of a program, which must be a good one.
-    #[track_caller]
-    fn completes(&self, mut program: Running) {
+    /// Waits for the end of a program.
+    fn ends(&self, program: &mut Running) -> Option<ExitStatus> {
         let ended = within(MOST, || {
             let ended = program.has_ended();
             (ended.is_some() || self.is(Until::GIVEN_UP)).then_some(ended)
         });
-        program.ended_well(ended.flatten());
+        ended.flatten()
+    }
+
+    /// Runs what `attempt` starts to its end, which must be a good one; again while `has_begun` denies that anything of a bad one
+    /// has reached the other end.
+    #[track_caller]
+    fn completes<T>(&self, mut attempt: impl FnMut() -> (Running, T), has_begun: impl Fn(&mut T) -> bool) -> T {
+        let since = Instant::now();
+        loop {
+            let (mut program, mut rest) = attempt();
+            let status = self.ends(&mut program);
+            let is_refused = status.is_some_and(|status| !status.success()) && !has_begun(&mut rest);
+            if is_refused && since.elapsed() < RECOVERY && !self.is(Until::GIVEN_UP) {
+                std::thread::sleep(REFUSED);
+                continue;
+            }
+            program.ended_well(status);
+            return rest;
+        }
     }
 }
 
@@ -58,7 +80,7 @@ pub struct Transfers {
     ways: Vec<JoinHandle<()>>,
     done: Arc<[AtomicUsize; 2]>,
     until: Arc<Until>,
-    _nginx: Nginx,
+    _nginx: Arc<Nginx>,
     _forwards: Vec<Running>,
 }
 
@@ -80,6 +102,8 @@ impl Transfers {
         let (down, down_forward) = laptop.forward_to(nginx.addr);
         let (up, up_forward) = laptop.forward_to(format!("127.0.0.1:{sink}"));
         let original = nginx.root.join("original");
+        let nginx = Arc::new(nginx);
+        let server = nginx.clone();
         let expected = digest(&original);
         let (done, until): (Arc<[AtomicUsize; 2]>, Arc<Until>) = Default::default();
         let again = |way: usize, one: Box<dyn Fn(&Until) -> String + Send>| {
@@ -92,7 +116,7 @@ impl Transfers {
             })
         };
         let ways = vec![
-            again(0, Box::new(move |until| download(down, until))),
+            again(0, Box::new(move |until| download(down, &server, until))),
             again(1, Box::new(move |until| upload(&original, up, sink, until))),
         ];
         Transfers { ways, done, until, _nginx: nginx, _forwards: vec![down_forward, up_forward] }
@@ -139,12 +163,16 @@ fn broke(way: JoinHandle<()>) -> Option<String> {
     Some(format!("a transfer broke: {text}"))
 }
 
-fn download(port: u16, until: &Until) -> String {
+fn download(port: u16, nginx: &Nginx, until: &Until) -> String {
     let folder = TempDir::new().expect("a temporary folder");
     let file = folder.path().join("down");
     let url = format!("http://127.0.0.1:{port}/original");
-    let curl = curl(&["--max-time", &MOST.as_secs().to_string(), "-o", &file.to_string_lossy(), &url]);
-    until.completes(Running::start(curl));
+    let attempt = || {
+        let accepted = nginx.accepted();
+        let curl = curl(&["--max-time", &MOST.as_secs().to_string(), "-o", &file.to_string_lossy(), &url]);
+        (Running::start(curl), accepted)
+    };
+    until.completes(attempt, |before| nginx.accepted() > *before);
     digest(&file)
 }
 
@@ -152,11 +180,16 @@ fn upload(original: &Path, port: u16, sink: u16, until: &Until) -> String {
     let folder = TempDir::new().expect("a temporary folder");
     let file: PathBuf = folder.path().join("up");
     let listen = format!("TCP-LISTEN:{sink},bind=127.0.0.1,reuseaddr");
-    let server = Running::start(command("socat", ["-u", &listen, &format!("CREATE:{}", file.display())]));
-    super::until("socat to listen", || listens(server.pid(), sink).then_some(()));
     let from = format!("OPEN:{},rdonly", original.display());
-    until.completes(Running::start(command("socat", ["-u", &from, &format!("TCP:127.0.0.1:{port}")])));
-    until.completes(server);
+    let attempt = || {
+        let server = Running::start(command("socat", ["-u", &listen, &format!("CREATE:{}", file.display())]));
+        super::until("socat to listen", || listens(server.pid(), sink).then_some(()));
+        (Running::start(command("socat", ["-u", &from, &format!("TCP:127.0.0.1:{port}")])), server)
+    };
+    // It takes one connection, and then listens no more.
+    let mut server = until.completes(attempt, |server| !listens(server.pid(), sink));
+    let status = until.ends(&mut server);
+    server.ended_well(status);
     digest(&file)
 }
 
