@@ -68,7 +68,8 @@ impl Report {
     /// What a hypervisor took of the processors while a section ran: figures of a disturbed machine are no one's.
     pub fn disturbed(&self, section: &str, before: Processors) {
         let Processors { all, stolen } = Processors::now();
-        let share = (stolen - before.stolen) as f64 * 100.0 / (all - before.all).max(1) as f64;
+        // A kernel takes back some of it now and then.
+        let share = stolen.saturating_sub(before.stolen) as f64 * 100.0 / all.saturating_sub(before.all).max(1) as f64;
         self.row(section, "of the processors the hypervisor took", &[figure("%", share, 1)]);
     }
 

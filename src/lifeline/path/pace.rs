@@ -22,10 +22,11 @@ const MOST_AIM: Duration = Duration::from_millis(3);
 const LEAST_GAIN: f64 = 0.75;
 const MOST_GAIN: f64 = 1.05;
 
-/// The same where a path may hold much more: one of which no queue was seen yet, and one of which only a burst or a search has
-/// told.
+/// The same where a path may hold much more: one of which no queue was seen yet, one of which only a burst has told, and at
+/// most one that had no queue for a while.
 const FIRST_GAIN: f64 = 2.0;
 const BURST_GAIN: f64 = 1.25;
+const SEARCH_GAIN: f64 = 1.25;
 
 /// A round in which so many times what a burst told arrives shows that the burst told little.
 const BURST_WAS_SLOW: f64 = 1.1;
@@ -52,29 +53,16 @@ const HELD_BACK: f64 = LEAST_GAIN * 0.95;
 const DRAINS: f64 = 0.97;
 const DRAINED: f64 = 1.03;
 
-/// Rounds that leave no queue, though one was aimed at, after which more is tried.
+/// Rounds that leave no queue, though one was aimed at, after which more is tried: so much more, then twice that in each
+/// round that leaves none either. A search that finds nothing leaves no more than its first step.
 const SEARCH_AFTER: u32 = 5;
+const SEARCH_STEP: f64 = 0.05;
 
-/// How much more: a search that finds nothing leaves a queue for some rounds, in which it grows by this; as a part of the rate
-/// at least and at most that.
-const SEARCH_QUEUE: Duration = Duration::from_millis(7);
-const LEAST_STEP: f64 = 0.04;
-const MOST_STEP: f64 = 0.25;
+/// Such rounds after which nothing is known of the path any more: it may have become a thousand times faster.
+const FRESH_AFTER: u32 = SEARCH_AFTER + 4;
 
-/// What arrives at least of what is sent while a search goes on. A queue would show the same one round later.
-const SEARCH_SHARE: f64 = 0.97;
-
-/// Rounds of a search after which it must have found so much more since it was asked the last time.
-const SEARCH_ROUNDS: u32 = 4;
-const FOUND: f64 = 1.02;
-
-/// A path that delivers so many times what it did before a search is another one: it may have become a thousand times faster.
-const FOUND_MUCH: f64 = 1.5;
-
-/// Rounds of a queue that stands after which the path is known to deliver no more than arrived in the best of them; and the
-/// part of the rate that is believed to be too much, at most: a busy machine seems to have a queue, too.
-const FULL_ROUNDS: u32 = 3;
-const MOST_TOO_MUCH: f64 = 0.02;
+/// By how much the rate grew meanwhile, if so.
+const FOUND: f64 = 1.05;
 
 /// The part of the aim up to which a queue is none.
 const NONE_PART: u32 = 2;
@@ -118,17 +106,6 @@ pub struct Round {
     pub under_way: u64,
 }
 
-/// More is tried than the path is known for.
-#[derive(Debug, Clone, Copy)]
-struct Search {
-    /// The rate when it began, and when it was asked the last time what it found.
-    began: f64,
-    asked: f64,
-    rounds: u32,
-    /// What more is tried of the rate.
-    step: f64,
-}
-
 /// The pace of a path.
 #[derive(Debug)]
 pub struct Pace {
@@ -142,9 +119,8 @@ pub struct Pace {
     stale: (u32, f64),
     /// Rounds without a queue, though one was aimed at, since the last that had one.
     idle: u32,
-    search: Option<Search>,
-    /// Rounds in a row that had one, and the most that arrived in them.
-    full: (u32, f64),
+    /// The rate when more was tried.
+    searched: f64,
     /// The queue that stays whatever is sent.
     theirs: Duration,
     /// Rounds in which it seemed to be longer than that.
@@ -175,8 +151,7 @@ impl Pace {
             fresh: Some(gain),
             stale: (0, rate),
             idle: 0,
-            search: None,
-            full: (0, 0.0),
+            searched: rate,
             theirs: Duration::ZERO,
             standing: 0,
             before: Duration::ZERO,
@@ -269,13 +244,17 @@ impl Pace {
         }
         if !round.limited {
             self.gain = self.gain.min(1.0);
-            self.search = None;
             return;
         }
-        self.tell_full(&round, queued);
+        if self.idle == SEARCH_AFTER {
+            self.searched = self.rate;
+        } else if self.idle >= FRESH_AFTER {
+            self.fresh = (self.rate > self.searched * FOUND).then_some(FIRST_GAIN);
+            self.stale = (0, self.rate);
+            self.idle = 0;
+        }
         let left = self.left_of(queue, &round);
-        let searched = self.search(&round);
-        self.gain = self.fresh.or(searched).unwrap_or_else(|| regulated(aim, left, round.took));
+        self.gain = self.fresh.or_else(|| self.search()).unwrap_or_else(|| regulated(aim, left, round.took));
     }
 
     /// What is left of a queue that a round showed: it is a round trip old, and draining what has drained would swing. What is
@@ -287,54 +266,10 @@ impl Pace {
         queue.min(left.max(least))
     }
 
-    /// What is sent of the rate where more than that is tried, which is after a while without a queue; and one round less by as
-    /// much where it was too much.
-    fn search(&mut self, round: &Round) -> Option<f64> {
-        let Some(search) = &mut self.search else {
-            if self.idle >= SEARCH_AFTER {
-                let step = SEARCH_QUEUE.as_secs_f64() / round.shortest.as_secs_f64().max(1e-6);
-                let step = step.clamp(LEAST_STEP, MOST_STEP);
-                self.search = Some(Search { began: self.rate, asked: self.rate, rounds: 0, step });
-                return Some(1.0 + step);
-            }
-            return None;
-        };
-        let step = search.step;
-        if self.idle == 0 {
-            self.search = None;
-            return None;
-        }
-        if round.arrived < round.sent * SEARCH_SHARE {
-            (self.search, self.idle) = (None, 0);
-            return Some(1.0 - step);
-        }
-        search.rounds += 1;
-        if self.rate > search.began * FOUND_MUCH {
-            self.search = None;
-            self.stale = (0, self.rate);
-            self.fresh = Some(BURST_GAIN);
-            return self.fresh;
-        }
-        if search.rounds.is_multiple_of(SEARCH_ROUNDS)
-            && self.rate < std::mem::replace(&mut search.asked, self.rate) * FOUND
-        {
-            (self.search, self.idle) = (None, 0);
-            return None;
-        }
-        Some(1.0 + step)
-    }
-
-    /// Where a queue stands, all that the path delivers arrives: a rate that is higher than that would keep the queue.
-    fn tell_full(&mut self, round: &Round, queued: bool) {
-        if !queued || self.is_fresh() {
-            self.full = (0, 0.0);
-            return;
-        }
-        let (rounds, most) = &mut self.full;
-        (*rounds, *most) = (*rounds + 1, most.max(round.arrived));
-        if *rounds == FULL_ROUNDS {
-            self.rate = self.rate.min(most.max(self.rate * (1.0 - MOST_TOO_MUCH)));
-        }
+    /// How much more is tried, after a while without a queue.
+    fn search(&self) -> Option<f64> {
+        let step = self.idle.checked_sub(SEARCH_AFTER)?;
+        Some((1.0 + SEARCH_STEP * f64::from(2u32.saturating_pow(step))).min(SEARCH_GAIN))
     }
 
     /// Whether the window held back more than the pace does, though a queue stands, whosever it is: the path became slower.

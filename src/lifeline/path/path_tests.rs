@@ -279,7 +279,7 @@ fn a_long_path_that_changes_its_rate_is_followed() {
     }
 }
 
-/// Calls beside bulk meet no queue that a person would feel, also when bulk pauses and goes on, and when it may have more.
+/// Calls beside bulk meet no queue that a person would feel, also when bulk pauses and goes on.
 #[test]
 fn a_transfer_that_goes_on_after_a_pause_makes_no_queue() {
     const RATE: f64 = 125_000_000.0;
@@ -295,22 +295,6 @@ fn a_transfer_that_goes_on_after_a_pause_makes_no_queue() {
             "{round_trip} ms: a queue of {:?}",
             sent.longest_wait()
         );
-    }
-}
-
-#[test]
-fn a_search_for_more_makes_a_short_queue() {
-    const RATE: f64 = 100_000_000.0;
-    let late = |n: u64| Duration::from_micros(n * 7919 % 2000);
-    for round_trip in [60, 150] {
-        for times in [1.05, 1.1, 1.2, 1.4] {
-            let meanwhile = Some((Duration::from_secs(6), Duration::MAX, RATE * times));
-            let sent = run(&Wire { late, meanwhile, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 24);
-            let share: Vec<f64> = sent.delivered[12..].iter().map(|bytes| *bytes as f64 / RATE / times).collect();
-            let what = format!("{round_trip} ms, {times} times");
-            assert!(share.iter().all(|share| *share > 0.95), "{what}: {share:?}");
-            assert!(sent.longest_wait() < Duration::from_millis(20), "{what}: a queue of {:?}", sent.longest_wait());
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Passes a call of a program in the workspace to its laptop and back, frame by frame. It looks into none of them.
 //!
 //! Whoever calls is not left waiting in silence: while the way to the laptop is interrupted, a call that the laptop has
-//! not taken ends after a moment, and one that it works on after a while, both with a sentence.
+//! not taken ends after a moment, with a sentence. One that it works on goes on for as long as its session does.
 
 use std::time::Duration;
 
@@ -11,25 +11,13 @@ use crate::session::framed::{FrameReader, FrameWriter, FramedStream, Io, StreamE
 use crate::session::held::{HOLD, Way};
 use crate::wire::{FrameKind, Refusal, RefusalCode};
 
-/// How long the way to a laptop that works on a call may be interrupted. A lid that is closed for a walk across the house
-/// costs no call; an agent that waits for one overnight has been forgotten.
-const WORKED_ON: Duration = Duration::from_secs(600);
-
-/// How long the way may be interrupted.
-#[derive(Debug, Clone, Copy)]
-struct Patience {
-    /// Before the laptop has said anything.
-    untaken: Duration,
-    /// After that.
-    taken: Duration,
-}
-
-/// Passes frames both ways until both are at their end, one side breaks, or the way is interrupted for too long.
+/// Passes frames both ways until both are at their end, one side breaks, or the way is interrupted for too long before the
+/// laptop has said anything.
 pub async fn pass<L: Io, R: Io>(local: FramedStream<L>, remote: FramedStream<R>, way: Way) {
-    pass_with(Patience { untaken: HOLD, taken: WORKED_ON }, local, remote, way).await;
+    pass_with(HOLD, local, remote, way).await;
 }
 
-async fn pass_with<L: Io, R: Io>(patience: Patience, local: FramedStream<L>, remote: FramedStream<R>, way: Way) {
+async fn pass_with<L: Io, R: Io>(patience: Duration, local: FramedStream<L>, remote: FramedStream<R>, way: Way) {
     let FramedStream { reader: mut asking, writer: mut answered } = local;
     let FramedStream { reader: mut answering, writer: mut asked } = remote;
     // What was read before had a bound of its own.
@@ -57,7 +45,7 @@ async fn back<R, W>(
     from: &mut FrameReader<R>,
     to: &mut FrameWriter<W>,
     mut way: Way,
-    patience: Patience,
+    patience: Duration,
 ) -> Result<(), StreamError>
 where
     R: AsyncRead + Unpin,
@@ -68,10 +56,9 @@ where
         let frame = tokio::select! {
             biased;
             frame = from.next() => frame?,
-            () = way.interrupted_for(if taken { patience.taken } else { patience.untaken }) => {
-                // Between two frames, so that this is one of its own.
-                let (kind, refusal) = given_up(taken);
-                to.send(kind, &refusal.to_bytes()).await?;
+            () = way.interrupted_for(patience), if !taken => {
+                let refusal = given_up();
+                to.send(FrameKind::Refuse, &refusal.to_bytes()).await?;
                 to.close().await?;
                 return Err(StreamError::Refused(refusal));
             }
@@ -82,20 +69,10 @@ where
     }
 }
 
-fn given_up(taken: bool) -> (FrameKind, Refusal) {
-    let refuse = |text: String| Refusal::new(RefusalCode::Unavailable, text);
-    if taken {
-        let text = format!(
-            "the connection to the laptop has been interrupted for {} minutes, and the laptop is told to end the call when it \
-             is back. hint: how far it came is not known; call again when `nexus-stub status` says that a laptop is there",
-            WORKED_ON.as_secs() / 60
-        );
-        (FrameKind::Abort, refuse(text))
-    } else {
-        let text = "the connection to the laptop is interrupted, and it has not said that it took the call. hint: try again \
-                    in a while; `nexus-stub status` says whether a laptop is there";
-        (FrameKind::Refuse, refuse(text.into()))
-    }
+fn given_up() -> Refusal {
+    let text = "the connection to the laptop is interrupted, and it has not said that it took the call. hint: try again in a \
+                while; `nexus-stub status` says whether a laptop is there";
+    Refusal::new(RefusalCode::Unavailable, text)
 }
 
 #[cfg(test)]
@@ -110,7 +87,6 @@ mod tests {
     use crate::lifeline::{Route, Standing};
 
     const SOON: Duration = Duration::from_millis(50);
-    const LATER: Duration = Duration::from_secs(2);
 
     /// A program, the laptop, and what passes between them.
     struct World {
@@ -126,8 +102,7 @@ mod tests {
             let standing = watch::Sender::new(attached);
             let way = Way::of(standing.subscribe());
             let ((program, local), (laptop, remote)) = (tokio::io::duplex(1000), tokio::io::duplex(1000));
-            let patience = Patience { untaken: SOON, taken: LATER };
-            let passing = tokio::spawn(pass_with(patience, FramedStream::new(local), FramedStream::new(remote), way));
+            let passing = tokio::spawn(pass_with(SOON, FramedStream::new(local), FramedStream::new(remote), way));
             World { program: FramedStream::new(program), laptop: FramedStream::new(laptop), standing, passing }
         }
 
@@ -172,17 +147,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_is_worked_on_waits_and_not_for_ever() {
+    async fn a_call_that_is_worked_on_waits_for_as_long_as_it_takes() {
         let mut world = World::new();
         world.laptop.writer.send(FrameKind::Accept, b"{}").await.unwrap();
         assert_eq!(world.program.reader.expect().await.unwrap().kind, FrameKind::Accept);
         world.interrupt();
-        let soon = tokio::time::timeout(SOON * 2, world.program.reader.next()).await;
+        let soon = tokio::time::timeout(SOON * 4, world.program.reader.next()).await;
         assert!(soon.is_err(), "it is waited for");
-        let frame = world.program.reader.expect().await.unwrap();
-        assert_eq!(frame.kind, FrameKind::Abort);
-        assert!(frame.refusal().message.contains("10 minutes"));
-        world.passing.await.unwrap();
+        world.laptop.writer.send(FrameKind::Message, b"answer").await.unwrap();
+        assert_eq!(world.program.reader.expect().await.unwrap().payload, &b"answer"[..]);
     }
 
     #[tokio::test]

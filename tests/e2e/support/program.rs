@@ -232,6 +232,9 @@ impl Running {
     /// Asserts that it ended well, when it has: `status` is what [`has_ended`](Self::has_ended) gave.
     #[track_caller]
     pub fn ended_well(&self, status: Option<ExitStatus>) {
+        if status.is_some() {
+            self.hear_out();
+        }
         let how = status.map_or("did not end in time".to_owned(), |status| status.to_string());
         assert!(status.is_some_and(|status| status.success()), "{} {how}:\n{}", self.what, self.output());
     }
@@ -259,7 +262,6 @@ impl Running {
     #[track_caller]
     pub fn completes(mut self, time: Duration) {
         let status = within(time, || self.has_ended());
-        self.hear_out();
         self.ended_well(status);
     }
 

@@ -65,6 +65,7 @@ impl Until {
             let status = self.ends(&mut program);
             let is_refused = status.is_some_and(|status| !status.success()) && !has_begun(&mut rest);
             if is_refused && since.elapsed() < RECOVERY && !self.is(Until::GIVEN_UP) {
+                println!("a new connection was refused, and is tried again");
                 std::thread::sleep(REFUSED);
                 continue;
             }
