@@ -319,17 +319,25 @@ fn no_byte_is_lost_doubled_or_out_of_order_in_any_weather() {
     assert!(moves > 400, "the weather was too fair: {moves} moves");
 }
 
-/// A million steps, and more of them with `NEXUS_SIMULATION_STEPS`.
+/// A million steps, and more of them with `NEXUS_SIMULATION_STEPS`; in a weather that nobody has seen, or that of `NEXUS_SEED`.
 #[test]
 #[ignore = "takes minutes in a development build; scripts/test --long runs it"]
 fn a_million_steps() {
     let steps = many_steps();
-    let world = storm(4711, steps);
+    let world = storm(some_seed(), steps);
     println!("{steps} steps: {} and {} bytes, {:?}", world.read[0], world.read[1], world.cores[LISTENER].standing());
 }
 
 fn many_steps() -> u64 {
     std::env::var("NEXUS_SIMULATION_STEPS").ok().and_then(|s| s.parse().ok()).unwrap_or(1_000_000)
+}
+
+/// The first seed of a long run. Says which, so that a failure can be had again.
+fn some_seed() -> u64 {
+    let seed = std::env::var("NEXUS_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    println!("weather of NEXUS_SEED={seed}");
+    seed
 }
 
 fn steady() -> World {

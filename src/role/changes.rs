@@ -1,7 +1,7 @@
 //! Notices what often costs a connection without a word, or brings back the way to one: the machine slept, this program
 //! was stopped, the network changed, or its name servers did.
 //!
-//! Looks once a second: a system call or two for each address and each file. Sends nothing, and asks no name server.
+//! Looks once a second: a system call or two for each address and each file, and the table of routes. Sends nothing, and asks no name server.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -13,6 +13,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
+
+use super::routes::Routes;
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,9 +60,16 @@ pub async fn notice(toward: impl Fn() -> Vec<SocketAddr>, changes: watch::Sender
 struct Look {
     monotonic: Instant,
     wall: SystemTime,
-    /// From which address this machine would send to these.
-    sources: Vec<(SocketAddr, Option<IpAddr>)>,
+    /// How what this machine sends to these would leave.
+    leaves: Vec<(SocketAddr, Option<Leave>)>,
     names: Vec<Option<Names>>,
+}
+
+/// How something leaves this machine: from which address, and by which route. Two networks may give the same address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Leave {
+    source: IpAddr,
+    route: Option<(String, IpAddr)>,
 }
 
 /// A file about names: what tells cheaply that it may have changed, and what tells whether it has.
@@ -74,10 +83,11 @@ impl Look {
     fn now(toward: Vec<SocketAddr>, before: Option<&Look>) -> Look {
         let anywhere = ANYWHERE.iter().filter_map(|address| address.parse().ok());
         let targets = toward.into_iter().take(MAX_TOWARD).chain(anywhere);
-        let sources = targets.map(|target| (target, source(target))).collect();
+        let routes = Routes::now();
+        let leaves = targets.map(|target| (target, Leave::toward(target, &routes))).collect();
         let known = |at: usize| before.and_then(|before| before.names.get(at).copied().flatten());
         let names = NAMES.iter().enumerate().map(|(at, file)| Names::of(Path::new(file), known(at))).collect();
-        Look { monotonic: Instant::now(), wall: SystemTime::now(), sources, names }
+        Look { monotonic: Instant::now(), wall: SystemTime::now(), leaves, names }
     }
 
     /// A network that is gone is no change yet: there is nothing to try until one is there.
@@ -89,11 +99,11 @@ impl Look {
             return Some("the machine or the program slept");
         }
         // A next hop that was not known before says nothing of the network.
-        let before = |target| self.sources.iter().find(|(known, _)| *known == target).map(|(_, source)| *source);
-        let came = |(target, source): &(SocketAddr, Option<IpAddr>)| {
-            source.is_some() && before(*target).is_some_and(|before| before != *source)
+        let before = |target| self.leaves.iter().find(|(known, _)| *known == target).map(|(_, leave)| leave);
+        let came = |(target, leave): &(SocketAddr, Option<Leave>)| {
+            leave.is_some() && before(*target).is_some_and(|before| before != leave)
         };
-        if now.sources.iter().any(came) {
+        if now.leaves.iter().any(came) {
             return Some("the network changed");
         }
         let content = |names: &Option<Names>| names.map(|names| names.content);
@@ -117,6 +127,15 @@ impl Names {
     }
 }
 
+impl Leave {
+    fn toward(target: SocketAddr, routes: &Routes) -> Option<Leave> {
+        let source = source(target)?;
+        // What stays on this machine takes no route.
+        let route = routes.toward(target.ip()).filter(|_| source != target.ip());
+        Some(Leave { source, route: route.map(|route| (route.interface.clone(), route.next)) })
+    }
+}
+
 /// The address that this machine would send from.
 fn source(target: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
@@ -133,8 +152,23 @@ mod tests {
     fn look(after: Duration, slept: Duration, sources: &[Option<&str>]) -> Look {
         let begin = Instant::now();
         let target = |number: usize| SocketAddr::from(([192, 0, 2, number as u8], 9));
-        let sources = sources.iter().enumerate().map(|(i, s)| (target(i), s.map(|s| s.parse().unwrap()))).collect();
-        Look { monotonic: begin + after, wall: SystemTime::UNIX_EPOCH + after + slept, sources, names: vec![] }
+        let leave = |source: &str| Leave { source: source.parse().unwrap(), route: None };
+        let leaves = sources.iter().enumerate().map(|(i, source)| (target(i), source.map(leave))).collect();
+        Look { monotonic: begin + after, wall: SystemTime::UNIX_EPOCH + after + slept, leaves, names: vec![] }
+    }
+
+    #[test]
+    fn another_network_with_the_same_address_is_a_change() {
+        let by = |interface: &str, next: &str| {
+            let mut look = look(Duration::ZERO, Duration::ZERO, &[Some("192.168.1.2")]);
+            let route = Some((interface.to_owned(), next.parse().unwrap()));
+            look.leaves[0].1.as_mut().unwrap().route = route;
+            look
+        };
+        let at_home = by("wlan0", "192.168.1.1");
+        assert_eq!(at_home.changed(&by("wlan0", "192.168.1.1")), None);
+        assert!(at_home.changed(&by("eth0", "192.168.1.1")).is_some(), "another interface");
+        assert!(at_home.changed(&by("wlan0", "192.168.1.254")).is_some(), "another router");
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub mod proxy;
 pub mod renewal;
 #[cfg(any(feature = "proxy", feature = "stub"))]
 pub mod right;
+#[cfg(any(feature = "proxy", feature = "stub"))]
+pub mod routes;
 #[cfg(feature = "stub")]
 pub mod stub;
 

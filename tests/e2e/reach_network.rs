@@ -151,6 +151,17 @@ fn another_network_ends_a_long_wait() {
     a_long_wait_ends_with("another address", |_| (), moves);
 }
 
+#[test]
+fn another_network_with_the_same_address_ends_a_long_wait() {
+    let interface = std::cell::Cell::new("eth0");
+    let moves = |world: &World| {
+        let hosts = world.hosts.as_ref().expect("there are three");
+        let next = if interface.get() == "eth0" { "wlan0" } else { "eth0" };
+        hosts.replug_laptop(interface.replace(next), next);
+    };
+    a_long_wait_ends_with("another network with the same address", |_| (), moves);
+}
+
 /// A program in the workspace that says some megabytes a second, and keeps a copy, until there is a file `enough`.
 const TELLS: &str = "while [ ! -e enough ]; do head -c 300000 /dev/urandom; sleep 0.05; done | tee sent";
 

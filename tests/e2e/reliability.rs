@@ -4,14 +4,18 @@
 //! Proof is the work of programs that never try a second time: what they moved has its sum, and a conversation goes
 //! on where it was. `NEXUS_LONG=1` makes everything longer; `NEXUS_SEED` makes other faults.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::faults::Faults;
+use crate::support::laptop::Laptop;
 use crate::support::linked::Frozen;
 use crate::support::transfers::{RECOVERY, Transfers};
-use crate::support::wait::judged;
+use crate::support::wait::{judged, within};
 use crate::support::*;
 
 /// Bytes of one transfer.
@@ -108,14 +112,56 @@ fn transfers_survive_whatever_a_wire_behind_a_balancer_does() {
     transfers_survive(Way::Balanced);
 }
 
-/// Something happens to each wire of the session, and then to all wires, with transfers and a conversation under way.
+/// A call of a program in the workspace that the laptop works on for as long as its owner likes.
+struct Call {
+    program: Running,
+    enough: PathBuf,
+}
+
+impl Call {
+    /// Bytes that it answers.
+    const ANSWER: usize = 1_000_000;
+
+    /// What the laptop must declare.
+    fn declare(laptop: &Laptop) {
+        let (enough, answer) = (laptop.home().join("enough"), Call::ANSWER);
+        let script =
+            format!("echo begins; until [ -e {} ]; do sleep 0.1; done; yes | head -c {answer}", enough.display());
+        laptop.configure(&format!("version: 1\ntools: {{works: {{argv: [sh, -c, '{script}'], timeout: 1h}}}}\n"));
+    }
+
+    /// Calls, until the laptop works on it.
+    #[track_caller]
+    fn begin(world: &World) -> Call {
+        let mut stub = Command::new(env!("CARGO_BIN_EXE_nexus-stub"));
+        stub.arg("--state").arg(world.linked.machine.state()).args(["tool", "call", "works"]);
+        let mut program = Running::start(stub);
+        program.says("begins");
+        Call { program, enough: world.linked.laptop.home().join("enough") }
+    }
+
+    /// The laptop gets done, and the whole answer arrives.
+    #[track_caller]
+    fn ends_well(self) {
+        fs::write(&self.enough, "").expect("a file of ours");
+        let mut program = self.program;
+        let status = within(RECOVERY, || program.has_ended());
+        program.ended_well(status);
+        let lines = program.lines();
+        assert!(lines.len() == 1 + Call::ANSWER / 2 && lines[1..].iter().all(|line| line == "y"), "{}", lines.len());
+    }
+}
+
+/// Something happens to each wire of the session, and then to all wires, with transfers, a conversation and a call under way.
 #[track_caller]
 fn an_outage_is_survived(way: Way, begin: impl Fn(&Link), time: Duration) {
     let redis = Redis::start();
     let world = World::by(way);
     slow_down(&world);
+    Call::declare(&world.linked.laptop);
     let up = world.up();
     let (mut talk, _forward) = talk_to(&redis, &world);
+    let call = Call::begin(&world);
     let mut transfers = Transfers::start(&world.linked, TRANSFER);
     let each = world.wires().into_iter().map(|link| vec![link]);
     for links in each.chain([world.all_wires()]) {
@@ -130,6 +176,7 @@ fn an_outage_is_survived(way: Way, begin: impl Fn(&Link), time: Duration) {
     }
     transfers.finish();
     talk.ends_well();
+    call.ends_well();
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }
 

@@ -246,7 +246,7 @@ fn nothing_that_is_cut_looks_complete_and_everybody_learns_why() {
 #[test]
 #[ignore = "takes minutes in a development build; scripts/test --long runs it"]
 fn a_million_steps_towards_ends() {
-    println!("{:?}", partings(4711, many_steps()));
+    println!("{:?}", partings(some_seed(), many_steps()));
 }
 
 #[test]

@@ -148,8 +148,8 @@ impl Hosts {
             hosts.names.push(name.clone());
             ip(["-n", name, "link", "set", "lo", "up"]);
         }
-        join(&l, Hosts::LAPTOP, &c, Hosts::COORDINATOR_FOR_LAPTOP, "laptop");
-        join(&w, Hosts::WORKSPACE, &c, Hosts::COORDINATOR_FOR_WORKSPACE, "workspace");
+        join(&l, "eth0", Hosts::LAPTOP, &c, Hosts::COORDINATOR_FOR_LAPTOP, "laptop");
+        join(&w, "eth0", Hosts::WORKSPACE, &c, Hosts::COORDINATOR_FOR_WORKSPACE, "workspace");
         hosts.forward(false);
         hosts
     }
@@ -195,6 +195,16 @@ impl Hosts {
         }
     }
 
+    /// The laptop leaves its network for another one, by an interface called `to` instead of `from`; it gets the same address there.
+    #[track_caller]
+    pub fn replug_laptop(&self, from: &str, to: &str) {
+        let (Place::Namespace(laptop), Place::Namespace(hub)) = (&self.laptop, &self.coordinator) else {
+            panic!("this host keeps its interfaces")
+        };
+        ip(["-n", laptop, "link", "del", from]);
+        join(laptop, to, Hosts::LAPTOP, hub, Hosts::COORDINATOR_FOR_LAPTOP, "laptop");
+    }
+
     /// Takes the wire between `place` (laptop or workspace) and the coordinator out, or puts it back in.
     #[track_caller]
     pub fn set_link(&self, place: &Place, up: bool) {
@@ -212,11 +222,11 @@ impl Drop for Hosts {
     }
 }
 
-/// A wire from `eth0` of `leaf` to `hub`, where its end is called `wire`.
+/// A wire from `interface` of `leaf` to `hub`, where its end is called `wire`.
 #[track_caller]
-fn join(leaf: &str, leaf_address: Ipv4Addr, hub: &str, hub_address: Ipv4Addr, wire: &str) {
-    ip(["-n", leaf, "link", "add", "eth0", "type", "veth", "peer", "name", wire, "netns", hub]);
-    for (host, interface, address) in [(leaf, "eth0", leaf_address), (hub, wire, hub_address)] {
+fn join(leaf: &str, interface: &str, leaf_address: Ipv4Addr, hub: &str, hub_address: Ipv4Addr, wire: &str) {
+    ip(["-n", leaf, "link", "add", interface, "type", "veth", "peer", "name", wire, "netns", hub]);
+    for (host, interface, address) in [(leaf, interface, leaf_address), (hub, wire, hub_address)] {
         ip(["-n", host, "address", "add", &format!("{address}/24"), "dev", interface]);
         ip(["-n", host, "link", "set", interface, "up"]);
     }
