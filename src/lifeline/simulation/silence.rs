@@ -146,7 +146,9 @@ fn a_death(seed: u64, steps: u64) -> Duration {
         let must = |side: usize| dead[side] || first[side].is_some() || side == DIALER;
         let now = talk.world.now;
         for side in [DIALER, LISTENER].into_iter().filter(|side| found[*side].is_none() && must(*side)) {
-            let by = first[side].map_or(latest, |said| latest.min(said + talk.world.delay + patience * UNANSWERED));
+            // The answer to what left before that may still be on its way.
+            let on_its_way = talk.round_trip + ACK_DELAY;
+            let by = first[side].map_or(latest, |said| latest.min(said + on_its_way + patience * UNANSWERED));
             assert!(now <= by, "seed {seed}: side {side} does not see after {:?} that {dead:?} is dead", now - begin);
         }
         if [DIALER, LISTENER].into_iter().all(|side| found[side].is_some() || !must(side)) {
