@@ -132,8 +132,10 @@ fn a_death(seed: u64, steps: u64) -> Duration {
     let (begin, patience) = (talk.world.now, talk.patience());
     let mut found = [None; 2];
     let mut longest = Duration::ZERO;
+    // What left before is still answered.
+    let on_its_way = talk.round_trip + ACK_DELAY;
     // Who says nothing: the laptop asks after a heartbeat, whatever it hears, and the workspace misses that.
-    let latest = begin + talk.world.delay + HEARTBEAT + patience * UNANSWERED;
+    let latest = begin + on_its_way + HEARTBEAT + patience * UNANSWERED;
     let mut first = [None; 2];
     loop {
         for side in [DIALER, LISTENER] {
@@ -146,8 +148,6 @@ fn a_death(seed: u64, steps: u64) -> Duration {
         let must = |side: usize| dead[side] || first[side].is_some() || side == DIALER;
         let now = talk.world.now;
         for side in [DIALER, LISTENER].into_iter().filter(|side| found[*side].is_none() && must(*side)) {
-            // The answer to what left before that may still be on its way.
-            let on_its_way = talk.round_trip + ACK_DELAY;
             let by = first[side].map_or(latest, |said| latest.min(said + on_its_way + patience * UNANSWERED));
             assert!(now <= by, "seed {seed}: side {side} does not see after {:?} that {dead:?} is dead", now - begin);
         }
