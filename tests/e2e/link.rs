@@ -137,9 +137,14 @@ fn iperf3(wire: Wire, seconds: u32, more: &[&str]) -> f64 {
 fn bandwidth_is_what_was_asked_for() {
     let wire = Wire::new(200_000_000, Duration::from_millis(30));
     for more in [&[][..], &["-R"], &["-P", "4"]] {
-        let got = iperf3(wire, 3, more) / wire.bandwidth as f64;
-        println!("iperf3 {more:?}: {got:.3} of the bandwidth");
-        assert!((0.85..1.05).contains(&got), "{more:?}: {got:.3} of the bandwidth");
+        // A machine that is busy elsewhere has less for it at times.
+        let enough = (0..3).any(|_| {
+            let got = iperf3(wire, 3, more) / wire.bandwidth as f64;
+            println!("iperf3 {more:?}: {got:.3} of the bandwidth");
+            assert!(got < 1.05, "{more:?}: {got:.3} of the bandwidth");
+            got > 0.85
+        });
+        assert!(enough, "{more:?}: less than 0.85 of the bandwidth, each time");
     }
 }
 

@@ -324,7 +324,7 @@ impl Path {
         let next = Round { position: mark.position, sent: mark.sent, arrived: now, shortest: Duration::MAX, marks: 0 };
         let Some(round) = self.round.replace(next) else { return };
         let limited = std::mem::take(&mut self.limited);
-        let all_the_while = std::mem::replace(&mut self.was_limited, limited) && limited;
+        let whole = std::mem::replace(&mut self.was_limited, limited) && limited;
         let bytes = mark.position.saturating_sub(round.position) as f64;
         let per = |from: Instant, to: Instant| bytes / to.saturating_duration_since(from).as_secs_f64().max(1e-6);
         let rate = per(round.arrived, now);
@@ -337,8 +337,8 @@ impl Path {
         if let (Some(pace), Some((shortest, _)), true) = (&mut self.pace, self.shortest, is_paced) {
             let queue = round.shortest.saturating_sub(shortest);
             let (sent, took) = (per(round.sent, mark.sent), now.saturating_duration_since(round.arrived));
-            let (limited, under_way) = (all_the_while, self.under_way);
-            pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited, under_way }, now);
+            let under_way = self.under_way;
+            pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited, whole, under_way }, now);
         }
         self.look_again(limited, now);
         if limited {

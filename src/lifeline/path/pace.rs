@@ -102,6 +102,8 @@ pub struct Round {
     pub took: Duration,
     /// Whether more could have been sent.
     pub limited: bool,
+    /// Whether that was so from its beginning. A part of it may have passed in silence otherwise.
+    pub whole: bool,
     /// Bytes that were on their way at its end.
     pub under_way: u64,
 }
@@ -274,7 +276,7 @@ impl Pace {
 
     /// Whether the window held back more than the pace does, though a queue stands, whosever it is: the path became slower.
     fn is_held_back(&self, round: &Round, aim: Duration) -> bool {
-        !self.is_fresh() && round.limited && round.queue > aim && round.sent.max(round.arrived) < self.rate * HELD_BACK
+        !self.is_fresh() && round.whole && round.queue > aim && round.sent.max(round.arrived) < self.rate * HELD_BACK
     }
 
     fn is_stale(&mut self, round: &Round) -> bool {

@@ -260,7 +260,7 @@ fn a_machine_that_stands_still_now_and_then_does_not_make_a_path_slow() {
             let sent = run(&Wire { late, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 20);
             let what = format!("{round_trip} ms, machine {machine}");
             assert!(sent.steady() > 0.95 * RATE, "{what}: {}", sent.steady() / RATE);
-            assert!(sent.wait(95) < Duration::from_millis(40), "{what}: a queue of {:?}", sent.wait(95));
+            assert!(sent.wait(95) < Duration::from_millis(60), "{what}: a queue of {:?}", sent.wait(95));
         }
     }
 }
