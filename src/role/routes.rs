@@ -50,11 +50,13 @@ impl Routes {
     }
 
     /// The one that what goes to `target` takes.
-    pub fn toward(&self, target: IpAddr) -> Option<&Route> {
+    pub fn toward<'a>(&'a self, target: IpAddr) -> Option<&'a Route> {
         let leads = |route: &&Route| {
             prefix(target, route.bits) == Some(route.network) && target.is_ipv4() == route.next.is_ipv4()
         };
-        self.0.iter().filter(leads).max_by_key(|route| (route.bits, u32::MAX - route.metric))
+        // Of equal ones always the same, in whatever order they are shown.
+        let first = |route: &&'a Route| (route.bits, u32::MAX - route.metric, route.interface.as_str(), route.next);
+        self.0.iter().filter(leads).max_by_key(first)
     }
 }
 
