@@ -120,88 +120,91 @@ impl<T: Io> Rendezvous<T> {
         let _ = carrier.ping().await;
         loop {
             tokio::select! {
-                           biased;
-                           other = older.recv(), if !welcome => {
-                               let answer = match other {
-                                   None => Control::Parked {},
-                                   Some(()) => {
-                                       tracing::warn!(%workspace, "a second stub of this workspace was refused");
-                                       Control::Refused(Refusal::new(RefusalCode::Busy, is_served(&workspace)))
-                                   }
-                               };
-                               if carrier.send_control(&answer).await.is_ok() && other.is_none() {
-                                   welcome = true;
-                                   continue;
-                               }
-                           }
-                           () = tokio::time::sleep_until(came + if open { PONG } else { ANSWER }), if !welcome => {
-                               // An older one may only be slow to say that it is gone. Nobody waits for that any longer.
-                               welcome = open && carrier.send_control(&Control::Parked {}).await.is_ok();
-                               open = true;
-                               continue;
-                           }
-                           pins = news(&mut revoked) => {
-                               for pins in pins.chunks(MAX_REVOKED) {
-                                   // A connection that does not take it is seen to be dead below.
-                                   let _ = carrier.send_control(&Control::Revoked { pins: pins.iter().map(KeyPin::to_string).collect() }).await;
-                               }
-                               continue;
-                           }
-                           Ok(()) = authorities.changed() => {
-                               let _ = carrier.send_control(&Control::Authorities {}).await;
-                               continue;
-                           }
-                           claim = &mut claimed, if welcome || open => match claim {
-                               Ok(claim) => match Box::pin(is_there(&mut carrier)).await {
-                                   Ok(true) => {
-                                       if !welcome {
-                                           let _ = carrier.send_control(&Control::Parked {}).await;
-                                       }
-                                       let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
-                                       if carrier.send_control(&join).await.is_ok() {
-                                           let _ = claim.give.send(Given::Connection(Box::new(carrier.into_websocket())));
-                                       }
-                                       return;
-                                   }
-                                   Ok(false) => {
-                                       let since = carrier.heard();
-                                       let _ = claim.give.send(Given::Silent(since));
-                                       tracing::info!(%workspace, silent = ?since.elapsed(), "a parked connection does not answer");
-                                       // It may only be slow: then the next laptop can have it, or the same one, which waits.
-                                       if matches!(Box::pin(carrier.answers(PONG)).await, Ok(true)) {
-                                           claimed = self.enter(&workspace, key, id, &newer, None);
-                                           continue;
-                                       }
-                                   }
-                                   Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
-                               }
-                               Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
-                           },
-                           // Who has gone meanwhile is not asked for.
-                           Some(newer) = asked.recv() => {
-            if newer.is_closed() { continue; }
-            match Box::pin(is_there_still(&mut carrier)).await {
-                               Ok(true) => {
-                                   let _ = newer.try_send(());
-                                   // One that is about to be refused itself has no say.
-                                   if welcome {
-                                       let _ = carrier.send_control(&Control::Waiting { message: has_a_rival(&workspace) }).await;
-                                   }
-                                   continue;
-                               }
-                               // It may only be slow.
-                               Ok(false) => continue,
-                               Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
-                           }},
-                           arrival = carrier.arrival() => match arrival {
-                               Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
-                               Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
-                               Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
-                           },
-                           () = self.drain.stop.cancelled() => {
-                               let _ = carrier.send_control(&drain::say(Client::Stub)).await;
-                           }
-                       }
+                biased;
+                other = older.recv(), if !welcome => {
+                    let answer = match other {
+                        None => Control::Parked {},
+                        Some(()) => {
+                            tracing::warn!(%workspace, "a second stub of this workspace was refused");
+                            Control::Refused(Refusal::new(RefusalCode::Busy, is_served(&workspace)))
+                        }
+                    };
+                    if carrier.send_control(&answer).await.is_ok() && other.is_none() {
+                        welcome = true;
+                        continue;
+                    }
+                }
+                () = tokio::time::sleep_until(came + if open { PONG } else { ANSWER }), if !welcome => {
+                    // An older one may only be slow to say that it is gone. Nobody waits for that any longer.
+                    welcome = open && carrier.send_control(&Control::Parked {}).await.is_ok();
+                    open = true;
+                    continue;
+                }
+                pins = news(&mut revoked) => {
+                    for pins in pins.chunks(MAX_REVOKED) {
+                        // A connection that does not take it is seen to be dead below.
+                        let _ = carrier.send_control(&Control::Revoked { pins: pins.iter().map(KeyPin::to_string).collect() }).await;
+                    }
+                    continue;
+                }
+                Ok(()) = authorities.changed() => {
+                    let _ = carrier.send_control(&Control::Authorities {}).await;
+                    continue;
+                }
+                claim = &mut claimed, if welcome || open => match claim {
+                    Ok(claim) => match Box::pin(is_there(&mut carrier)).await {
+                        Ok(true) => {
+                            if !welcome {
+                                let _ = carrier.send_control(&Control::Parked {}).await;
+                            }
+                            let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
+                            if carrier.send_control(&join).await.is_ok() {
+                                let _ = claim.give.send(Given::Connection(Box::new(carrier.into_websocket())));
+                            }
+                            return;
+                        }
+                        Ok(false) => {
+                            let since = carrier.heard();
+                            let _ = claim.give.send(Given::Silent(since));
+                            tracing::info!(%workspace, silent = ?since.elapsed(), "a parked connection does not answer");
+                            // It may only be slow: then the next laptop can have it, or the same one, which waits.
+                            if matches!(Box::pin(carrier.answers(PONG)).await, Ok(true)) {
+                                claimed = self.enter(&workspace, key, id, &newer, None);
+                                continue;
+                            }
+                        }
+                        Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+                    }
+                    Err(_) => tracing::debug!(%workspace, "a newer parked connection replaces this one"),
+                },
+                // Who has gone meanwhile is not asked for.
+                Some(newer) = asked.recv() => {
+                    if newer.is_closed() {
+                        continue;
+                    }
+                    match Box::pin(is_there_still(&mut carrier)).await {
+                        Ok(true) => {
+                            let _ = newer.try_send(());
+                            // One that is about to be refused itself has no say.
+                            if welcome {
+                                let _ = carrier.send_control(&Control::Waiting { message: has_a_rival(&workspace) }).await;
+                            }
+                            continue;
+                        }
+                        // It may only be slow.
+                        Ok(false) => continue,
+                        Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+                    }
+                },
+                arrival = carrier.arrival() => match arrival {
+                    Ok(Some(Arrival::Bytes(_))) => tracing::warn!(%workspace, "a parked stub sent bytes before a join"),
+                    Ok(_) => tracing::debug!(%workspace, "a parked stub left"),
+                    Err(error) => tracing::debug!(%workspace, %error, "a parked stub is gone"),
+                },
+                () = self.drain.stop.cancelled() => {
+                    let _ = carrier.send_control(&drain::say(Client::Stub)).await;
+                }
+            }
             break;
         }
         self.with(|parked| {
