@@ -182,7 +182,7 @@ fn lifeline_messages() -> Vec<(&'static str, LifelineMessage)> {
         ("end", LifelineMessage::End { offset: 0, refusal: None }),
         ("data", data(false)),
         ("data, acknowledge at once", data(true)),
-        ("ack", LifelineMessage::Ack { ack: 0 }),
+        ("ack", LifelineMessage::Ack { ack: 0, at: 0 }),
         ("ping", LifelineMessage::Ping { nonce: 0, ack: 0 }),
         ("pong", LifelineMessage::Pong { nonce: 0, ack: 0 }),
     ];
@@ -248,7 +248,7 @@ fn the_lifelines_worked_bytes_are_right() {
         ("attach", LifelineMessage::Attach(key.sign_attach(attach))),
         ("attached", LifelineMessage::Attached(key.sign_attached(answer))),
         ("data", LifelineMessage::Data { offset: 1500, ack: 4096, ack_now: true, payload: "hello".into() }),
-        ("ack", LifelineMessage::Ack { ack: 1505 }),
+        ("ack", LifelineMessage::Ack { ack: 1505, at: 2_000_000 }),
         ("end", LifelineMessage::End { offset: 1505, refusal: None }),
     ];
     assert_eq!(section.matches("```hex ").count(), worked.len(), "an example of nothing");

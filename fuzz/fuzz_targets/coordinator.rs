@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{LazyLock, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arbitrary::Unstructured;
 use libfuzzer_sys::fuzz_target;
@@ -13,7 +13,7 @@ use nexus_proxy::identity::assertion::{Purpose, assert as sign};
 use nexus_proxy::identity::{Authority, Credential, PeerCertificate, PrivateKey};
 use nexus_proxy::role::coordinator::balancer::Balancer;
 use nexus_proxy::role::coordinator::drain::{Drain, RELAYS};
-use nexus_proxy::role::coordinator::registry::{AddWorkspace, PAIR_TTL};
+use nexus_proxy::role::coordinator::registry::{AddWorkspace, LEAF_LIFETIME, PAIR_TTL};
 use nexus_proxy::role::coordinator::server::{self, CONNECT_PATH, Listeners, PARK_PATH};
 use nexus_proxy::role::coordinator::{Registry, Store};
 use nexus_proxy::wire::onboarding::{
@@ -36,9 +36,15 @@ const MOST_ANSWERS: usize = 1024 * 1024;
 /// Members of each kind: the assertions of one are bounded.
 const MEMBERS: usize = 8;
 
+/// For how long a coordinator has the same members: then others, since their certificates run out.
+const GENERATION: Duration = LEAF_LIFETIME.checked_div(24).expect("a part of it");
+
 struct World {
+    /// Dropped first: it holds the connections to the coordinator.
     runtime: Runtime,
     coordinator: Coordinator,
+    made: SystemTime,
+    generation: u32,
     /// Each request is another client's, or the bound on requests would hide the rest.
     client: u32,
 }
@@ -51,16 +57,25 @@ struct Coordinator {
     bodies: [(&'static str, Vec<u8>); 3],
 }
 
-static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let coordinator = runtime.block_on(coordinator());
-    Mutex::new(World { runtime, coordinator, client: 0 })
-});
+static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::new(0, 0)));
 
-/// A coordinator with its members.
-async fn coordinator() -> Coordinator {
+impl World {
+    fn new(generation: u32, client: u32) -> World {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let coordinator = runtime.block_on(coordinator(&format!("coordinator-{generation}")));
+        World { runtime, coordinator, made: SystemTime::now(), generation, client }
+    }
+
+    /// Whether the certificates of its members are good for a while, by the clock as it is: it may have been set.
+    fn is_young(&self) -> bool {
+        self.made.elapsed().is_ok_and(|age| age < GENERATION)
+    }
+}
+
+/// A coordinator with its members, whose directory has that name.
+async fn coordinator(folder: &str) -> Coordinator {
     let now = SystemTime::now();
-    let store = Store::open(&directory("coordinator")).await.expect("a database of ours");
+    let store = Store::open(&directory(folder)).await.expect("a database of ours");
     let authority = Authority::create(name("d"), now).expect("an authority");
     let registry = Registry::new(store, authority.into());
     let trust = registry.authorities().trust().clone();
@@ -112,6 +127,9 @@ fuzz_target!(|data: &[u8]| {
 
 fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     let world = &mut *WORLD.lock().expect("nothing panicked");
+    if !world.is_young() {
+        *world = World::new(world.generation + 1, world.client);
+    }
     world.client = world.client.wrapping_add(1);
     let client = Ipv4Addr::from(world.client);
     match bytes.int_in_range(0..=4)? {

@@ -103,7 +103,12 @@ impl World {
             }
             4..=6 => self.read(side),
             7..=10 if there => self.pump(link, side),
-            11..=14 if there => self.deliver(link, side),
+            11..=13 if there => self.deliver(link, side),
+            14 if there => {
+                if let Some(message) = self.links[link].queues[side].pop_front() {
+                    self.hand(link, side, at_another_time(message, bytes)?);
+                }
+            }
             15 => self.pass(Duration::from_micros(bytes.int_in_range(1..=200_000)?)),
             16 => self.pass(Duration::from_secs(bytes.int_in_range(1..=60)?)),
             17 => self.dial(Route::Relay, AttachMode::Move),
@@ -286,6 +291,17 @@ impl World {
     }
 }
 
+/// The same message. The time of an acknowledgement is by the other end's clock, which may be any.
+fn at_another_time(message: Bytes, bytes: &mut Unstructured<'_>) -> arbitrary::Result<Bytes> {
+    Ok(match LifelineMessage::parse(message.clone()) {
+        Ok(LifelineMessage::Ack { ack, at }) => {
+            let by = if bytes.arbitrary()? { u64::from(bytes.arbitrary::<u32>()?) } else { bytes.arbitrary()? };
+            LifelineMessage::Ack { ack, at: at.wrapping_add(by) }.encode()
+        }
+        _ => message,
+    })
+}
+
 /// What somebody without the key can say. Not data: only the TLS above the lifeline tells forged data from genuine.
 fn forged(bytes: &mut Unstructured<'_>) -> arbitrary::Result<Bytes> {
     let position = |bytes: &mut Unstructured<'_>| -> arbitrary::Result<u64> {
@@ -293,7 +309,7 @@ fn forged(bytes: &mut Unstructured<'_>) -> arbitrary::Result<Bytes> {
     };
     let tag = [0x55; TAG];
     Ok(match bytes.int_in_range(0..=6)? {
-        0 => LifelineMessage::Ack { ack: position(bytes)? },
+        0 => LifelineMessage::Ack { ack: position(bytes)?, at: position(bytes)? },
         1 => LifelineMessage::Ping { nonce: position(bytes)?, ack: position(bytes)? },
         2 => LifelineMessage::Pong { nonce: position(bytes)?, ack: position(bytes)? },
         3 => {

@@ -125,7 +125,13 @@ fn tunnel(status: &Status) -> String {
         }
         Some("resuming") => {
             let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();
-            format!("interrupted since {since}: {}{last} ({next})", text("why"))
+            // The one that is under way is said beside it.
+            let under_way = u64::from(tunnel["retry_ms"] == 0);
+            let attempts = match tunnel["attempt"].as_u64().unwrap_or_default().saturating_sub(under_way) {
+                0 => String::new(),
+                attempts => format!("{}, ", count(attempts as usize, "attempt")),
+            };
+            format!("interrupted since {since}: {}{last} ({attempts}{next})", text("why"))
         }
         Some("waiting") => format!("down since {since}: {} ({next})", text("why")),
         Some("connecting") if tunnel["why"].is_string() => {

@@ -243,7 +243,10 @@ async fn ask(json: bool, socket: &Path, method: &str, params: Value) -> Result<V
     let stream = stream.map_err(StreamError::into_refusal)?;
     let Sinks { stdout, stderr, unread } = json_lines::sinks(json);
     // A signal ends this process; the laptop sees the stream end and ends the tool.
-    let answer = client::call(stream, method, params, stdout, stderr).await;
+    let answer = tokio::select! {
+        answer = client::call(stream, method, params, stdout, stderr) => answer,
+        never = stub_status::tell_interruptions(socket) => match never {},
+    };
     answer.map_err(|refusal| if unread.get() { Failure::unread() } else { refusal.into() })
 }
 

@@ -1,11 +1,14 @@
 //! `nexus-stub status`: asks the stub that serves the workspace how it is, and shows that.
 
+use std::convert::Infallible;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::failure::{self, Failure};
 use super::output::{Output, count};
+use super::queue;
 use super::stub_socket;
 use super::way::{next_attempt, path_text, second, within_line};
 use crate::role::stub::local;
@@ -41,6 +44,36 @@ pub async fn show(socket: &Path, output: Output) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// How often it is looked whether a call waits for its way: soon at first, and then more seldom.
+const LOOK: Duration = Duration::from_secs(3);
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
+/// Says on standard error when a laptop is not reached, and why: a call that waits for it goes on by itself.
+pub async fn tell_interruptions(socket: &Path) -> Infallible {
+    let (mut told, mut look) = (false, LOOK);
+    loop {
+        tokio::time::sleep(look).await;
+        look = (look * 5 / 4).min(LONGEST_LOOK);
+        let Ok(Some(stream)) = local::connect(socket).await else { continue };
+        let Ok(status) = stub_socket::status(stream).await else { continue };
+        let why = interruption(&status.laptops);
+        if let Some(why) = why.as_ref().filter(|_| !told) {
+            queue::say_error(format!("nexus-stub: {}\n", printable(why)).as_bytes());
+        }
+        told = why.is_some();
+    }
+}
+
+/// Which laptop is not reached, and why. Which one has the call is not known here.
+fn interruption(laptops: &[LaptopStatus]) -> Option<String> {
+    let (laptop, time) = laptops.iter().find_map(|laptop| Some((laptop, laptop.interrupted_s?)))?;
+    let (device, why) = (&laptop.device, within_line(laptop.why.as_deref().unwrap_or("nothing is known")));
+    Some(format!(
+        "the connection to the laptop `{device}` has been interrupted for {time:.0} s: {why}; a call that waits for it goes on when it is \
+         back, and Ctrl-C gives it up"
+    ))
+}
+
 fn reached(reached: &Reached) -> String {
     match reached {
         Reached::Connecting => "connecting".into(),
@@ -68,7 +101,7 @@ fn laptop(status: &LaptopStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use time::OffsetDateTime;
 
@@ -95,5 +128,22 @@ mod tests {
         assert_eq!(said, "anna since 1970-01-01T00:00:00Z, through the coordinator, 2.0 ms there and back; 2 open");
         let said = of(Standing::Lost { since: Instant::now(), why: "the connection broke".into() });
         assert!(said.contains("no way for ") && said.contains("the connection broke"), "{said}");
+    }
+
+    #[test]
+    fn a_laptop_that_is_not_reached_is_named() {
+        let of = |standing: Standing| {
+            let (name, key) = ("anna".parse().unwrap(), KeyPin::from_bytes([7; 32]));
+            LaptopStatus::new(&name, key, OffsetDateTime::UNIX_EPOCH, false, 2, &standing)
+        };
+        let lost = || of(Standing::Lost { since: Instant::now(), why: "the connection broke".into() });
+        let attached = || of(Standing::Attached { route: Route::Relay, round_trip: None, standby: false, moves: 0 });
+        assert_eq!(interruption(&[]), None);
+        assert_eq!(interruption(&[attached()]), None);
+        let why = interruption(&[attached(), lost()]).unwrap();
+        assert!(
+            why.contains("laptop `anna` has been interrupted for 0 s: the connection broke") && why.contains("Ctrl-C"),
+            "{why}"
+        );
     }
 }

@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::output::count;
 use super::way::{next_attempt, path_text, second, within_line};
 use crate::lifeline::Route;
 use crate::role::proxy::tunnel_state::{Remarks, TunnelState};
+
+/// Attempts after which a person is told that it is still tried, and again after twice as many each time.
+const OFTEN: u32 = 4;
 
 /// What was told last.
 #[derive(Debug, Default)]
@@ -34,7 +38,10 @@ enum Said {
         alone: Option<String>,
     },
     Resuming {
-        last: Option<String>,
+        /// Whether it is known what became of an attempt. Each may say it in other words.
+        has_failed: bool,
+        /// How often it had failed when it was time to say that it still does.
+        failed: u32,
     },
     Down {
         why: String,
@@ -54,7 +61,11 @@ impl Said {
                 not_direct: remarks.direct_why.clone(),
                 alone: remarks.standby_why.clone(),
             },
-            TunnelState::Resuming { last, .. } => Said::Resuming { last: last.clone() },
+            TunnelState::Resuming { last, attempt, retry_ms, .. } => {
+                let failed = failed(*attempt, *retry_ms);
+                let failed = if failed < OFTEN { 0 } else { 1 << failed.ilog2() };
+                Said::Resuming { has_failed: last.is_some(), failed }
+            }
             TunnelState::Waiting { why, retry_ms, .. } => Said::Down { why: why.clone(), retry_ms: *retry_ms },
         }
     }
@@ -101,14 +112,22 @@ impl Told {
                 let before = std::mem::replace(&mut self.remarked, remarks.clone());
                 news.lines.extend(remarked(&before, remarks));
             }
-            TunnelState::Resuming { why, since, last, retry_ms, .. } => {
+            TunnelState::Resuming { why, since, attempt, last, retry_ms, .. } => {
+                let next = match (*retry_ms, failed(*attempt, *retry_ms)) {
+                    (0, 0) => "an attempt is under way".to_owned(),
+                    (0, failed) => format!("{}, another is under way", count(failed as usize, "attempt")),
+                    (wait, 0) => format!("next attempt in {}", seconds(wait)),
+                    (wait, failed) => format!("{}, next in {}", count(failed as usize, "attempt"), seconds(wait)),
+                };
                 self.gone = Some(*since);
-                let last = last.as_deref().map(|last| format!("; {}", within_line(last))).unwrap_or_default();
-                let next = if *retry_ms > 0 { format!(", tried in {}", seconds(*retry_ms)) } else { String::new() };
-                let since = second(*since);
-                news.lines.push(format!(
-                    "interrupted: {why}; everything waits for another connection since {since}{next}{last}"
-                ));
+                let time = second(*since);
+                let is_known = matches!(before, Said::Resuming { .. });
+                news.lines.push(match last.as_deref().map(within_line).filter(|_| is_known) {
+                    Some(last) => format!("interrupted since {time}: {last} ({next}, and again until it is back)"),
+                    None => {
+                        format!("interrupted: {why}; everything waits for another connection since {time} ({next})")
+                    }
+                });
             }
             TunnelState::Waiting { why, since, retry_ms, .. } if self.down.as_ref() != Some(why) => {
                 self.down = Some(why.clone());
@@ -146,6 +165,11 @@ fn remarked(before: &Remarks, now: &Remarks) -> Vec<String> {
         lines.push(format!("up, with no way through the coordinator behind it: {} ({next})", within_line(why)));
     }
     lines
+}
+
+/// Attempts that have failed: the one that is under way has not.
+fn failed(attempt: u32, retry_ms: u64) -> u32 {
+    attempt.saturating_sub(u32::from(retry_ms == 0))
 }
 
 fn time_since(since: OffsetDateTime) -> String {
@@ -230,14 +254,12 @@ mod tests {
         let mut told = Told::default();
         let resuming = |last: Option<&str>| {
             let (why, last) = ("it broke".to_owned(), last.map(str::to_owned));
-            TunnelState::Resuming { why, since: SINCE, attempt: 1, last, retry_ms: 200, next: None }
+            TunnelState::Resuming { why, since: SINCE, attempt: 0, last, retry_ms: 200, next: None }
         };
         told.news(&up(Route::Relay, 0, Remarks::default()));
-        let text =
-            "interrupted: it broke; everything waits for another connection since 1970-01-01T00:00:00Z, tried in 0.2 s";
+        let text = "interrupted: it broke; everything waits for another connection since 1970-01-01T00:00:00Z (next attempt in 0.2 s)";
         assert_eq!(lines(&mut told, &resuming(None)), [text]);
         assert!(!told.news(&resuming(None)).changed);
-        assert_eq!(lines(&mut told, &resuming(Some("refused"))), [format!("{text}; refused")]);
         let not_direct = Remarks { direct_why: Some("refused".into()), ..Remarks::default() };
         let goes_on = lines(&mut told, &up(Route::Relay, 1, not_direct.clone()));
         assert_eq!(goes_on.len(), 2);
@@ -253,6 +275,34 @@ mod tests {
             lines(&mut told, &up(Route::Relay, 2, Remarks::default()))[0],
             "moved, through the coordinator; nothing was lost"
         );
+    }
+
+    #[test]
+    fn who_waits_for_long_is_told_that_it_is_still_tried_and_less_and_less_often() {
+        let mut told = Told::default();
+        let refused = Some("refused. hint: wait".to_owned());
+        let of = |attempt, retry_ms| TunnelState::Resuming {
+            why: "it broke".to_owned(),
+            // It is told with fractions of its own each time.
+            since: SINCE + Duration::from_nanos(u64::from(attempt)),
+            attempt,
+            last: refused.clone().filter(|_| (attempt, retry_ms) > (1, 0)),
+            retry_ms,
+            next: None,
+        };
+        told.news(&up(Route::Relay, 0, Remarks::default()));
+        let mut said = lines(&mut told, &of(1, 0));
+        for failed in 1..=20 {
+            said.extend(lines(&mut told, &of(failed, 1500)));
+            said.extend(lines(&mut told, &of(failed + 1, 0)));
+        }
+        let still = |attempts: &str| {
+            format!(
+                "interrupted since 1970-01-01T00:00:00Z: refused. wait ({attempts}, next in 1.5 s, and again until it is back)"
+            )
+        };
+        assert!(said[0].ends_with("(an attempt is under way)"), "{said:?}");
+        assert_eq!(said[1..], ["1 attempt", "4 attempts", "8 attempts", "16 attempts"].map(still));
     }
 
     #[test]

@@ -172,7 +172,7 @@ async fn many_messages_without_bytes_do_not_hide_what_follows() {
     let carrier = Says::default();
     let (mut lifeline, _handle) = Lifeline::dial(Box::new(carrier.clone()), Route::Relay);
     for _ in 0..3 * TURN {
-        carrier.says(&LifelineMessage::Ack { ack: 0 });
+        carrier.says(&LifelineMessage::Ack { ack: 0, at: 0 });
     }
     carrier.says(&LifelineMessage::Data { offset: 0, ack: 0, ack_now: false, payload: Bytes::from_static(&[7]) });
     let wakings = Arc::<Wakings>::default();
@@ -201,7 +201,7 @@ async fn who_waits_for_room_is_woken_by_whatever_part_sees_it() {
         }
         assert!(Pin::new(&mut lifeline).poll_flush(&mut cx).is_ready());
         assert_eq!(wakings.poll_read(&mut lifeline), (Poll::Pending, false));
-        carrier.says(&LifelineMessage::Ack { ack: written });
+        carrier.says(&LifelineMessage::Ack { ack: written, at: 0 });
         assert_eq!(wakings.poll_read(&mut lifeline), (Poll::Pending, true), "bulk: {bulk}");
         assert_eq!(wakings.poll_read(&mut lifeline), (Poll::Pending, false), "once for one wait");
     }

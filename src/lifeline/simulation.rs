@@ -423,7 +423,7 @@ fn strangers_and_repeaters_cannot_attach() {
 fn lies_about_positions_cost_the_carrier() {
     let mut world = steady();
     let id = world.links[0].ids[DIALER].unwrap();
-    let ahead = LifelineMessage::Ack { ack: 1_000_000 }.encode();
+    let ahead = LifelineMessage::Ack { ack: 1_000_000, at: 0 }.encode();
     assert_eq!(world.cores[DIALER].message(id, ahead, world.now), Err(Fault::AckAhead));
     let gap = LifelineMessage::Data { offset: 5000, ack: 0, ack_now: false, payload: Bytes::from_static(b"x") };
     assert_eq!(world.cores[DIALER].message(id, gap.encode(), world.now), Err(Fault::Gap));

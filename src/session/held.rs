@@ -27,11 +27,6 @@ impl HeldOpener {
         HeldOpener { opener, standing: lifeline.standing() }
     }
 
-    /// The way to the other end, for who waits for an answer on a stream that was opened.
-    pub fn way(&self) -> Way {
-        Way::of(self.standing.clone())
-    }
-
     /// Whether the other end is heard.
     pub fn is_attached(&self) -> bool {
         interrupted(&self.standing.borrow()).is_none()
@@ -43,16 +38,12 @@ impl HeldOpener {
     }
 
     async fn attached(&self) -> Result<(), Refusal> {
-        let Some(since) = interrupted(&self.standing.borrow()) else { return Ok(()) };
-        let mut standing = self.standing.clone();
-        let again = standing.wait_for(|standing| interrupted(standing).is_none());
-        match tokio::time::timeout_at((since + HOLD).into(), again).await {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                let text = "the connection to the laptop is interrupted, and being mended. hint: try again in a while";
-                Err(Refusal::new(RefusalCode::Timeout, text))
-            }
+        if attached_within(HOLD, self.standing.clone()).await {
+            return Ok(());
         }
+        let text = "the connection to the laptop is interrupted, and being mended. hint: try again in a while; \
+                    `nexus-stub status` says how it is";
+        Err(Refusal::new(RefusalCode::Timeout, text))
     }
 }
 
@@ -65,35 +56,11 @@ impl Opener for HeldOpener {
     }
 }
 
-/// The way to the other end of a session.
-#[derive(Debug, Clone)]
-pub struct Way(watch::Receiver<Standing>);
-
-impl Way {
-    /// Of the lifeline whose standing this is.
-    pub fn of(standing: watch::Receiver<Standing>) -> Way {
-        Way(standing)
-    }
-
-    /// Returns when the way has been interrupted for so long. Never when the session ends: who has a stream of it sees
-    /// that. Safe to cancel.
-    pub async fn interrupted_for(&mut self, time: Duration) {
-        loop {
-            let since = interrupted(&self.0.borrow_and_update());
-            let due = async {
-                match since {
-                    Some(since) => tokio::time::sleep_until((since + time).into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = due => return,
-                changed = self.0.changed() => if changed.is_err() {
-                    return std::future::pending().await;
-                },
-            }
-        }
-    }
+/// Returns whether there is a way, as soon as there is one, or when there has been none for `hold`.
+async fn attached_within(hold: Duration, mut standing: watch::Receiver<Standing>) -> bool {
+    let Some(since) = interrupted(&standing.borrow()) else { return true };
+    let again = standing.wait_for(|standing| interrupted(standing).is_none());
+    tokio::time::timeout_at((since + hold).into(), again).await.is_ok()
 }
 
 fn interrupted(standing: &Standing) -> Option<std::time::Instant> {
@@ -110,24 +77,21 @@ mod tests {
 
     #[tokio::test]
     async fn an_interruption_is_timed_from_its_beginning_and_forgotten_when_it_is_over() {
-        const TIME: Duration = Duration::from_millis(50);
+        const HELD: Duration = Duration::from_millis(50);
         let attached = || Standing::Attached { route: Route::Relay, round_trip: None, standby: false, moves: 0 };
         let suspect = |since| Standing::Suspect { since, why: "silent".into() };
         let sender = watch::Sender::new(attached());
-        let mut way = Way::of(sender.subscribe());
-        let waits = async |way: &mut Way| tokio::time::timeout(TIME * 3, way.interrupted_for(TIME)).await.is_err();
-        assert!(waits(&mut way).await, "there is a way");
+        let asks = || attached_within(HELD, sender.subscribe());
+        assert!(asks().await, "there is a way");
         let since = std::time::Instant::now();
         sender.send_replace(suspect(since));
-        way.interrupted_for(TIME).await;
-        assert!(since.elapsed() >= TIME);
-        way.interrupted_for(TIME).await;
-        sender.send_replace(attached());
-        assert!(waits(&mut way).await, "it is over");
-        sender.send_replace(suspect(since));
-        assert!(!waits(&mut way).await, "it has been for long enough");
-        sender.send_replace(attached());
-        drop(sender);
-        assert!(waits(&mut way).await, "the session is over");
+        assert!(!asks().await);
+        assert!(since.elapsed() >= HELD);
+        let began = std::time::Instant::now();
+        assert!(!asks().await);
+        assert!(began.elapsed() < HELD, "it has been for long enough");
+        sender.send_replace(suspect(began));
+        let (held, _) = tokio::join!(asks(), async { sender.send_replace(attached()) });
+        assert!(held, "it is over");
     }
 }

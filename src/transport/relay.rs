@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Sink, SinkExt, Stream};
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, Sleep, interval_at, sleep_until};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, Message};
 
@@ -35,6 +36,12 @@ pub struct Relayed {
 struct Direction {
     /// What the relay itself has to say there; goes before what waits.
     say: Option<Message>,
+    /// The last that it has to ask there.
+    ping: Option<Message>,
+    /// What answered a ping last, on the side that it comes from.
+    pong: Option<Bytes>,
+    /// Whether it is not read, since the side that it goes to takes nothing.
+    blocked: bool,
     waiting: Option<Message>,
     unflushed: bool,
     done: bool,
@@ -54,25 +61,80 @@ pub struct Drain<W, P, S> {
     pub say: S,
 }
 
+/// When the second side may be gone without a word.
+#[derive(Debug)]
+pub struct Doubt<D> {
+    /// Has an item each time that there is a reason to ask it.
+    pub reasons: D,
+    /// How long it may then be silent. Whatever it says gives it as long again: behind what keeps a wire full, an answer is late.
+    pub patience: Duration,
+}
+
+/// A connection that was joined so short a time ago is not asked: what made a reason may be the same that joined it.
+const JUST_JOINED: Duration = Duration::from_secs(5);
+
+/// The second side was asked whether it is there.
+struct Asked {
+    /// Which ping has to be answered: what was under way before says nothing.
+    number: u32,
+    until: Pin<Box<Sleep>>,
+}
+
+impl<D: Stream<Item = ()> + Unpin> Doubt<D> {
+    /// Asks when there is a reason. Ready when nothing came in time.
+    fn poll_silent(
+        &mut self,
+        cx: &mut Context<'_>,
+        joined: Instant,
+        asked: &mut Option<Asked>,
+        forth: &mut Direction,
+    ) -> Poll<()> {
+        let mut arises = false;
+        while let Poll::Ready(Some(())) = Pin::new(&mut self.reasons).poll_next(cx) {
+            arises = joined.elapsed() >= JUST_JOINED;
+        }
+        if arises {
+            let number = asked.as_ref().map_or(0, |asked| asked.number.wrapping_add(1));
+            forth.ping = Some(Message::Ping(Bytes::copy_from_slice(&number.to_be_bytes())));
+            let until = Box::pin(sleep_until(Instant::now() + self.patience));
+            *asked = Some(Asked { number, until });
+        }
+        match asked {
+            Some(asked) => asked.until.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Asked {
+    /// Whether what came is the answer.
+    fn is_answered(&self, pong: &Option<Bytes>) -> bool {
+        pong.as_ref().is_some_and(|pong| pong[..] == self.number.to_be_bytes())
+    }
+}
+
 /// Copies binary messages both ways until either side ends, then ends the other. Never looks into them.
 /// Holds one message of each direction at most; a side that does not read stops the other.
-/// Ends when a side is silent for [`SILENCE`]: both ping.
-pub async fn relay<A: Io, B: Io, W, P, S>(
+/// Ends when a side is silent for [`SILENCE`]: both ping; and when the second does not answer in `doubt`.
+pub async fn relay<A: Io, B: Io, W, P, S, D>(
     mut a: WebSocketStream<A>,
     mut b: WebSocketStream<B>,
     mut drain: Drain<W, P, S>,
+    mut doubt: Doubt<D>,
 ) -> (Relayed, io::Result<()>)
 where
+    D: Stream<Item = ()> + Unpin,
     W: Future<Output = ()>,
     P: Future<Output = ()>,
     S: FnMut() -> [Control; 2],
 {
     let (mut forth, mut back) = (Direction::default(), Direction::default());
     let mut check = interval_at(Instant::now() + PING, PING);
-    let (mut heard_a, mut heard_b) = (Instant::now(), Instant::now());
+    let joined = Instant::now();
+    let (mut heard_a, mut heard_b) = (joined, joined);
     let mut when = std::pin::pin!(drain.when);
     let mut part = std::pin::pin!(drain.part);
-    let (mut told, mut parting) = (false, false);
+    let (mut told, mut parting, mut asked) = (false, false, None::<Asked>);
     let outcome = std::future::poll_fn(|cx| {
         if part.as_mut().poll(cx).is_ready() {
             parting = true;
@@ -83,6 +145,8 @@ where
             let [to_a, to_b] = (drain.say)().map(|say| Message::text(say.to_text()));
             (back.say, forth.say) = (Some(to_a), Some(to_b));
         }
+        let before = heard_b;
+        let silent = doubt.poll_silent(cx, joined, &mut asked, &mut forth).is_ready();
         let ab = poll_copy(cx, &mut a, &mut b, &mut forth, &mut heard_a);
         let ba = poll_copy(cx, &mut b, &mut a, &mut back, &mut heard_b);
         if let Poll::Ready(outcome) = ab {
@@ -90,6 +154,19 @@ where
         }
         if let Poll::Ready(outcome) = ba {
             return Poll::Ready(outcome);
+        }
+        if asked.take_if(|asked| asked.is_answered(&back.pong)).is_none()
+            && let Some(asked) = &mut asked
+        {
+            // What it says is not read while the first takes nothing.
+            if heard_b > before || back.blocked {
+                asked.until.as_mut().reset(Instant::now() + doubt.patience);
+                // So that the timer wakes this task.
+                let _ = asked.until.as_mut().poll(cx);
+            } else if silent {
+                let why = "the second side does not answer, and there is a reason to doubt that it is there";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)));
+            }
         }
         while check.poll_tick(cx).is_ready() {
             if heard_a.elapsed() > SILENCE || heard_b.elapsed() > SILENCE {
@@ -119,13 +196,16 @@ fn poll_copy<A: Io, B: Io>(
 ) -> Poll<io::Result<()>> {
     let mut to = Pin::new(to);
     loop {
-        while direction.say.is_some() || direction.waiting.is_some() {
+        direction.blocked = true;
+        while direction.say.is_some() || direction.ping.is_some() || direction.waiting.is_some() {
             ready!(to.as_mut().poll_ready(cx)).map_err(io_error)?;
-            if let Some(message) = direction.say.take().or_else(|| direction.waiting.take()) {
+            let own = direction.say.take().or_else(|| direction.ping.take());
+            if let Some(message) = own.or_else(|| direction.waiting.take()) {
                 to.as_mut().start_send(message).map_err(io_error)?;
                 direction.unflushed = true;
             }
         }
+        direction.blocked = false;
         if !direction.done {
             match Pin::new(&mut *from).poll_next(cx) {
                 Poll::Ready(Some(Ok(message))) => {
@@ -136,6 +216,7 @@ fn poll_copy<A: Io, B: Io>(
                             direction.waiting = Some(Message::Binary(bytes));
                         }
                         Message::Close(_) => direction.done = true,
+                        Message::Pong(pong) => direction.pong = Some(pong),
                         _ => {}
                     }
                     continue;
@@ -161,16 +242,88 @@ fn poll_copy<A: Io, B: Io>(
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use futures::stream;
 
-    use super::super::carrier::Arrival;
     use super::super::carrier::tests::{bytes, ends};
+    use super::super::carrier::{Arrival, Carrier};
     use super::*;
 
     /// Of a coordinator that does not stop.
     fn never() -> Drain<std::future::Pending<()>, std::future::Pending<()>, impl FnMut() -> [Control; 2]> {
         let say = || [Control::Unknown, Control::Unknown];
         Drain { when: std::future::pending(), part: std::future::pending(), say }
+    }
+
+    /// There is no reason for it.
+    fn no_doubt() -> Doubt<stream::Pending<()>> {
+        Doubt { reasons: stream::pending(), patience: Duration::ZERO }
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    type End = Carrier<tokio::io::DuplexStream>;
+
+    /// A relay, and what gives it a reason to ask.
+    struct Doubted {
+        laptop: End,
+        stub: End,
+        tell: futures::channel::mpsc::UnboundedSender<()>,
+        relay: tokio::task::JoinHandle<(Relayed, io::Result<()>)>,
+    }
+
+    async fn doubted() -> Doubted {
+        let ((laptop, near), (far, stub)) = (ends(false).await, ends(true).await);
+        let (tell, reasons) = futures::channel::mpsc::unbounded();
+        let doubt = Doubt { reasons, patience: PATIENCE };
+        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), never(), doubt));
+        Doubted { laptop, stub, tell, relay }
+    }
+
+    /// In real time.
+    #[tokio::test]
+    async fn a_second_side_that_says_nothing_when_in_doubt_is_gone() {
+        let Doubted { mut laptop, mut stub, tell, relay } = doubted().await;
+        tell.unbounded_send(()).unwrap();
+        tokio::time::sleep(JUST_JOINED).await;
+        assert!(!relay.is_finished(), "it was joined a moment ago");
+        // It answers.
+        for _ in 0..2 {
+            tell.unbounded_send(()).unwrap();
+            let reads = tokio::time::timeout(PATIENCE * 2, stub.arrival()).await;
+            assert!(reads.is_err(), "{reads:?}");
+        }
+        // It is busy, and its answer late.
+        tell.unbounded_send(()).unwrap();
+        for _ in 0..6 {
+            stub.send(Bytes::from_static(b"busy")).await.unwrap();
+            assert_eq!(bytes(&mut laptop).await, "busy");
+            tokio::time::sleep(PATIENCE / 3).await;
+        }
+        assert!(!relay.is_finished());
+        // What it said is no answer, and then nothing comes.
+        let began = Instant::now();
+        let arrival = laptop.arrival().await;
+        assert!(began.elapsed() >= PATIENCE / 2 && matches!(arrival, Ok(None)), "{arrival:?}");
+        assert_eq!(relay.await.unwrap().1.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// In real time: it cannot be told from one that is there while its bytes are not read.
+    #[tokio::test]
+    async fn a_second_side_is_not_gone_while_the_first_takes_nothing() {
+        let Doubted { mut laptop, mut stub, tell, relay } = doubted().await;
+        tokio::time::sleep(JUST_JOINED).await;
+        let full = async {
+            loop {
+                stub.send(Bytes::from(vec![7; 60_000])).await.unwrap();
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, full).await.is_err());
+        tell.unbounded_send(()).unwrap();
+        tokio::time::sleep(PATIENCE * 3).await;
+        assert!(!relay.is_finished());
+        // Then nothing comes, and nothing answers.
+        while let Ok(Some(_)) = laptop.arrival().await {}
+        assert_eq!(relay.await.unwrap().1.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     /// In real time.
@@ -180,7 +333,7 @@ mod tests {
         let (far, _stub) = ends(true).await;
         let began = Instant::now();
         let (relayed, arrival) =
-            tokio::join!(relay(near.into_websocket(), far.into_websocket(), never()), laptop.arrival());
+            tokio::join!(relay(near.into_websocket(), far.into_websocket(), never(), no_doubt()), laptop.arrival());
         assert_eq!(relayed.1.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(began.elapsed() > SILENCE && !matches!(arrival, Ok(Some(_))), "{arrival:?}");
     }
@@ -189,7 +342,7 @@ mod tests {
     async fn the_relay_copies_both_ways_and_ends_both() {
         let (mut laptop, near) = ends(false).await;
         let (far, mut stub) = ends(true).await;
-        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), never()));
+        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), never(), no_doubt()));
         for len in [100_000, 1, 50_000] {
             laptop.send(Bytes::from(vec![5; len])).await.unwrap();
             assert_eq!(bytes(&mut stub).await.len(), len, "messages keep their borders");
@@ -217,7 +370,7 @@ mod tests {
                 [said, said + 1].map(|reconnect_after_ms| Control::Drain { reconnect_after_ms })
             },
         };
-        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), drain));
+        let relay = tokio::spawn(relay(near.into_websocket(), far.into_websocket(), drain, no_doubt()));
         let told = |arrival: io::Result<Option<Arrival>>| match arrival {
             Ok(Some(Arrival::Control(Control::Drain { reconnect_after_ms }))) => reconnect_after_ms,
             other => panic!("{other:?}"),

@@ -32,7 +32,7 @@ pub mod kind {
     pub const DATA: u8 = 0x10;
     /// Bytes of the stream, to be acknowledged at once.
     pub const DATA_ACK: u8 = 0x11;
-    /// How far the stream has arrived.
+    /// How far the stream has arrived, and when.
     pub const ACK: u8 = 0x12;
     /// Asks for an answer at once.
     pub const PING: u8 = 0x13;
@@ -118,6 +118,8 @@ pub enum LifelineMessage {
     Ack {
         /// Bytes.
         ack: u64,
+        /// When the last of them arrived, in microseconds of a clock of the sender's own.
+        at: u64,
     },
     /// Asks for a `Pong` at once.
     Ping {
@@ -203,9 +205,10 @@ impl LifelineMessage {
                 bytes.put_slice(&data_header(*offset, *ack, *ack_now));
                 bytes.put_slice(payload);
             }
-            LifelineMessage::Ack { ack } => {
+            LifelineMessage::Ack { ack, at } => {
                 bytes.put_u8(kind::ACK);
                 bytes.put_u64(*ack);
+                bytes.put_u64(*at);
             }
             LifelineMessage::Ping { nonce, ack } | LifelineMessage::Pong { nonce, ack } => {
                 let ping = matches!(self, LifelineMessage::Ping { .. });
@@ -254,8 +257,8 @@ impl LifelineMessage {
                 Ok(LifelineMessage::Data { offset, ack, ack_now: kind == kind::DATA_ACK, payload: bytes })
             }
             kind::ACK => {
-                exactly(&bytes, 8)?;
-                Ok(LifelineMessage::Ack { ack: bytes.get_u64() })
+                exactly(&bytes, 8 + 8)?;
+                Ok(LifelineMessage::Ack { ack: bytes.get_u64(), at: bytes.get_u64() })
             }
             kind::PING | kind::PONG => {
                 exactly(&bytes, 8 + 8)?;
@@ -310,7 +313,7 @@ mod tests {
                 LifelineMessage::Data { offset: 5, ack: 6, ack_now: true, payload: Bytes::from_static(b"x") },
                 [&[0x11][..], &5u64.to_be_bytes(), &6u64.to_be_bytes(), b"x"].concat(),
             ),
-            (LifelineMessage::Ack { ack: 7 }, [&[0x12][..], &7u64.to_be_bytes()].concat()),
+            (LifelineMessage::Ack { ack: 7, at: 8 }, [&[0x12][..], &7u64.to_be_bytes(), &8u64.to_be_bytes()].concat()),
             (
                 LifelineMessage::Ping { nonce: 1, ack: 2 },
                 [&[0x13][..], &1u64.to_be_bytes(), &2u64.to_be_bytes()].concat(),

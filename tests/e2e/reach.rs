@@ -10,9 +10,13 @@ use crate::support::*;
 
 /// `nexus-stub` with these words, as a program in the workspace would run it.
 fn in_workspace(machine: &Machine, words: &[&str]) -> Run {
+    Run::of(of_workspace(machine, words))
+}
+
+fn of_workspace(machine: &Machine, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-stub"));
     command.arg("--state").arg(machine.state()).args(words);
-    Run::of(command)
+    command
 }
 
 /// What `nexus-stub status --json` says.
@@ -22,15 +26,17 @@ fn stub_status(machine: &Machine) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("status --json is not JSON ({e}):\n{text}"))
 }
 
+/// What was said before anybody knew is delivered; who comes later is told at once.
 #[test]
-fn a_call_whose_way_is_dead_ends_soon_and_says_why() {
+fn a_call_whose_way_dies_goes_on_when_it_is_back_and_the_next_is_refused_meanwhile() {
     let world = Linked::new();
     let up = Linked::up(&world.near, &world.laptop);
     let list = || in_workspace(&world.machine, &["tool", "list"]);
     assert!(list().ok().contains("no tools are declared"));
     for _ in 0..2 {
         world.near.black_hole();
-        // The first finds it out; the next is told at once.
+        let mut begun = Running::start(of_workspace(&world.machine, &["tool", "list"]));
+        begun.says("has been interrupted for");
         for _ in 0..2 {
             let refused = list().err();
             assert!(refused.contains("interrupted") && refused.contains("hint:"), "{refused}");
@@ -38,8 +44,11 @@ fn a_call_whose_way_is_dead_ends_soon_and_says_why() {
         let laptop = stub_status(&world.machine)["laptops"][0].clone();
         assert!(laptop["state"] == "suspect" || laptop["state"] == "lost", "{laptop}");
         assert!(laptop["why"].is_string() && laptop["interrupted_s"].is_number(), "{laptop}");
+        assert!(begun.has_ended().is_none(), "{}", begun.output());
         world.near.heal();
-        until("a call to get through again", || list().status.success().then_some(()));
+        assert!(begun.ends().success(), "{}", begun.output());
+        assert!(begun.output().contains("no tools are declared"), "{}", begun.output());
+        assert!(list().status.success(), "what begins now gets through");
     }
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }

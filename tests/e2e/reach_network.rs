@@ -1,6 +1,7 @@
 //! The network between: routers that forget, laptops that come while there is no way, and such that come to another network.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nexus_proxy::lifeline::core::LEAST_PATIENCE;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::reliability::{UNDER_WAY, lasts};
+use crate::reliability::lasts;
 use crate::support::program::take_surroundings;
 use crate::support::transfers::{RECOVERY, digest};
 use crate::support::wait::{judged, within};
@@ -165,6 +166,107 @@ fn another_network_with_the_same_address_ends_a_long_wait() {
 /// A program in the workspace that says some megabytes a second, and keeps a copy, until there is a file `enough`.
 const TELLS: &str = "while [ ! -e enough ]; do head -c 300000 /dev/urandom; sleep 0.05; done | tee sent";
 
+/// What that says arrives at the laptop.
+struct Told {
+    sent: PathBuf,
+    enough: PathBuf,
+    arrives: PathBuf,
+    hears: Running,
+}
+
+impl Told {
+    #[track_caller]
+    fn start(world: &World) -> Told {
+        let (laptop, workspace) = (&world.linked.laptop, world.linked.machine.workspace.path());
+        let arrives = laptop.home().join("arrives");
+        let hears = laptop.command(&["exec", "box", "--", "sh", "-c", TELLS]);
+        let mut shell = command("sh", ["-c", &format!("exec \"$0\" \"$@\" > {}", arrives.display())]);
+        shell.arg(hears.get_program()).args(hears.get_args());
+        take_surroundings(&mut shell, &hears);
+        let hears = Running::start(world.laptops_place().run(shell));
+        let told = Told { sent: workspace.join("sent"), enough: workspace.join("enough"), arrives, hears };
+        told.more(0);
+        told
+    }
+
+    /// Waits until more than so many bytes have arrived.
+    #[track_caller]
+    fn more(&self, than: u64) {
+        let more = within(RECOVERY, || (self.arrived() > than).then_some(()));
+        more.unwrap_or_else(|| panic!("{} bytes arrived: {}", self.arrived(), self.hears.output()));
+    }
+
+    fn arrived(&self) -> u64 {
+        std::fs::metadata(&self.arrives).map_or(0, |file| file.len())
+    }
+
+    /// All of it arrived, and as it was sent.
+    #[track_caller]
+    fn ends_well(mut self) {
+        assert!(self.hears.has_ended().is_none(), "what the workspace says broke: {}", self.hears.output());
+        std::fs::write(&self.enough, "").expect("a file of ours");
+        self.hears.completes(RECOVERY);
+        println!("{} bytes came all the while", std::fs::metadata(&self.arrives).map_or(0, |file| file.len()));
+        assert_eq!(digest(&self.arrives), digest(&self.sent), "what arrived is not what was sent");
+    }
+}
+
+/// Nothing that the laptop sends could tell it.
+#[track_caller]
+fn a_workspace_at_another_address_is_heard_again(way: &str, soon: Duration) {
+    let world = World::across(Hosts::new(), Way::Relay);
+    let hosts = world.hosts.as_ref().expect("there are three");
+    let direct = way == "direct";
+    hosts.let_through(direct);
+    let up = world.linked.laptop.up(&["box", "--coordinator", &world.url()]);
+    let told = Told::start(&world);
+    let mut address = Hosts::WORKSPACE;
+    let took = [77, 78, 79].map(|last| {
+        world.until_it_goes(way, direct);
+        // A connection that was joined a moment ago is not asked.
+        std::thread::sleep(JOINED);
+        told.more(told.arrived());
+        let next = Ipv4Addr::new(10, 77, 2, last);
+        hosts.readdress(&hosts.workspace, address, next);
+        address = next;
+        // What was under way still arrives, and then nothing for a while.
+        let mut heard = (told.arrived(), Instant::now());
+        let silent = within(RECOVERY, || {
+            let (before, silent) = (heard.0, heard.1.elapsed());
+            if told.arrived() == before {
+                return None;
+            }
+            heard = (told.arrived(), Instant::now());
+            (silent > SILENCE).then_some(silent)
+        });
+        let silent = silent.unwrap_or_else(|| panic!("it goes on, or not at all: {}", up.program.output()));
+        println!("at {next}; nothing was heard for {silent:?}");
+        silent
+    });
+    told.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    let judged = judged(took);
+    assert!(judged < soon, "{judged:?}");
+}
+
+const JOINED: Duration = Duration::from_secs(6);
+
+/// What the workspace says comes more often than that.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// The workspace notices within a second that it has another address. Half a second later the coordinator asks the connection that is in
+/// use, and waits for two for an answer.
+#[test]
+fn a_workspace_that_changes_its_address_while_it_alone_speaks_is_heard_again_soon() {
+    a_workspace_at_another_address_is_heard_again("relay", Duration::from_secs(6));
+}
+
+/// The laptop sees by the connection that stood by that the direct one may be dead, and waits for two seconds for an answer.
+#[test]
+fn a_workspace_that_changes_its_address_while_it_alone_speaks_directly_is_heard_again_soon() {
+    a_workspace_at_another_address_is_heard_again("direct", Duration::from_secs(9));
+}
+
 #[test]
 fn a_laptop_takes_the_direct_way_by_itself_and_takes_it_again_at_another_address() {
     let world = World::across(Hosts::new(), Way::Relay);
@@ -182,12 +284,7 @@ fn a_laptop_takes_the_direct_way_by_itself_and_takes_it_again_at_another_address
     let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
     let mut talk = Dialogue::with(hosts.laptop.run(Dialogue::socat(port)));
     talk.echo();
-    let arrives = laptop.home().join("arrives");
-    let hears = laptop.command(&["exec", "box", "--", "sh", "-c", TELLS]);
-    let mut shell = command("sh", ["-c", &format!("exec \"$0\" \"$@\" > {}", arrives.display())]);
-    shell.arg(hears.get_program()).args(hears.get_args());
-    take_surroundings(&mut shell, &hears);
-    let mut hears = Running::start(hosts.laptop.run(shell));
+    let told = Told::start(&world);
     status(world.until_it_goes("direct", true), "directly");
 
     let mut address = Hosts::LAPTOP;
@@ -218,14 +315,7 @@ fn a_laptop_takes_the_direct_way_by_itself_and_takes_it_again_at_another_address
     // Who waits for an answer on a busy way doubts it after that, and would then begin to dial.
     let judged = judged(took);
     assert!(judged < LEAST_PATIENCE, "{judged:?}");
-    assert!(hears.has_ended().is_none(), "what the workspace says broke: {}", hears.output());
-    let workspace = world.linked.machine.workspace.path();
-    std::fs::write(workspace.join("enough"), "").expect("a file of ours");
-    hears.completes(RECOVERY);
-    let size = std::fs::metadata(&arrives).map_or(0, |file| file.len());
-    println!("{size} bytes came all the while");
-    assert!(size > UNDER_WAY);
-    assert_eq!(digest(&arrives), digest(&workspace.join("sent")), "what arrived is not what was sent");
+    told.ends_well();
     talk.ends_well();
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }

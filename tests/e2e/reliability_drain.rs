@@ -62,7 +62,7 @@ fn a_coordinator_that_is_replaced_interrupts_nothing() {
         talk.echo();
         world.stub.says_after(0, RECOVERY, "the coordinator is restarting");
     }
-    transfers.finish();
+    transfers.finish_unrefused();
     talk.ends_well();
     let said = up.program.output();
     assert!(!said.contains("interrupted") && up.tunnels() == 1, "{said}");

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::reliability::lasts;
-use crate::support::faults::overtake;
+use crate::reliability::{UNDER_WAY, lasts};
+use crate::support::faults::{Faults, overtake};
 use crate::support::laptop::Up;
 use crate::support::linked::Frozen;
 use crate::support::transfers::{RECOVERY, digest};
@@ -19,6 +19,9 @@ use crate::support::*;
 
 /// Bytes of the file that is copied, and of the one in the repository: some seconds on the wire.
 const LARGE: usize = 24 << 20;
+
+/// How often all connections of a wire are cut in the end, one after another, in the long form.
+const CUTS: usize = 1000;
 
 /// How long a byte takes on the longest way: the other side of the world.
 const LONG: Duration = Duration::from_millis(150);
@@ -367,9 +370,24 @@ fn what_is_open_notices_nothing(by: Way) {
             scene.world.settle_of(&laptop);
             drop(held);
         }
+        let mut faults = Faults::new();
+        for cut in 0..if is_long() { CUTS } else { 4 } {
+            let wires = scene.world.wires();
+            let goal = scene.near().counts().down + 1 + faults.below(UNDER_WAY);
+            let moves = within(RECOVERY, || (scene.near().counts().down >= goal).then_some(()));
+            assert!(moves.is_some(), "nothing is under way before cut {cut}");
+            let held = gate.hold();
+            let wire = wires[cut % wires.len()];
+            let stands = within(RECOVERY, || (wire.counts().open > 0).then_some(()));
+            assert!(stands.is_some(), "no connection is back for cut {cut}");
+            wire.reset();
+            shell.ask(RECOVERY, typed);
+            words.push(session.ask(RECOVERY, |word| format!("insert into kept values ('{word}') returning word;")));
+            drop(held);
+        }
         drop(end);
         let (copies, clones) = (copies.join().expect("a copy broke"), clones.join().expect("a clone broke"));
-        println!("{by:?}: {} troubles, {copies} copies, {clones} clones", words.len());
+        println!("{by:?}: {} troubles and cuts, {copies} copies, {clones} clones", words.len());
 
         shell.ask(PATIENCE, |word| format!("test \"$kept\" = here && {}", typed(word)));
         shell.say("exit 0");

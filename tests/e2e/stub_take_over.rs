@@ -95,7 +95,7 @@ fn a_transfer_a_process_and_a_conversation_go_on_and_the_old_stub_ends_after_the
     second.echo();
     let goal = world.moved() + 2 * TRANSFER as u64;
     transfers.go_on_until("transfers after", || world.moved() >= goal);
-    transfers.finish();
+    transfers.finish_unrefused();
     talk.echo();
     assert!(old.has_ended().is_none(), "it has a conversation and a process:\n{}", old.output());
     talk.ends_well();
@@ -169,7 +169,7 @@ fn two_take_overs_in_a_row_break_nothing() {
     }
     let goal = world.moved() + TRANSFER as u64;
     transfers.go_on_until("bytes after both", || world.moved() >= goal);
-    transfers.finish();
+    transfers.finish_unrefused();
     // The one between may go before the oldest.
     second.ends_well();
     is_done(older);

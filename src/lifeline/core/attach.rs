@@ -47,7 +47,12 @@ impl Core {
             self.end(Ended::Position("the other side ended, and not all of it arrived".to_owned()));
         }
         if self.active != Some(id) {
-            member.into_iter().for_each(|member| self.gone(&member, now));
+            if let Some(member) = member {
+                self.gone(&member, now);
+                if member.attaching.is_none() {
+                    self.doubt(now);
+                }
+            }
             return;
         }
         self.active = None;
@@ -59,6 +64,17 @@ impl Core {
             self.end(Ended::BrokenEarly(why.to_owned()));
         } else if self.side == Side::Dialer {
             self.take_standby(now);
+        }
+    }
+
+    /// What cost the carrier that stood by may have cost the one in use, too, while it is only listened to: it is asked.
+    fn doubt(&mut self, now: Instant) {
+        let active = self.active;
+        if self.side == Side::Dialer
+            && let Some(index) = self.members.iter().position(|member| Some(member.id) == active)
+            && self.members[index].pinged.is_none()
+        {
+            self.ping(index, now);
         }
     }
 

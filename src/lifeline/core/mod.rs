@@ -106,6 +106,8 @@ pub struct Core {
     key: Option<ResumeKey>,
     replay: Replay,
     received: u64,
+    /// When the last of it arrived, and when the first: the clock that acknowledgements tell.
+    arrived: Option<(Instant, Instant)>,
     incoming: VecDeque<Bytes>,
     told: u64,
     ack_now: bool,
@@ -147,6 +149,7 @@ impl Core {
             key: None,
             replay: Replay::default(),
             received: 0,
+            arrived: None,
             incoming: VecDeque::new(),
             told: 0,
             ack_now: false,
@@ -306,12 +309,12 @@ impl Core {
                 if is_elsewhere && unknown { Err(Fault::Elsewhere) } else { self.peer_ended(route, offset, refusal) }
             }
             LifelineMessage::Data { offset, ack, ack_now, payload } => {
-                self.acknowledge(ack, active, now)?;
+                self.acknowledge(ack, None, active, now)?;
                 self.data(route, offset, ack_now, payload, now)
             }
-            LifelineMessage::Ack { ack } => self.acknowledge(ack, active, now),
+            LifelineMessage::Ack { ack, at } => self.acknowledge(ack, Some(Duration::from_micros(at)), active, now),
             LifelineMessage::Ping { nonce, ack } => {
-                self.acknowledge(ack, active, now)?;
+                self.acknowledge(ack, None, active, now)?;
                 let pong = LifelineMessage::Pong { nonce, ack: self.received }.encode();
                 let member = self.member(from).ok_or(Fault::OutOfPlace)?;
                 // A peer that pings and does not read gets one answer when it reads again.
@@ -329,7 +332,7 @@ impl Core {
                         self.path.timed(round_trip, now);
                     }
                 }
-                self.acknowledge(ack, active, now)
+                self.acknowledge(ack, None, active, now)
             }
         }
     }
@@ -342,7 +345,8 @@ impl Core {
         }
     }
 
-    fn acknowledge(&mut self, ack: u64, active: bool, now: Instant) -> Result<(), Fault> {
+    /// Everything up to `ack` arrived, at that time by the other end's clock.
+    fn acknowledge(&mut self, ack: u64, at: Option<Duration>, active: bool, now: Instant) -> Result<(), Fault> {
         let before = self.replay.acked();
         self.replay.acknowledge(ack).map_err(|_| Fault::AckAhead)?;
         if self.replay.acked() > before {
@@ -350,7 +354,7 @@ impl Core {
             self.room_made += 1;
         }
         if active {
-            self.path.acked(ack, now);
+            self.path.acked(ack, at, now);
             let pinged = self.members.iter().any(|m| Some(m.id) == self.active && m.pinged.is_some());
             self.asked = (self.replay.under_way() > 0 || pinged).then(|| self.asked.unwrap_or(now));
             if self.suspect && (self.asked.is_none() || self.answered == Some(now)) {
@@ -378,6 +382,7 @@ impl Core {
         }
         payload.advance(known as usize);
         self.received += payload.len() as u64;
+        self.arrived = Some((now, self.arrived.map_or(now, |(_, first)| first)));
         self.incoming.push_back(payload);
         if self.peer_end.is_some_and(|end| end <= self.received) {
             self.end(Ended::Complete);
@@ -429,7 +434,8 @@ impl Core {
         if self.ack_now {
             self.ack_now = false;
             self.acknowledged();
-            return Some(LifelineMessage::Ack { ack: self.received }.encode());
+            let at = self.arrived.map_or(Duration::ZERO, |(last, first)| last.saturating_duration_since(first));
+            return Some(LifelineMessage::Ack { ack: self.received, at: at.as_micros() as u64 }.encode());
         }
         if self.replay.under_way() < self.path.window() + SLACK
             && let Some((message, position)) = self.replay.next_message()

@@ -9,6 +9,7 @@ mod company;
 mod pace;
 mod recent;
 mod start;
+mod way_back;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use self::company::Company;
 use self::pace::Pace;
 use self::recent::Recent;
 use self::start::Start;
+use self::way_back::WayBack;
 use super::paced::MOST_BULK;
 
 /// Bytes that may always be under way, where bulk is alone: two full messages and a little. Less, with as few
@@ -58,6 +60,9 @@ const LONG: Duration = Duration::from_millis(5);
 /// stands in no queue, as long as the pace is right; it keeps the path busy while a busy machine answers late.
 const LEAST_ROOM: Duration = Duration::from_millis(20);
 const MOST_ROOM: Duration = Duration::from_millis(60);
+
+/// Time on the way back for which it has room, too: that is the other direction's queue, and no reason to keep short.
+const MOST_BACK: Duration = Duration::from_millis(500);
 
 /// A round is one round trip, but no less than this: shorter ones measure the scheduler.
 const LEAST_ROUND: Duration = Duration::from_millis(5);
@@ -121,6 +126,7 @@ pub struct Path {
     /// After a look the window grows back with what is acknowledged: all at once would be a burst, and a queue.
     rising: Option<u64>,
     recent: Recent,
+    way_back: WayBack,
     /// Whether the path, and not the sender, was the limit since the round began; and in the round before, so that it was from
     /// the beginning of this one.
     limited: bool,
@@ -179,6 +185,7 @@ impl Path {
             look: None,
             rising: None,
             recent: Recent::default(),
+            way_back: WayBack::default(),
             limited: false,
             was_limited: false,
             company: Company::default(),
@@ -269,8 +276,8 @@ impl Path {
         self.limited = true;
     }
 
-    /// Everything up to `acked` has arrived.
-    pub fn acked(&mut self, acked: u64, now: Instant) {
+    /// Everything up to `acked` has arrived, at that time by the other end's clock, if it said so.
+    pub fn acked(&mut self, acked: u64, at: Option<Duration>, now: Instant) {
         let mut passed = None;
         let news = acked.saturating_sub(self.acked);
         self.acked = self.acked.max(acked);
@@ -282,18 +289,26 @@ impl Path {
             passed = self.marks.pop_front();
         }
         let Some(mark) = passed else { return };
-        let round_trip = now.saturating_duration_since(mark.sent);
-        self.timed(round_trip, now);
-        let burst = self.start.as_mut().and_then(|start| start.rate_of_burst(&mark, now));
+        let took = now.saturating_duration_since(mark.sent);
+        // As if the way back had been the shortest. On a short path that is the machines' doing and not the path's.
+        let (late, longer) = at.map_or_else(Default::default, |at| self.way_back.late(at, took, now));
+        if let Some((shortest, _)) = self.shortest.as_mut().filter(|(shortest, _)| *shortest >= LONG) {
+            *shortest += longer.min(MOST_BACK);
+        }
+        let late = if self.is_long() { late.min(took.saturating_sub(LONG)) } else { Duration::ZERO };
+        let (arrived, round_trip) = (now - late, took - late);
+        self.smoothed(took);
+        self.measured(round_trip, now);
+        let burst = self.start.as_mut().and_then(|start| start.rate_of_burst(&mark, arrived));
         self.delivered(acked.saturating_sub(mark.acked), burst, now);
         let Some(round) = &mut self.round else {
             let Mark { position, sent, .. } = mark;
-            self.round = Some(Round { position, sent, arrived: now, shortest: round_trip, marks: 0 });
+            self.round = Some(Round { position, sent, arrived, shortest: round_trip, marks: 0 });
             return;
         };
         round.shortest = round.shortest.min(round_trip);
         round.marks += 1;
-        let took = now.saturating_duration_since(round.arrived);
+        let took = arrived.saturating_duration_since(round.arrived);
         let (least, marks) = if self.pace.is_some() { (LEAST_LONG_ROUND, LONG_ROUND_MARKS) } else { (LEAST_ROUND, 1) };
         let length = self.smooth.unwrap_or_default().max(least);
         // So few bytes leave that one of them is all that a long while has.
@@ -302,15 +317,23 @@ impl Path {
         let is_late = round_trip > round.shortest + LATE.max(took / LATE_PART) && took < length * 2;
         let is_known = self.pace.as_ref().is_some_and(|pace| !pace.is_fresh());
         if took >= length && round.marks >= marks && !(is_known && is_late) {
-            self.round_ended(&mark, now);
+            self.round_ended(&mark, arrived, now);
         }
     }
 
     /// A round trip was measured.
     pub fn timed(&mut self, round_trip: Duration, now: Instant) {
+        self.smoothed(round_trip);
+        self.measured(round_trip, now);
+    }
+
+    fn smoothed(&mut self, round_trip: Duration) {
+        self.smooth = Some(self.smooth.map_or(round_trip, |smooth| (smooth * 7 + round_trip) / 8));
+    }
+
+    fn measured(&mut self, round_trip: Duration, now: Instant) {
         self.latest = Some(round_trip);
         self.recent.push(round_trip);
-        self.smooth = Some(self.smooth.map_or(round_trip, |smooth| (smooth * 7 + round_trip) / 8));
         if let Some(look) = &mut self.look {
             look.shortest = Some(look.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
         }
@@ -320,14 +343,14 @@ impl Path {
         }
     }
 
-    fn round_ended(&mut self, mark: &Mark, now: Instant) {
-        let next = Round { position: mark.position, sent: mark.sent, arrived: now, shortest: Duration::MAX, marks: 0 };
+    fn round_ended(&mut self, mark: &Mark, arrived: Instant, now: Instant) {
+        let next = Round { position: mark.position, sent: mark.sent, arrived, shortest: Duration::MAX, marks: 0 };
         let Some(round) = self.round.replace(next) else { return };
         let limited = std::mem::take(&mut self.limited);
         let whole = std::mem::replace(&mut self.was_limited, limited) && limited;
         let bytes = mark.position.saturating_sub(round.position) as f64;
         let per = |from: Instant, to: Instant| bytes / to.saturating_duration_since(from).as_secs_f64().max(1e-6);
-        let rate = per(round.arrived, now);
+        let rate = per(round.arrived, arrived);
         // A sender that had little to send, or kept short, says nothing about the path, unless it was more than ever before.
         if (limited && !self.has_company()) || rate > self.best() {
             self.rated(rate);
@@ -336,7 +359,7 @@ impl Path {
         let is_paced = self.look.is_none() && self.rising.is_none();
         if let (Some(pace), Some((shortest, _)), true) = (&mut self.pace, self.shortest, is_paced) {
             let queue = round.shortest.saturating_sub(shortest);
-            let (sent, took) = (per(round.sent, mark.sent), now.saturating_duration_since(round.arrived));
+            let (sent, took) = (per(round.sent, mark.sent), arrived.saturating_duration_since(round.arrived));
             let under_way = self.under_way;
             pace.round(pace::Round { arrived: rate, sent, queue, shortest, took, limited, whole, under_way }, now);
         }
@@ -410,8 +433,9 @@ impl Path {
         }
         let room = match &self.pace {
             Some(_) => {
-                let late = self.smooth.unwrap_or_default().saturating_sub(shortest);
-                (shortest / 2).clamp(LEAST_ROOM, MOST_ROOM) + late.min(MOST_ROOM)
+                let back = self.way_back.latest().min(MOST_BACK);
+                let late = self.smooth.unwrap_or_default().saturating_sub(shortest + back);
+                (shortest / 2).clamp(LEAST_ROOM, MOST_ROOM) + late.min(MOST_ROOM) + back
             }
             None => {
                 let queue = (shortest / 8).max(LEAST_QUEUE);
@@ -446,7 +470,8 @@ impl Path {
                 }
                 let latest = self.latest.unwrap_or(shortest);
                 if limited {
-                    self.look = Some(Look { until: now + (latest * 2).max(LEAST_ROUND), shortest: None });
+                    let answered = self.smooth.map_or(latest, |smooth| smooth.max(latest));
+                    self.look = Some(Look { until: now + (answered * 2).max(LEAST_ROUND), shortest: None });
                 } else {
                     self.shortest = Some((latest, now));
                 }

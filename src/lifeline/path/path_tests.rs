@@ -16,9 +16,11 @@ struct Wire {
     first: u64,
     /// From when until when nothing but calls is sent, one after the other.
     calls: (Duration, Duration),
+    /// How long an acknowledgement waits on its way back that sets out then, if the other end says when that is.
+    back: Option<fn(Duration) -> Duration>,
 }
 
-/// An acknowledgement on its way: when it arrives, and of what.
+/// An acknowledgement on its way: when it sets out, and of what.
 type Ack = (Instant, u64);
 
 impl Wire {
@@ -31,7 +33,13 @@ impl Wire {
             meanwhile: None,
             first: u64::MAX,
             calls: (Duration::ZERO, Duration::ZERO),
+            back: None,
         }
+    }
+
+    /// When an acknowledgement is here that sets out `after` the beginning, on a way without a queue.
+    fn is_back(&self, after: Duration) -> Duration {
+        after + self.back.map_or(Duration::ZERO, |back| back(after))
     }
 
     fn rate_at(&self, time: Duration) -> f64 {
@@ -73,12 +81,16 @@ impl Sent {
     }
 }
 
+/// By how much the other end's clock is ahead.
+const OTHER_CLOCK: Duration = Duration::from_secs(1_000_000);
+
 /// Bytes of a call.
 const CALL: u64 = 100;
 
 /// A sender that always has more to send.
 fn run(wire: &Wire, seconds: u64) -> Sent {
     let begin = Instant::now();
+    let is_back = |at: Instant| begin + wire.is_back(at - begin);
     let mut path = Path::new();
     let (mut sent, mut acked, mut since_mark, mut n) = (0u64, 0u64, 0u64, 0u64);
     let mut acks: VecDeque<Ack> = VecDeque::new();
@@ -93,11 +105,11 @@ fn run(wire: &Wire, seconds: u64) -> Sent {
         if rate != before {
             wire.changed(rate / before, now, &mut free, &mut acks);
         }
-        while acks.front().is_some_and(|(at, _)| *at <= now) {
-            let (_, position) = acks.pop_front().unwrap();
+        while acks.front().is_some_and(|(at, _)| is_back(*at) <= now) {
+            let (at, position) = acks.pop_front().unwrap();
             delivered[((now - begin).as_secs() as usize).min(seconds as usize - 1)] += position - acked;
             acked = position;
-            path.acked(acked, now);
+            path.acked(acked, wire.back.map(|_| at - begin + OTHER_CLOCK), now);
         }
         let calls = (wire.calls.0..wire.calls.1).contains(&(now - begin));
         if calls && sent == acked {
@@ -141,7 +153,8 @@ fn run(wire: &Wire, seconds: u64) -> Sent {
         let due = due.map(|due| due.max(now + Duration::from_millis(1)));
         let changes = wire.meanwhile.iter().flat_map(|(from, until, _)| [from, until]);
         let change = changes.filter_map(|after| begin.checked_add(*after)).find(|at| *at > now);
-        now = acks.front().map(|(at, _)| *at).into_iter().chain(due).chain(change).min().unwrap_or(now).max(now);
+        now =
+            acks.front().map(|(at, _)| is_back(*at)).into_iter().chain(due).chain(change).min().unwrap_or(now).max(now);
     }
     waits.sort();
     Sent { delivered, waits }
@@ -179,7 +192,7 @@ fn a_queue_shows_without_the_window_being_the_limit() {
     for i in 1..40u64 {
         let now = begin + round_trip * i as u32;
         path.marked(i * 8_000_000, now - round_trip - Duration::from_millis(10 * i));
-        path.acked(i * 8_000_000, now);
+        path.acked(i * 8_000_000, None, now);
     }
     assert!(path.window() < 24_000_000, "{}", path.window());
 }
@@ -265,6 +278,31 @@ fn a_machine_that_stands_still_now_and_then_does_not_make_a_path_slow() {
     }
 }
 
+/// Who saturates both directions has a queue in either, and acknowledgements wait in the other one's.
+#[test]
+fn a_queue_on_the_way_back_is_not_taken_for_ones_own() {
+    const RATE: f64 = 25_000_000.0;
+    fn swings(after: Duration, millis: u128) -> Duration {
+        let phase = after.as_millis() % 4000;
+        let millis = if phase < 2000 { phase * millis / 2000 } else { (4000 - phase) * millis / 2000 };
+        Duration::from_millis(millis as u64)
+    }
+    let ways: [fn(Duration) -> Duration; 3] = [
+        |after| swings(after, 80),
+        |after| swings(after, 160),
+        // It is there nearly all the time.
+        |after| Duration::from_millis(if after.as_secs().is_multiple_of(20) { 0 } else { 60 }),
+    ];
+    for round_trip in [20, 60, 150] {
+        for (way, back) in ways.into_iter().enumerate() {
+            let sent = run(&Wire { back: Some(back), ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 40);
+            let what = format!("{round_trip} ms, way {way}");
+            assert!(sent.steady() > 0.9 * RATE, "{what}: {}", sent.steady() / RATE);
+            assert!(sent.wait(99) < Duration::from_millis(50), "{what}: a queue of {:?}", sent.wait(99));
+        }
+    }
+}
+
 #[test]
 fn a_long_path_that_changes_its_rate_is_followed() {
     const RATE: f64 = 25_000_000.0;
@@ -312,7 +350,7 @@ fn what_is_small_does_not_wait_while_a_path_is_looked_at() {
             // Its length is never seen again: a queue stands that does not go.
             let longer = if round < 3 { Duration::ZERO } else { Duration::from_millis(2) };
             path.marked(position, now - round_trip - longer);
-            path.acked(position, now);
+            path.acked(position, None, now);
         }
         if path.look.is_some() {
             looked = true;
@@ -405,7 +443,7 @@ fn a_sender_with_little_to_send_learns_no_false_rate() {
     for i in 0..1000u64 {
         let now = begin + Duration::from_millis(i * 100);
         path.marked(i * 100, now);
-        path.acked(i * 100, now + Duration::from_millis(10));
+        path.acked(i * 100, None, now + Duration::from_millis(10));
     }
     assert_eq!(path.window(), FIRST_WINDOW);
     assert_eq!(path.round_trip(), Some(Duration::from_millis(10)));
@@ -419,7 +457,7 @@ fn a_round_trip_that_became_longer_is_believed_in_time() {
     for i in 0..800u64 {
         let now = begin + Duration::from_millis(100 * i);
         path.marked(i, now);
-        path.acked(i, now + Duration::from_millis(80));
+        path.acked(i, None, now + Duration::from_millis(80));
     }
     assert_eq!(path.shortest.map(|(shortest, _)| shortest), Some(Duration::from_millis(80)));
 }
@@ -431,7 +469,7 @@ fn what_arrived_by_another_path_does_not_widen_a_new_one() {
     let mut path = Path::beginning_at(moved);
     path.limited();
     path.marked(moved + message, begin);
-    path.acked(moved + message, begin + Duration::from_millis(50));
+    path.acked(moved + message, None, begin + Duration::from_millis(50));
     assert!(path.window() <= FIRST_WINDOW + message * START_GROWTH, "{}", path.window());
 }
 
@@ -440,10 +478,10 @@ fn no_path_is_so_long_that_its_window_has_no_bound() {
     let begin = Instant::now();
     let mut path = Path::new();
     path.timed(Duration::from_secs(60), begin);
-    path.acked(0, begin);
+    path.acked(0, None, begin);
     for i in 1..100 {
         path.limited();
-        path.acked(i << 33, begin + Duration::from_secs(61) * i as u32);
+        path.acked(i << 33, None, begin + Duration::from_secs(61) * i as u32);
         assert!((LEAST_WINDOW..=MOST_WINDOW).contains(&path.window()), "{}", path.window());
     }
 }

@@ -32,7 +32,8 @@ impl Start {
     pub fn rate_of_burst(&mut self, mark: &Mark, now: Instant) -> Option<f64> {
         let next = || Train { position: mark.position, sent: mark.sent, arrived: now };
         let train = self.train.get_or_insert_with(next);
-        let (sent, arrived) = (mark.sent.saturating_duration_since(train.sent), now - train.arrived);
+        let (sent, arrived) =
+            (mark.sent.saturating_duration_since(train.sent), now.saturating_duration_since(train.arrived));
         if arrived < sent * 2 {
             *train = next();
             return None;

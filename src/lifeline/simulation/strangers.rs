@@ -28,7 +28,7 @@ fn what_has_proven_nothing_is_not_listened_to() {
         [
             LifelineMessage::Data { offset, ack, ack_now: false, payload: payload.clone() },
             LifelineMessage::Data { offset, ack, ack_now: true, payload },
-            LifelineMessage::Ack { ack: world.written[DIALER] },
+            LifelineMessage::Ack { ack: world.written[DIALER], at: 0 },
             LifelineMessage::Ping { nonce: 1, ack: world.written[DIALER] },
             LifelineMessage::Pong { nonce: 1, ack: world.written[DIALER] },
             LifelineMessage::End { offset, refusal: None },
@@ -126,7 +126,7 @@ fn acknowledged_by_a_stranger(side: usize) -> World {
     world.write(side, 100);
     world.links[0].hole[1 - side] = true;
     world.pump(0, side);
-    let forged = LifelineMessage::Ack { ack: world.written[side] }.encode();
+    let forged = LifelineMessage::Ack { ack: world.written[side], at: 0 }.encode();
     let id = world.links[1].ids[side].unwrap();
     assert_eq!(world.cores[side].message(id, forged, world.now), Ok(()), "it cannot be told from an honest one");
     world.blow_over();

@@ -10,16 +10,17 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tokio_tungstenite::WebSocketStream;
 
 use super::drain::{self, Client, Drain};
 use super::membership::Revoked;
 use crate::identity::KeyPin;
 use crate::transport::Io;
 use crate::transport::carrier::{Arrival, Carrier, PONG};
-use crate::transport::relay::{self, relay};
+use crate::transport::relay::{self, Doubt, relay};
 use crate::wire::control::Control;
 use crate::wire::limits::MAX_REVOKED;
 use crate::wire::name::{DeviceName, WorkspaceName};
@@ -40,6 +41,9 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// Round trips within which it answers, unless packets are lost.
 const ROUND_TRIPS: u32 = 4;
 
+/// Least time for the same of a joined connection, which may have much in its way.
+const JOINED_ANSWER: Duration = Duration::from_secs(2);
+
 /// Where connections wait for each other.
 #[derive(Debug)]
 pub struct Rendezvous<T> {
@@ -51,7 +55,7 @@ pub struct Rendezvous<T> {
 
 /// How a laptop's wait for its workspace ended.
 enum Claimed<T> {
-    Stub(Box<WebSocketStream<T>>),
+    Stub(Box<Carrier<T>>),
     /// Nor any that answers: since when the last one has been silent, if there was one.
     NoStub(Option<Instant>),
     Stopping,
@@ -61,6 +65,8 @@ enum Claimed<T> {
 struct Slot<T> {
     waiting: VecDeque<Parked<T>>,
     arrivals: Arc<Notify>,
+    /// Of those the ones that are no second stub's, as far as that is known.
+    renewals: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -85,7 +91,7 @@ struct Claim<T> {
 /// What becomes of a wish.
 #[derive(Debug)]
 enum Given<T> {
-    Connection(Box<WebSocketStream<T>>),
+    Connection(Box<Carrier<T>>),
     /// It does not answer, and has been silent since then.
     Silent(Instant),
 }
@@ -130,6 +136,9 @@ impl<T: Io> Rendezvous<T> {
                         }
                     };
                     if carrier.send_control(&answer).await.is_ok() && other.is_none() {
+                        if !open {
+                            self.renewed(&workspace);
+                        }
                         welcome = true;
                         continue;
                     }
@@ -137,6 +146,9 @@ impl<T: Io> Rendezvous<T> {
                 () = tokio::time::sleep_until(came + if open { PONG } else { ANSWER }), if !welcome => {
                     // An older one may only be slow to say that it is gone. Nobody waits for that any longer.
                     welcome = open && carrier.send_control(&Control::Parked {}).await.is_ok();
+                    if !open {
+                        self.renewed(&workspace);
+                    }
                     open = true;
                     continue;
                 }
@@ -159,7 +171,7 @@ impl<T: Io> Rendezvous<T> {
                             }
                             let join = Control::Join { session: claim.session, device: Some(claim.device.to_string()) };
                             if carrier.send_control(&join).await.is_ok() {
-                                let _ = claim.give.send(Given::Connection(Box::new(carrier.into_websocket())));
+                                let _ = claim.give.send(Given::Connection(Box::new(carrier)));
                             }
                             return;
                         }
@@ -207,14 +219,7 @@ impl<T: Io> Rendezvous<T> {
             }
             break;
         }
-        self.with(|parked| {
-            if let Some(slot) = parked.get_mut(&workspace) {
-                slot.waiting.retain(|p| p.id != id);
-                if slot.waiting.is_empty() && Arc::strong_count(&slot.arrivals) == 1 {
-                    parked.remove(&workspace);
-                }
-            }
-        });
+        self.leave(&workspace, Some(id));
         // In a box, so that a parked connection does not hold room for its own end.
         Box::pin(carrier.close()).await;
     }
@@ -295,7 +300,10 @@ impl<T: Io> Rendezvous<T> {
             part: self.drain.part.cancelled(),
             say: || [drain::say(Client::Laptop), drain::say(Client::Stub)],
         };
-        let (relayed, outcome) = relay(laptop.into_websocket(), stub, drain).await;
+        let doubt =
+            Doubt { reasons: self.renewals(&workspace), patience: patience(stub.round_trip()).max(JOINED_ANSWER) };
+        let (relayed, outcome) = relay(laptop.into_websocket(), stub.into_websocket(), drain, doubt).await;
+        self.leave(&workspace, None);
         let (up, down) = (relayed.forth, relayed.back);
         match outcome {
             Ok(()) => tracing::info!(%workspace, %device, session, up, down, "parted"),
@@ -348,6 +356,38 @@ impl<T: Io> Rendezvous<T> {
         }
     }
 
+    /// Has an item whenever a connection of the workspace is parked: it may be there because the stub has lost others, as when its
+    /// machine has another network.
+    fn renewals(&self, workspace: &WorkspaceName) -> BoxStream<'static, ()> {
+        let arrivals = self.with(|parked| parked.entry(workspace.clone()).or_insert_with(Slot::new).arrivals.clone());
+        let next = |arrivals: Arc<Notify>| async {
+            arrivals.notified().await;
+            Some(((), arrivals))
+        };
+        futures::stream::unfold(arrivals, next).boxed()
+    }
+
+    /// A connection that was parked is not a second stub's: what else the workspace has may be dead.
+    fn renewed(&self, workspace: &WorkspaceName) {
+        self.with(|parked| {
+            parked.get(workspace).into_iter().for_each(|slot| slot.renewals.notify_waiters());
+        });
+    }
+
+    /// Forgets a parked connection, and the workspace with the last that has to do with it.
+    fn leave(&self, workspace: &WorkspaceName, id: Option<u64>) {
+        self.with(|parked| {
+            if let Some(slot) = parked.get_mut(workspace) {
+                slot.waiting.retain(|p| Some(p.id) != id);
+                if slot.waiting.is_empty()
+                    && [&slot.arrivals, &slot.renewals].iter().all(|held| Arc::strong_count(held) == 1)
+                {
+                    parked.remove(workspace);
+                }
+            }
+        });
+    }
+
     fn with<R>(&self, f: impl FnOnce(&mut HashMap<WorkspaceName, Slot<T>>) -> R) -> R {
         f(&mut self.parked.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -355,7 +395,7 @@ impl<T: Io> Rendezvous<T> {
 
 impl<T> Slot<T> {
     fn new() -> Slot<T> {
-        Slot { waiting: VecDeque::new(), arrivals: Arc::new(Notify::new()) }
+        Slot { waiting: VecDeque::new(), arrivals: Arc::default(), renewals: Arc::default() }
     }
 }
 

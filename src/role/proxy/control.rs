@@ -3,7 +3,8 @@
 //! A connection begins with a `Message` frame, which is a call to the running program, or with an `Open` frame, which
 //! is passed to the workspace as it is. The socket is 0600 in a 0700 directory, and only its owner is served.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long an `up` may take for an answer that waits for nobody: it has it at hand.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of a lock's file that are read: a process, and a path that a socket can have.
+const MAX_HOLDER: u64 = 4096;
 
 /// How often its end is looked for: nothing tells it across processes.
 const END_POLL: Duration = Duration::from_millis(20);
@@ -52,12 +56,21 @@ pub enum ClaimError {
 }
 
 /// Who has a workspace, as its lock in the data directory says.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The process.
     pub pid: u32,
     /// Its control socket.
     pub socket: PathBuf,
+}
+
+impl Holder {
+    /// Whom the lock at `file` names; `None` where whoever has it has not said so, or something else is written there.
+    pub fn read(file: &Path) -> Option<Holder> {
+        let mut text = Vec::new();
+        File::open(file).ok()?.take(MAX_HOLDER).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
 }
 
 /// The right to keep a workspace up, which one process has: a lock on a file beside the socket, and one on a file in the data
@@ -86,10 +99,9 @@ impl Claim {
             if let Some(right) = Right::take(held)? {
                 break Lock { file: held.to_owned(), right };
             }
-            // Whoever has just taken it has not said so yet.
-            let holder = std::fs::read(held).ok().and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
             let is_late = Instant::now() >= deadline;
-            match holder {
+            // Whoever has just taken it has not said so yet.
+            match Holder::read(held) {
                 Some(holder) if is_late || !local::is_deserted(&holder.socket).await => {
                     return Err(ClaimError::Elsewhere(holder));
                 }
@@ -352,6 +364,20 @@ mod tests {
         assert!(is_empty(other.parent().unwrap()), "it is as it was");
         drop((socket, first));
         drop(Claim::new(&other, &held).await.unwrap());
+    }
+
+    #[test]
+    fn a_lock_that_says_something_else_names_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = dir.path().join("box.lock");
+        assert_eq!(Holder::read(&held), None, "there is none");
+        let holder = Holder { pid: 1, socket: "/run/box.sock".into() };
+        let said = serde_json::to_string(&holder).unwrap();
+        let beyond = " ".repeat(MAX_HOLDER as usize - said.len() + 1) + &said;
+        for (text, named) in [("", None), ("x", None), ("{}", None), (&beyond, None), (&beyond[1..], Some(&holder))] {
+            std::fs::write(&held, text).unwrap();
+            assert_eq!(Holder::read(&held).as_ref(), named);
+        }
     }
 
     /// A listener at `path` that lets nobody in, and those who fill its queue.

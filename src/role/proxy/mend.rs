@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Fuse, FusedFuture, MaybeDone, maybe_done};
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::life::Life;
@@ -169,7 +170,7 @@ impl Life<'_> {
             if let Some(at) = come_back.take() {
                 wait = wait.max(at.saturating_duration_since(Instant::now()));
             }
-            let interrupted = Interrupted { why, since };
+            let interrupted = Interrupted { why, since, time: time_of(since) };
             tracing::debug!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
             let resumed = tokio::select! {
                 outcome = self.resume(&interrupted, wait, ahead.take()) => outcome,
@@ -359,13 +360,15 @@ async fn told(drain: &mut watch::Receiver<Option<Duration>>) -> Duration {
 struct Interrupted {
     why: String,
     since: Instant,
+    /// The same as a time of day, told alike each time.
+    time: OffsetDateTime,
 }
 
 impl Interrupted {
     fn state(&self, attempt: u32, last: &Option<String>, wait: Duration) -> TunnelState {
         TunnelState::Resuming {
             why: self.why.clone(),
-            since: time_of(self.since),
+            since: self.time,
             attempt,
             last: last.clone(),
             retry_ms: wait.as_millis() as u64,

@@ -291,10 +291,10 @@ impl Told {
                 let what = if goes_on { "the session goes on" } else { "the tunnel is up again" };
                 tracing::info!(target: WAY, after = ?gone.elapsed(), ?path, "{what}");
             }
-            (_, TunnelState::Resuming { why, .. }) => {
+            (_, TunnelState::Resuming { why, retry_ms, .. }) => {
                 self.is_gone();
                 let next = "another connection is tried until there is one";
-                tracing::info!(target: WAY, why = why.as_str(), next, "the connection is interrupted; everything waits");
+                tracing::info!(target: WAY, why = why.as_str(), retry_ms, next, "the connection is interrupted; everything waits");
             }
             // Only the first attempt that fails is news.
             (TunnelState::Connecting { why: Some(_), .. }, TunnelState::Waiting { .. }) => {}

@@ -254,12 +254,12 @@ async fn pass(
     };
     drop(place);
     let patience = bell.took_over.map(|at| EXPECTED.saturating_sub(at.elapsed())).unwrap_or_default();
-    let (remote, way) = match laptops.open_within(patience).await {
+    let remote = match laptops.open_within(patience).await {
         Ok(opened) => opened,
         Err(refusal) => return local.refuse(&refusal).await,
     };
     match FramedStream::open(remote, open).await {
-        Ok(remote) => call::pass(local, remote, way).await,
+        Ok(remote) => call::pass(local, remote).await,
         Err(_) => {
             let refusal = Refusal::new(RefusalCode::Unavailable, "the laptop's connection broke. hint: try again");
             local.refuse(&refusal).await;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::status::LaptopStatus;
 use crate::identity::KeyPin;
 use crate::lifeline::{Ended, LifelineHandle, Standing};
-use crate::session::held::{HeldOpener, Way};
+use crate::session::held::HeldOpener;
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
 use crate::wire::lifeline::LifelineId;
@@ -192,7 +192,7 @@ impl Laptops {
     }
 
     /// As [`open`](Self::open); when there is no laptop, the first that comes within `patience` is waited for.
-    pub async fn open_within(&self, patience: Duration) -> Result<(MuxStream, Way), Refusal> {
+    pub async fn open_within(&self, patience: Duration) -> Result<MuxStream, Refusal> {
         let mut count = self.count();
         let opened = self.open().await;
         if patience.is_zero() || opened.is_ok() {
@@ -202,9 +202,9 @@ impl Laptops {
         self.open().await
     }
 
-    /// A stream to the laptop that came last, and the way that it takes. While the only laptop hands over, its next session
+    /// A stream to the laptop that came last. While the only laptop hands over, its next session
     /// is waited for.
-    pub async fn open(&self) -> Result<(MuxStream, Way), Refusal> {
+    pub async fn open(&self) -> Result<MuxStream, Refusal> {
         let mut count = self.count();
         let deadline = tokio::time::Instant::now() + HANDOVER;
         loop {
@@ -212,7 +212,7 @@ impl Laptops {
             match self.last() {
                 Last::Serves(opener) => match opener.open().await {
                     Err(_) if opener.is_draining() => {}
-                    opened => return opened.map(|stream| (stream, opener.way())),
+                    opened => return opened,
                 },
                 Last::HandsOver if tokio::time::timeout_at(deadline, count.changed()).await.is_ok() => {}
                 Last::HandsOver | Last::None => {

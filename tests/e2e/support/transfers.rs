@@ -30,7 +30,11 @@ const REFUSED: Duration = Duration::from_millis(200);
 
 /// How much longer transfers go on.
 #[derive(Debug, Default)]
-struct Until(AtomicU8);
+struct Until {
+    until: AtomicU8,
+    /// Transfers that were refused before anything of them had reached the other end.
+    refused: AtomicUsize,
+}
 
 impl Until {
     /// After the ones that are under way there are no more.
@@ -39,11 +43,11 @@ impl Until {
     const GIVEN_UP: u8 = 2;
 
     fn set(&self, until: u8) {
-        self.0.fetch_max(until, Relaxed);
+        self.until.fetch_max(until, Relaxed);
     }
 
     fn is(&self, until: u8) -> bool {
-        self.0.load(Relaxed) >= until
+        self.until.load(Relaxed) >= until
     }
 
     /// Waits for the end of a program.
@@ -65,6 +69,7 @@ impl Until {
             let status = self.ends(&mut program);
             let is_refused = status.is_some_and(|status| !status.success()) && !has_begun(&mut rest);
             if is_refused && since.elapsed() < RECOVERY && !self.is(Until::GIVEN_UP) {
+                self.refused.fetch_add(1, Relaxed);
                 println!("a new connection was refused, and is tried again");
                 std::thread::sleep(REFUSED);
                 continue;
@@ -133,6 +138,15 @@ impl Transfers {
             condition().then_some(())
         });
         assert!(held.is_some(), "transfers stand still: waited {RECOVERY:?} in vain for {what}");
+    }
+
+    /// As [`finish`](Self::finish), where no session may have been interrupted for so long that a new connection was refused.
+    #[track_caller]
+    pub fn finish_unrefused(self) -> [usize; 2] {
+        let until = self.until.clone();
+        let done = self.finish();
+        assert_eq!(until.refused.load(Relaxed), 0, "new connections were refused");
+        done
     }
 
     /// Ends them after the ones that are under way, which must be correct; gives how many there were down and up.
