@@ -1,6 +1,7 @@
 //! `nexus-coordinator`: the rendezvous, and the commands that its operator gives beside it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ use crate::role::coordinator::public_url;
 use crate::role::coordinator::registry::{AddWorkspace, Registry};
 use crate::role::coordinator::server;
 use crate::role::coordinator::store::{Store, StoreError, moment};
+use crate::role::files::Lock;
 use crate::transport::address::CoordinatorUrl;
 use crate::wire::name::{DeviceName, WorkspaceName};
 
@@ -277,25 +279,16 @@ fn table(lines: impl Iterator<Item = String>, none: &str) -> String {
 /// How long one that was just told to end may take to let go of its ports.
 const LET_GO: Duration = Duration::from_secs(2);
 
-/// How often it is tried meanwhile: nothing tells it across processes.
-const LET_GO_POLL: Duration = Duration::from_millis(20);
-
 /// Held while serving: of two servers on one directory, each would look for stubs that are parked at the other. One that
 /// stops lets go of it with its ports.
-async fn only_server(data: &Path) -> Result<std::fs::File, Failure> {
+async fn only_server(data: &Path) -> Result<Lock, Failure> {
     crate::role::coordinator::files::prepare_data_dir(data)?;
-    let path = data.join("serve.lock");
-    let file = crate::role::coordinator::files::open_private(&path)?;
-    let deadline = tokio::time::Instant::now() + LET_GO;
-    while file.try_lock().is_err() {
-        if tokio::time::Instant::now() >= deadline {
-            let text =
-                format!("another nexus-coordinator serves {}. hint: stop it, or name another --data", data.display());
-            return Err(Failure::new(failure::FAILED, text));
-        }
-        tokio::time::sleep(LET_GO_POLL).await;
-    }
-    Ok(file)
+    let file = crate::role::coordinator::files::open_private(&data.join("serve.lock"))?;
+    Lock::wait(file, File::try_lock, LET_GO).await?.ok_or_else(|| {
+        let text =
+            format!("another nexus-coordinator serves {}. hint: stop it, or name another --data", data.display());
+        Failure::new(failure::FAILED, text)
+    })
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

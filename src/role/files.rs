@@ -1,6 +1,6 @@
 //! Files that a role keeps: private (0600 in a 0700 directory), replaced whole or not at all.
 
-use std::fs::TryLockError;
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -23,16 +23,46 @@ pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a lock is tried meanwhile: nothing tells when it is free without holding a thread.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
-/// Tries to have a lock of a file, for up to [`LOCK_TIMEOUT`]; whether it was had. Holds no thread meanwhile.
-pub async fn locked(try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
-    let deadline = Instant::now() + LOCK_TIMEOUT;
-    loop {
-        match try_lock() {
-            Ok(()) => return Ok(true),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),
-            Err(TryLockError::WouldBlock) => sleep(LOCK_POLL).await,
+/// A lock of a file that is had. Ends with its process, however that ends.
+#[derive(Debug)]
+pub struct Lock(File);
+
+/// Which lock is wanted: [`File::try_lock`], or [`File::try_lock_shared`].
+pub type Take = fn(&File) -> Result<(), TryLockError>;
+
+impl Lock {
+    /// Waits for nobody: `None` while somebody else has it.
+    pub fn take(file: File, take: Take) -> io::Result<Option<Lock>> {
+        match take(&file) {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// Waits for up to `patience`, without holding a thread; `None` when somebody else had it all that time.
+    pub async fn wait(file: File, take: Take, patience: Duration) -> io::Result<Option<Lock>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match take(&file) {
+                Ok(()) => return Ok(Some(Lock(file))),
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(None),
+                Err(TryLockError::WouldBlock) => sleep(LOCK_POLL).await,
+            }
+        }
+    }
+
+    /// The file that is locked.
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A program that is being started has the file open too, for a moment: closing it here would not free it.
+        let _ = self.0.unlock();
     }
 }
 

@@ -3,12 +3,13 @@
 //!
 //! Binds nothing, and removes no file: what is at the socket's path is its owner's matter.
 
-use std::fs::{File, Metadata, TryLockError};
-use std::io::{self, Write};
+use std::fs::{File, Metadata};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::files::Lock;
 use super::local;
 
 /// How often the right is tried to be had while its owner is about to end: nothing tells it across processes.
@@ -17,7 +18,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// The right to have a socket, or whatever else its file stands for.
 #[derive(Debug)]
 pub struct Right {
-    lock: File,
+    lock: Lock,
 }
 
 /// Why it cannot be had.
@@ -56,39 +57,28 @@ impl Right {
     /// Has the right that the lock on `file` is; `None` while somebody else has it, or looks.
     pub fn take(file: &Path) -> io::Result<Option<Right>> {
         loop {
-            let lock = open(file)?;
-            match lock.try_lock() {
-                Ok(()) if is_at(&lock, file) => return Ok(Some(Right { lock })),
+            match Lock::take(open(file)?, File::try_lock)? {
+                Some(lock) if is_at(lock.file(), file) => return Ok(Some(Right { lock })),
                 // Whoever had it has removed it meanwhile; the next one locks another file.
-                Ok(()) => {}
-                Err(TryLockError::Error(error)) => return Err(error),
-                Err(TryLockError::WouldBlock) => return Ok(None),
+                Some(_) => {}
+                None => return Ok(None),
             }
         }
     }
 
     /// Writes into its file, in place of what one that was killed has left.
     pub fn say(&self, content: &[u8]) -> io::Result<()> {
-        self.lock.set_len(0)?;
-        (&self.lock).write_all(content)
+        let mut file = self.lock.file();
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(content)
     }
 
     /// Whether somebody has the right to the socket at `path`. Those who look share the lock for a moment, and so none is taken for
     /// its owner by another.
     pub fn is_had(path: &Path) -> bool {
         let Ok(lock) = File::open(file_of(path)) else { return false };
-        let free = lock.try_lock_shared().is_ok();
-        if free {
-            let _ = lock.unlock();
-        }
-        !free
-    }
-}
-
-impl Drop for Right {
-    fn drop(&mut self) {
-        // A process that is being started has the file open too, for a moment: closing it here would not free it.
-        let _ = self.lock.unlock();
+        !matches!(Lock::take(lock, File::try_lock_shared), Ok(Some(_)))
     }
 }
 

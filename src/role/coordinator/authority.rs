@@ -4,6 +4,7 @@
 //!
 //! No authority is replaced here: `rotation` does that, in steps.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -11,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use data_encoding::BASE32_NOPAD;
 
 use crate::identity::{Authority, Bundle, Credential, Identity, IdentityError, KeyPin, PrivateKey, Role, Trust};
-use crate::role::files::{LOCK_TIMEOUT, locked};
+use crate::role::files::{LOCK_TIMEOUT, Lock};
 use crate::wire::name::TrustDomain;
 
 use super::authority_store::AuthorityRecord;
@@ -219,11 +220,9 @@ pub async fn load_or_create(dir: &Path, now: SystemTime) -> Result<Authority, Au
     };
     files::prepare_data_dir(dir).map_err(at(dir))?;
     let (certificate_path, key_path, lock_path) = (dir.join(CERTIFICATE), dir.join(KEY), dir.join(LOCK));
-    // Released when it is closed, also by a crash.
     let lock = files::open_private(&lock_path).map_err(at(&lock_path))?;
-    if !locked(|| lock.try_lock()).await.map_err(at(&lock_path))? {
-        return Err(AuthorityError::Held { path: lock_path });
-    }
+    let lock = Lock::wait(lock, File::try_lock, LOCK_TIMEOUT).await.map_err(at(&lock_path))?;
+    let _lock = lock.ok_or_else(|| AuthorityError::Held { path: lock_path })?;
     let certificate = files::read(&certificate_path).map_err(at(&certificate_path))?;
     let key = files::read(&key_path).map_err(at(&key_path))?;
     let unusable = |path: &Path| {

@@ -4,7 +4,6 @@
 //! A connection costs nothing but a bounded task until its handshake is done; each step has a time of its own.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -38,6 +37,7 @@ pub use super::upgrade::{CONNECT_PATH, PARK_PATH};
 use super::upgrade::{Proof, Purpose, admit, upgraded};
 use crate::identity::certificate::PeerCertificate;
 use crate::role::ACCEPT_PAUSE;
+use crate::role::files::Lock;
 use crate::transport::read_ahead::ReadAhead;
 use crate::wire::limits::HANDSHAKE_TIMEOUT;
 use crate::wire::{Refusal, RefusalCode};
@@ -88,7 +88,7 @@ pub struct Listeners {
     /// TLS ends at a load balancer.
     pub plain: Option<(TcpListener, Balancer)>,
     /// The right to serve, which a successor needs besides: let go with the last port.
-    pub right: Option<File>,
+    pub right: Option<Lock>,
 }
 
 /// Who is at the other end of an accepted connection, and what is spoken there.

@@ -2,7 +2,7 @@
 //! keys of the workspaces it has met there.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::code::{Code, CodeKind};
 use crate::identity::{Credential, IdentityError, KeyPin, PrivateKey, Trust};
-use crate::role::files::LOCK_TIMEOUT;
+use crate::role::files::{LOCK_TIMEOUT, Lock, Take};
 use crate::role::{balancer, files};
 use crate::transport::address::CoordinatorUrl;
 use crate::transport::client::{ClientError, Fresh, first_contact};
@@ -101,26 +101,23 @@ pub struct Profile {
 /// The right to change a profile. For as long as it is held, nobody else does.
 #[derive(Debug)]
 pub struct Writing {
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Writing {
     /// Waits for whoever has it, and for those who read, up to [`LOCK_TIMEOUT`].
     async fn begin(dir: &Path) -> Result<Writing, ProfileError> {
         let path = dir.join(LOCK);
-        let lock = Writing::file(&path)?;
-        locked(&path, || lock.try_lock()).await?;
+        let lock = locked(Writing::file(&path)?, File::try_lock, &path).await?;
         Ok(Writing { _lock: lock })
     }
 
     /// As [`begin`](Self::begin), and waits for nobody.
     fn try_begin(dir: &Path) -> Result<Writing, ProfileError> {
         let path = dir.join(LOCK);
-        let lock = Writing::file(&path)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Writing { _lock: lock }),
-            Err(TryLockError::Error(error)) => Err(error.into()),
-            Err(TryLockError::WouldBlock) => Err(ProfileError::Held { path, waited: Duration::ZERO }),
+        match Lock::take(Writing::file(&path)?, File::try_lock)? {
+            Some(lock) => Ok(Writing { _lock: lock }),
+            None => Err(ProfileError::Held { path, waited: Duration::ZERO }),
         }
     }
 
@@ -129,12 +126,10 @@ impl Writing {
     }
 }
 
-/// Tries to have the lock of the file at `path`, for up to [`LOCK_TIMEOUT`].
-async fn locked(path: &Path, try_lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), ProfileError> {
-    match files::locked(try_lock).await? {
-        true => Ok(()),
-        false => Err(ProfileError::Held { path: path.to_owned(), waited: LOCK_TIMEOUT }),
-    }
+/// The lock of `file`, which is at `path`, as soon as it is free, for up to [`LOCK_TIMEOUT`].
+async fn locked(file: File, take: Take, path: &Path) -> Result<Lock, ProfileError> {
+    let lock = Lock::wait(file, take, LOCK_TIMEOUT).await?;
+    lock.ok_or_else(|| ProfileError::Held { path: path.to_owned(), waited: LOCK_TIMEOUT })
 }
 
 /// The directory of the profile for `url` below `root`.
@@ -147,10 +142,10 @@ impl Profile {
     pub async fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {
         let path = dir.join(LOCK);
         // Where there is none, nothing was ever written.
-        let lock = File::open(&path).ok();
-        if let Some(lock) = &lock {
-            locked(&path, || lock.try_lock_shared()).await?;
-        }
+        let _lock = match File::open(&path) {
+            Ok(file) => Some(locked(file, File::try_lock_shared, &path).await?),
+            Err(_) => None,
+        };
         Profile::read(dir, url)
     }
 

@@ -1,8 +1,8 @@
 //! Passes a call of a program in the workspace to its laptop and back, frame by frame. It looks into none of them.
 //!
-//! A call that has begun goes on for as long as its session does, whatever becomes of the connections beneath: what was
-//! said is delivered. One that begins while the way is known to be interrupted is held for a moment, and then refused, by
-//! whoever opens its stream.
+//! A call that has begun goes on for as long as its session and its program do, whatever becomes of the connections
+//! beneath: what was said is delivered. One that begins while the way is known to be interrupted is held for a moment, and
+//! then refused, by whoever opens its stream.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 

@@ -5,6 +5,7 @@
 //! connection begins with an `Open` frame, which is passed on, or with a `Message` frame, which is for the stub itself.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -253,6 +254,30 @@ async fn pass(
         return local.refuse(&Refusal::new(RefusalCode::Busy, text)).await;
     };
     drop(place);
+    let socket = local.into_inner();
+    let watched = socket.as_fd().try_clone_to_owned();
+    let local = FramedStream::new(socket);
+    let watched = match watched {
+        Ok(watched) => watched,
+        Err(error) => return local.refuse(&without_descriptor(&error)).await,
+    };
+    // Nobody is left to hear the answer: on a way that is interrupted it could be waited for as long as the session lives.
+    tokio::select! {
+        () = call(local, open, laptops, bell) => {}
+        () = local::hung_up(watched.as_fd()) => tracing::debug!("a program hung up on its call"),
+    }
+}
+
+fn without_descriptor(error: &io::Error) -> Refusal {
+    let text = format!(
+        "the stub has no descriptor left for it: {error}. hint: wait for some calls to finish, or start nexus-stub where \
+         `ulimit -n` is higher"
+    );
+    Refusal::new(RefusalCode::Busy, text)
+}
+
+/// A call to the laptop: to its end, or to that of the session.
+async fn call(local: FramedStream<UnixStream>, open: &Open, laptops: &Laptops, bell: &Doorbell) {
     let patience = bell.took_over.map(|at| EXPECTED.saturating_sub(at.elapsed())).unwrap_or_default();
     let remote = match laptops.open_within(patience).await {
         Ok(opened) => opened,
@@ -273,10 +298,21 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::identity::KeyPin;
     use crate::role::stub::earlier::Earlier;
+    use crate::role::stub::laptops::tests::session;
 
     /// How long a connection that is not let in is looked at.
     const A_WHILE: Duration = Duration::from_millis(200);
+
+    /// How long a busy machine may take for what is to happen.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn bell(dir: &Path) -> Doorbell {
+        let earlier = Earlier::new(dir, Kin::load_or_make(dir).unwrap());
+        let told = Arc::new(Told::new("box".into(), "https://localhost".into(), earlier));
+        Doorbell { successors: None, took_over: None, told }
+    }
 
     #[tokio::test]
     async fn one_at_a_time_has_the_socket_and_removes_no_other() {
@@ -308,17 +344,60 @@ mod tests {
         assert!(!path.exists());
     }
 
+    /// A program that begins a call. Its laptop does not answer.
+    async fn begin(path: &Path) -> FramedStream<UnixStream> {
+        let open = Open::new(StreamRequest::Call {});
+        let mut call = FramedStream::open(UnixStream::connect(path).await.unwrap(), &open).await.unwrap();
+        call.writer.send_json(FrameKind::Message, &Request::new("tools.list", Value::Null)).await.unwrap();
+        call
+    }
+
+    #[tokio::test]
+    async fn a_call_on_a_way_that_says_nothing_ends_with_its_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET);
+        let laptops = Arc::new(Laptops::default());
+        let (opener, lifeline, _kept) = session().await;
+        laptops.enter(KeyPin::from_bytes([1; 32]), "anna".parse().unwrap(), opener, lifeline).await.unwrap();
+        let (calls, taking) = (TaskTracker::new(), CancellationToken::new());
+        let gateway = Gateway::bind(&path).await.unwrap();
+        tokio::spawn(gateway.run(laptops, bell(dir.path()), calls.clone(), taking.clone(), taking.child_token()));
+        let mut begun = Vec::new();
+        for _ in 0..MAX_CALLS {
+            begun.push(begin(&path).await);
+        }
+        let refused = begin(&path).await.reader.expect().await.unwrap();
+        assert_eq!((refused.kind, refused.refusal().code), (FrameKind::Refuse, RefusalCode::Busy));
+        // One that has said all waits for its answer; the others are killed.
+        let mut waits = begun.pop().unwrap();
+        waits.writer.close().await.unwrap();
+        drop(begun);
+        tokio::time::timeout(PATIENCE, async {
+            while calls.len() > 1 {
+                tokio::time::sleep(A_WHILE).await;
+            }
+        })
+        .await
+        .expect("the others end");
+        assert!(tokio::time::timeout(2 * A_WHILE, waits.reader.next()).await.is_err(), "it goes on");
+        let mut next = begin(&path).await;
+        assert!(tokio::time::timeout(2 * A_WHILE, next.reader.next()).await.is_err(), "there is room for it");
+        taking.cancel();
+    }
+
     #[tokio::test]
     async fn who_asks_nothing_takes_a_bounded_number_of_places() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET);
-        let earlier = Earlier::new(dir.path(), Kin::load_or_make(dir.path()).unwrap());
-        let told = Arc::new(Told::new("box".into(), "https://localhost".into(), earlier));
-        let bell = Doorbell { successors: None, took_over: None, told };
         let (calls, taking) = (TaskTracker::new(), CancellationToken::new());
         let gateway = Gateway::bind(&path).await.unwrap();
-        let running =
-            tokio::spawn(gateway.run(Arc::default(), bell, calls.clone(), taking.clone(), taking.child_token()));
+        let running = tokio::spawn(gateway.run(
+            Arc::default(),
+            bell(dir.path()),
+            calls.clone(),
+            taking.clone(),
+            taking.child_token(),
+        ));
         let mut silent = Vec::new();
         for _ in 0..MAX_ASKING {
             silent.push(UnixStream::connect(&path).await.unwrap());

@@ -301,7 +301,7 @@ fn taken_over() -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::lifeline::{Lifeline, Route};
     use crate::session::mux::{End, multiplex};
@@ -312,7 +312,7 @@ mod tests {
     }
 
     /// A session, and what keeps it.
-    async fn session() -> (MuxOpener, LifelineHandle, impl Sized) {
+    pub(in crate::role::stub) async fn session() -> (MuxOpener, LifelineHandle, impl Sized) {
         let (io, _) = tokio::io::duplex(1000);
         let carrier = Carrier::new(websocket(io, bytes::Bytes::new(), Side::Unmasked).await);
         let (lifeline, handle) = Lifeline::dial(Box::new(carrier), Route::Relay);

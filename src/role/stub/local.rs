@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::role::local;
-pub use crate::role::local::{answer, bind, connect, is_deserted, is_nobody, is_own};
+pub use crate::role::local::{answer, bind, connect, hung_up, is_deserted, is_nobody, is_own};
 use crate::session::framed::StreamError;
 use crate::wire::{Refusal, RefusalCode};
 
