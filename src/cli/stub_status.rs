@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -13,6 +13,7 @@ use super::stub_socket;
 use super::way::{next_attempt, path_text, second, within_line};
 use crate::role::stub::local;
 use crate::role::stub::status::{LaptopStatus, Reached};
+use crate::transport::carrier::{PING, PONG};
 use crate::wire::refusal::printable;
 
 /// Shows the stub that listens at `socket`.
@@ -44,19 +45,21 @@ pub async fn show(socket: &Path, output: Output) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// How often it is looked whether a call waits for its way: soon at first, and then more seldom.
+/// How often it is looked whether a call waits for its way.
 const LOOK: Duration = Duration::from_secs(3);
-const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
+/// For how long nobody may have known of an interruption when a call began.
+const UNNOTICED: Duration = PING.saturating_add(PONG);
 
 /// Says on standard error when a laptop is not reached, and why: a call that waits for it goes on by itself.
 pub async fn tell_interruptions(socket: &Path) -> Infallible {
-    let (mut told, mut look) = (false, LOOK);
+    let began = Instant::now();
+    let mut told = false;
     loop {
-        tokio::time::sleep(look).await;
-        look = (look * 5 / 4).min(LONGEST_LOOK);
+        tokio::time::sleep(LOOK).await;
         let Ok(Some(stream)) = local::connect(socket).await else { continue };
         let Ok(status) = stub_socket::status(stream).await else { continue };
-        let why = interruption(&status.laptops);
+        let why = interruption(&status.laptops, began.elapsed());
         if let Some(why) = why.as_ref().filter(|_| !told) {
             queue::say_error(format!("nexus-stub: {}\n", printable(why)).as_bytes());
         }
@@ -64,9 +67,12 @@ pub async fn tell_interruptions(socket: &Path) -> Infallible {
     }
 }
 
-/// Which laptop is not reached, and why. Which one has the call is not known here.
-fn interruption(laptops: &[LaptopStatus]) -> Option<String> {
-    let (laptop, time) = laptops.iter().find_map(|laptop| Some((laptop, laptop.interrupted_s?)))?;
+/// Which laptop is not reached that a call may wait for which began so long ago, and why. Which one has it is not known here; one that was
+/// known to be away has not.
+fn interruption(laptops: &[LaptopStatus], call: Duration) -> Option<String> {
+    let longest = (call + UNNOTICED).as_secs_f64();
+    let waits = |laptop: &LaptopStatus| laptop.interrupted_s.filter(|time| laptop.is_expected() && *time <= longest);
+    let (laptop, time) = laptops.iter().find_map(|laptop| Some((laptop, waits(laptop)?)))?;
     let (device, why) = (&laptop.device, within_line(laptop.why.as_deref().unwrap_or("nothing is known")));
     Some(format!(
         "the connection to the laptop `{device}` has been interrupted for {time:.0} s: {why}; a call that waits for it goes on when it is \
@@ -101,13 +107,11 @@ fn laptop(status: &LaptopStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use time::OffsetDateTime;
 
     use super::*;
     use crate::identity::KeyPin;
-    use crate::lifeline::{Route, Standing};
+    use crate::lifeline::{Ended, Route, Standing};
 
     #[test]
     fn it_is_said_since_when_why_and_what_is_next() {
@@ -138,8 +142,15 @@ mod tests {
         };
         let lost = || of(Standing::Lost { since: Instant::now(), why: "the connection broke".into() });
         let attached = || of(Standing::Attached { route: Route::Relay, round_trip: None, standby: false, moves: 0 });
+        let interruption = |laptops: &[LaptopStatus]| interruption(laptops, Duration::from_secs(10));
         assert_eq!(interruption(&[]), None);
         assert_eq!(interruption(&[attached()]), None);
+        let ended = of(Standing::Ended(Ended::Complete));
+        assert_eq!(interruption(&[ended]), None);
+        // Closed last night, and another one has the call.
+        let mut old = lost();
+        old.interrupted_s = Some(40_000.0);
+        assert_eq!(interruption(&[attached(), old]), None);
         let why = interruption(&[attached(), lost()]).unwrap();
         assert!(
             why.contains("laptop `anna` has been interrupted for 0 s: the connection broke") && why.contains("Ctrl-C"),

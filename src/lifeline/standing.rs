@@ -53,6 +53,14 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// Since when the other end is not heard, where that is so.
+    pub fn interrupted(&self) -> Option<Instant> {
+        match self {
+            Standing::Suspect { since, .. } | Standing::Lost { since, .. } => Some(*since),
+            _ => None,
+        }
+    }
+
     /// Whether both say the same to a person who does not care for the last millisecond.
     pub fn is_like(&self, other: &Standing) -> bool {
         match (self, other) {

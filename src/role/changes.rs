@@ -1,7 +1,8 @@
 //! Notices what often costs a connection without a word, or brings back the way to one: the machine slept, this program
 //! was stopped, the network changed, or its name servers did.
 //!
-//! Looks once a second: a system call or two for each address and each file, and the table of routes. Sends nothing, and asks no name server.
+//! Looks when the kernel says that something happened, and once a second: a system call or two for each address and each file,
+//! and the table of routes. Sends nothing, and asks no name server.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -14,10 +15,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use super::kernel::Kernel;
 use super::routes::Routes;
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Between what the kernel tells and the look: one change is many notices.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// A look that comes later than this was held up: by sleep, or by a stop of the process.
 const HELD_UP: Duration = Duration::from_secs(3);
@@ -41,17 +46,30 @@ pub struct Change {
     pub count: u64,
     /// In words.
     pub what: &'static str,
+    /// When the last one was noticed.
+    pub at: Option<Instant>,
+}
+
+impl Change {
+    /// Something happened once more.
+    pub fn again(&mut self, what: &'static str) {
+        *self = Change { count: self.count + 1, what, at: Some(Instant::now()) };
+    }
 }
 
 /// Looks for as long as it is polled. `toward` says where the connections go, as far as that is known.
 pub async fn notice(toward: impl Fn() -> Vec<SocketAddr>, changes: watch::Sender<Change>) {
+    let kernel = Kernel::heard();
     let mut before = Look::now(toward(), None);
     loop {
-        tokio::time::sleep(LOOK).await;
+        let told = tokio::time::timeout(LOOK, kernel.tells()).await.is_ok();
+        if told {
+            tokio::time::sleep(SETTLE).await;
+        }
         let now = Look::now(toward(), Some(&before));
         if let Some(what) = before.changed(&now) {
-            tracing::info!(what, "a change");
-            changes.send_modify(|change| *change = Change { count: change.count + 1, what });
+            tracing::info!(what, told, "a change");
+            changes.send_modify(|change| change.again(what));
         }
         before = now;
     }

@@ -9,6 +9,8 @@ pub mod changes;
 pub mod coordinator;
 pub mod files;
 #[cfg(any(feature = "proxy", feature = "stub"))]
+pub mod kernel;
+#[cfg(any(feature = "proxy", feature = "stub"))]
 pub mod local;
 #[cfg(feature = "proxy")]
 pub mod proxy;

@@ -40,7 +40,7 @@ impl Fixture {
         let request = ReadRequest { path: path.to_owned(), offset, length };
         let collect = async {
             let mut bytes = Vec::new();
-            while let Some((_, buffer)) = frames.recv().await {
+            while let Some((_, buffer)) = frames.next().await {
                 bytes.extend_from_slice(buffer.payload());
             }
             bytes
@@ -143,9 +143,9 @@ async fn a_file_that_changes_while_it_is_read_gives_no_more_than_promised() {
         let request = ReadRequest { path: "~/notes/log".into(), offset: 0, length: None };
         let (roots, home) = (f.roots.clone(), f.dir.path().to_owned());
         let work = tokio::spawn(async move { read(&roots, &home, "", request, output).await });
-        let mut total = frames.recv().await.unwrap().1.payload_len() as u64;
+        let mut total = frames.next().await.unwrap().1.payload_len() as u64;
         std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(change).unwrap();
-        while let Some((_, buffer)) = frames.recv().await {
+        while let Some((_, buffer)) = frames.next().await {
             total += buffer.payload_len() as u64;
         }
         let account = work.await.unwrap().unwrap();

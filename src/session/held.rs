@@ -29,7 +29,7 @@ impl HeldOpener {
 
     /// Whether the other end is heard.
     pub fn is_attached(&self) -> bool {
-        interrupted(&self.standing.borrow()).is_none()
+        self.standing.borrow().interrupted().is_none()
     }
 
     /// Whether the session drains.
@@ -58,16 +58,9 @@ impl Opener for HeldOpener {
 
 /// Returns whether there is a way, as soon as there is one, or when there has been none for `hold`.
 async fn attached_within(hold: Duration, mut standing: watch::Receiver<Standing>) -> bool {
-    let Some(since) = interrupted(&standing.borrow()) else { return true };
-    let again = standing.wait_for(|standing| interrupted(standing).is_none());
+    let Some(since) = standing.borrow().interrupted() else { return true };
+    let again = standing.wait_for(|standing| standing.interrupted().is_none());
     tokio::time::timeout_at((since + hold).into(), again).await.is_ok()
-}
-
-fn interrupted(standing: &Standing) -> Option<std::time::Instant> {
-    match standing {
-        Standing::Suspect { since, .. } | Standing::Lost { since, .. } => Some(*since),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -8,3 +8,4 @@ pub mod framed;
 pub mod held;
 pub mod mux;
 pub mod opener;
+pub mod way;

@@ -38,8 +38,9 @@ struct Direction {
     say: Option<Message>,
     /// The last that it has to ask there.
     ping: Option<Message>,
-    /// What answered a ping last, on the side that it comes from.
-    pong: Option<Bytes>,
+    /// Which question was answered last, on the side that it comes from. A number, since the bytes are a piece of all that was read
+    /// with them.
+    pong: Option<u32>,
     /// Whether it is not read, since the side that it goes to takes nothing.
     blocked: bool,
     waiting: Option<Message>,
@@ -97,7 +98,8 @@ impl<D: Stream<Item = ()> + Unpin> Doubt<D> {
         }
         if arises {
             asked.number = asked.number.wrapping_add(1);
-            asked.open_until = Some(Box::pin(sleep_until(Instant::now() + self.patience)));
+            // The first question that is open says how long: reasons that come one after the other put nothing off.
+            asked.open_until.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + self.patience)));
             forth.ping = Some(Message::Ping(Bytes::copy_from_slice(&asked.number.to_be_bytes())));
         }
         match &mut asked.open_until {
@@ -109,8 +111,8 @@ impl<D: Stream<Item = ()> + Unpin> Doubt<D> {
 
 impl Questions {
     /// `pong` is what answered last.
-    fn hear(&mut self, pong: Option<&[u8]>) {
-        if pong == Some(&self.number.to_be_bytes()) {
+    fn hear(&mut self, pong: Option<u32>) {
+        if pong == Some(self.number) {
             self.open_until = None;
         }
     }
@@ -158,7 +160,7 @@ where
         if let Poll::Ready(outcome) = ba {
             return Poll::Ready(outcome);
         }
-        asked.hear(back.pong.as_deref());
+        asked.hear(back.pong);
         if let Some(until) = &mut asked.open_until {
             // What it says is not read while the first takes nothing.
             if heard_b > before || back.blocked {
@@ -218,7 +220,7 @@ fn poll_copy<A: Io, B: Io>(
                             direction.waiting = Some(Message::Binary(bytes));
                         }
                         Message::Close(_) => direction.done = true,
-                        Message::Pong(pong) => direction.pong = Some(pong),
+                        Message::Pong(pong) => direction.pong = pong[..].try_into().ok().map(u32::from_be_bytes),
                         _ => {}
                     }
                     continue;

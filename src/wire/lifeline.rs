@@ -118,7 +118,7 @@ pub enum LifelineMessage {
     Ack {
         /// Bytes.
         ack: u64,
-        /// When the last of them arrived, in microseconds of a clock of the sender's own.
+        /// When the last of them arrived, in microseconds of a clock of the sender's own; 0 when it does not say.
         at: u64,
     },
     /// Asks for a `Pong` at once.

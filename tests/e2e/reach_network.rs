@@ -251,11 +251,10 @@ fn a_workspace_at_another_address_is_heard_again(way: &str, soon: Duration) {
 
 const JOINED: Duration = Duration::from_secs(6);
 
-/// What the workspace says comes more often than that.
-const SILENCE: Duration = Duration::from_millis(500);
+/// What the workspace says comes more often than that, on a busy machine too, and nobody gives a way up sooner.
+const SILENCE: Duration = Duration::from_millis(1500);
 
-/// The workspace notices within a second that it has another address. Half a second later the coordinator asks the connection that is in
-/// use, and waits for two for an answer.
+/// The workspace parks another connection, and then the coordinator asks the one that is in use, and waits for two seconds for an answer.
 #[test]
 fn a_workspace_that_changes_its_address_while_it_alone_speaks_is_heard_again_soon() {
     a_workspace_at_another_address_is_heard_again("relay", Duration::from_secs(6));

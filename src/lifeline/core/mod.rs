@@ -312,7 +312,10 @@ impl Core {
                 self.acknowledge(ack, None, active, now)?;
                 self.data(route, offset, ack_now, payload, now)
             }
-            LifelineMessage::Ack { ack, at } => self.acknowledge(ack, Some(Duration::from_micros(at)), active, now),
+            LifelineMessage::Ack { ack, at } => {
+                let at = (at != 0).then(|| Duration::from_micros(at));
+                self.acknowledge(ack, at, active, now)
+            }
             LifelineMessage::Ping { nonce, ack } => {
                 self.acknowledge(ack, None, active, now)?;
                 let pong = LifelineMessage::Pong { nonce, ack: self.received }.encode();
@@ -435,7 +438,8 @@ impl Core {
             self.ack_now = false;
             self.acknowledged();
             let at = self.arrived.map_or(Duration::ZERO, |(last, first)| last.saturating_duration_since(first));
-            return Some(LifelineMessage::Ack { ack: self.received, at: at.as_micros() as u64 }.encode());
+            let at = (at.as_micros() as u64).saturating_add(1);
+            return Some(LifelineMessage::Ack { ack: self.received, at }.encode());
         }
         if self.replay.under_way() < self.path.window() + SLACK
             && let Some((message, position)) = self.replay.next_message()

@@ -18,6 +18,8 @@ struct Wire {
     calls: (Duration, Duration),
     /// How long an acknowledgement waits on its way back that sets out then, if the other end says when that is.
     back: Option<fn(Duration) -> Duration>,
+    /// What the other end's clock says then.
+    clock: fn(Duration) -> Duration,
 }
 
 /// An acknowledgement on its way: when it sets out, and of what.
@@ -34,6 +36,7 @@ impl Wire {
             first: u64::MAX,
             calls: (Duration::ZERO, Duration::ZERO),
             back: None,
+            clock: |after| after + OTHER_CLOCK,
         }
     }
 
@@ -109,7 +112,7 @@ fn run(wire: &Wire, seconds: u64) -> Sent {
             let (at, position) = acks.pop_front().unwrap();
             delivered[((now - begin).as_secs() as usize).min(seconds as usize - 1)] += position - acked;
             acked = position;
-            path.acked(acked, wire.back.map(|_| at - begin + OTHER_CLOCK), now);
+            path.acked(acked, wire.back.map(|_| (wire.clock)(at - begin)), now);
         }
         let calls = (wire.calls.0..wire.calls.1).contains(&(now - begin));
         if calls && sent == acked {
@@ -299,6 +302,26 @@ fn a_queue_on_the_way_back_is_not_taken_for_ones_own() {
             let what = format!("{round_trip} ms, way {way}");
             assert!(sent.steady() > 0.9 * RATE, "{what}: {}", sent.steady() / RATE);
             assert!(sent.wait(99) < Duration::from_millis(50), "{what}: a queue of {:?}", sent.wait(99));
+        }
+    }
+}
+
+/// The other end may say what it likes, and one of another make may have no clock to read.
+#[test]
+fn what_is_no_clock_is_not_believed() {
+    const RATE: f64 = 25_000_000.0;
+    let clocks: [fn(Duration) -> Duration; 3] = [
+        |_| Duration::from_secs(1),
+        |_| Duration::from_micros(u64::MAX),
+        |after| Duration::from_micros((after.as_micros() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20),
+    ];
+    for round_trip in [20, 60, 150] {
+        for (which, clock) in clocks.into_iter().enumerate() {
+            let back: Option<fn(Duration) -> Duration> = Some(|_| Duration::ZERO);
+            let sent = run(&Wire { back, clock, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 40);
+            let what = format!("{round_trip} ms, clock {which}");
+            assert!(sent.steady() > 0.95 * RATE, "{what}: {}", sent.steady() / RATE);
+            assert!(sent.wait(99) < Duration::from_millis(30), "{what}: a queue of {:?}", sent.wait(99));
         }
     }
 }

@@ -9,10 +9,18 @@ use std::time::{Duration, Instant};
 /// For how long the least counts, and then once more as that of the time before: clocks drift.
 const AGE: Duration = Duration::from_secs(30);
 
+/// How often in a row, each time within [`AGE`], what the other end says may prove impossible. A clock that stood still does once;
+/// more often it is none.
+const MOST_IMPOSSIBLE: u32 = 3;
+
 /// What the clocks are apart.
 #[derive(Debug, Default)]
 pub struct WayBack {
     began: Option<Instant>,
+    impossible: u32,
+    impossible_at: Option<Instant>,
+    /// Since when nothing was said that cannot be.
+    trial: Option<Instant>,
     since: Option<Instant>,
     /// In microseconds: ours minus theirs, each since some beginning of its own.
     least: Option<i64>,
@@ -21,6 +29,8 @@ pub struct WayBack {
 }
 
 impl WayBack {
+    /// Nothing is late any more once the other end has said what cannot be again and again.
+    ///
     /// How late an acknowledgement is that came now, of what left `took` ago and arrived at `at` by the other end's clock; and by how
     /// much the shortest way back has become longer, of which all that was measured before is then short.
     pub fn late(&mut self, at: Duration, took: Duration, now: Instant) -> (Duration, Duration) {
@@ -29,7 +39,12 @@ impl WayBack {
         let apart = micros(now.saturating_duration_since(began)).saturating_sub(micros(at));
         // Nothing can be later than that: one of the clocks stood still.
         if known.is_some_and(|known| apart.saturating_sub(known) > micros(took)) {
-            *self = WayBack { began: self.began, ..WayBack::default() };
+            let in_a_row = self.impossible_at.is_some_and(|last| now.saturating_duration_since(last) < AGE);
+            let impossible = if in_a_row { self.impossible + 1 } else { 1 };
+            *self = WayBack { began: self.began, impossible, impossible_at: Some(now), ..WayBack::default() };
+        }
+        if self.impossible >= MOST_IMPOSSIBLE {
+            return (Duration::ZERO, Duration::ZERO);
         }
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= AGE) {
             (self.since, self.before) = (Some(now), self.least.take());
@@ -37,6 +52,10 @@ impl WayBack {
         self.least = Some(self.least.map_or(apart, |least| least.min(apart)));
         let least = self.known().unwrap_or(apart);
         let longer = known.filter(|_| self.before.is_some()).map_or(0, |known| least.saturating_sub(known).max(0));
+        // A clock that stands still would have been found out by then.
+        if now.saturating_duration_since(*self.trial.get_or_insert(now)) <= took * 2 {
+            return (Duration::ZERO, Duration::ZERO);
+        }
         self.latest = Duration::from_micros(apart.saturating_sub(least).unsigned_abs());
         (self.latest, Duration::from_micros(longer.unsigned_abs()))
     }

@@ -1,5 +1,8 @@
 //! Moves of which the two ends do not learn the same, or not at the same time.
 
+use bytes::Bytes;
+
+use super::super::core::LEAST_PATIENCE;
 use super::super::standing::{Route, Standing};
 use super::{DIALER, LISTENER, World, exchange, go_over_directly, stand_by_directly, steady};
 use crate::wire::lifeline::{AttachMode, Attached, LifelineMessage, TAG};
@@ -129,4 +132,25 @@ fn the_answer_to_an_overtaken_move_moves_nothing() {
         world.deliver(link, DIALER);
     }
     assert_eq!(routes(&world), [Some(Route::Direct); 2]);
+}
+
+/// The laptop only listens: by itself it would hear of it when it asks the next time.
+#[test]
+fn one_that_stood_by_and_breaks_makes_the_one_in_use_be_asked() {
+    for breaks in [false, true] {
+        let mut world = steady();
+        stand_by_directly(&mut world);
+        exchange(&mut world, 0, DIALER);
+        if breaks {
+            world.cut(1, DIALER, "cut");
+        }
+        world.pump(0, DIALER);
+        let ping = |(_, message): &(_, Bytes)| {
+            matches!(LifelineMessage::parse(message.clone()), Ok(LifelineMessage::Ping { .. }))
+        };
+        assert_eq!(world.links[0].queues[LISTENER].iter().any(ping), breaks);
+        world.links[0].queues[LISTENER].clear();
+        world.pass(LEAST_PATIENCE * 2);
+        assert_eq!(matches!(world.cores[DIALER].standing(), Standing::Suspect { .. }), breaks);
+    }
 }

@@ -359,12 +359,12 @@ impl<T: Io> Rendezvous<T> {
     /// Has an item whenever a connection of the workspace is parked: it may be there because the stub has lost others, as when its
     /// machine has another network.
     fn renewals(&self, workspace: &WorkspaceName) -> BoxStream<'static, ()> {
-        let arrivals = self.with(|parked| parked.entry(workspace.clone()).or_insert_with(Slot::new).arrivals.clone());
-        let next = |arrivals: Arc<Notify>| async {
-            arrivals.notified().await;
-            Some(((), arrivals))
+        let renewals = self.with(|parked| parked.entry(workspace.clone()).or_insert_with(Slot::new).renewals.clone());
+        let next = |renewals: Arc<Notify>| async {
+            renewals.notified().await;
+            Some(((), renewals))
         };
-        futures::stream::unfold(arrivals, next).boxed()
+        futures::stream::unfold(renewals, next).boxed()
     }
 
     /// A connection that was parked is not a second stub's: what else the workspace has may be dead.

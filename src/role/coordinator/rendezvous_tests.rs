@@ -4,6 +4,7 @@ use super::*;
 use crate::role::coordinator::drain::{RELAYS, SPREAD, STUBS_FIRST};
 use crate::transport::carrier::{Side, websocket};
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::io::DuplexStream;
 use tokio_util::sync::CancellationToken;
 
@@ -228,7 +229,9 @@ async fn of_two_stubs_of_a_workspace_the_later_one_waits_until_the_other_is_gone
         tasks.spawn(async move { rendezvous.park(name, key(1), far).await });
         listens(stub)
     };
-    let (mut first, ends) = park().await;
+    // What is joined is asked for the sake of those that may stay alone.
+    let mut reasons = rendezvous.renewals(&name);
+    let (mut first, ends) = tokio::join!(park(), reasons.next()).0;
     assert_eq!(first.recv().await, Some(Control::Parked {}));
     for _ in 0..2 {
         let (mut second, _) = park().await;
@@ -240,9 +243,10 @@ async fn of_two_stubs_of_a_workspace_the_later_one_waits_until_the_other_is_gone
         assert!(message.contains("was refused") && message.contains("--enroll"), "{message}");
     }
     assert_eq!(rendezvous.parked(&name), 1);
+    assert_eq!(reasons.next().now_or_never(), None, "a second stub is no reason");
     ends.abort();
-    let (mut second, _ends) = park().await;
-    assert_eq!(second.recv().await, Some(Control::Parked {}));
+    let ((mut second, _ends), reason) = tokio::join!(park(), reasons.next());
+    assert_eq!((second.recv().await, reason), (Some(Control::Parked {}), Some(())));
 }
 
 /// Its old stub is cut off a moment later.

@@ -25,6 +25,7 @@ use crate::service::remote::serve_accepted;
 use crate::session::framed::{Frame, FramedStream};
 use crate::session::mux::MuxStream;
 use crate::session::opener::Opener;
+use crate::session::way::Way;
 use crate::wire::call::{Request, Response};
 use crate::wire::{FrameKind, Open, Refusal, RefusalCode, StreamRequest};
 
@@ -239,9 +240,9 @@ impl Daemon {
         self.tasks.spawn(control);
         let serve = {
             let daemon = self.clone();
-            move |stream| {
+            move |stream, way| {
                 let daemon = daemon.clone();
-                async move { daemon.incoming(stream).await }
+                async move { daemon.incoming(stream, way).await }
             }
         };
         let outcome = Box::pin(self.tunnel.clone().run(serve, self.stop.clone())).await;
@@ -278,10 +279,10 @@ impl Daemon {
     }
 
     /// A stream that the workspace opened: a call, or a connection to a port that we asked it to listen on.
-    async fn incoming(&self, stream: MuxStream) {
+    async fn incoming(&self, stream: MuxStream, way: Way) {
         let Ok((open, stream)) = FramedStream::accept(stream).await else { return };
         match open.request {
-            StreamRequest::Call {} => server::serve(stream, &self.laptop, self.tunnel.workspace()).await,
+            StreamRequest::Call {} => server::serve(stream, &way, &self.laptop, self.tunnel.workspace()).await,
             StreamRequest::Accepted { listener, peer } => match self.forwards.target(listener) {
                 Some((target, stats)) => {
                     tracing::debug!(listener, peer, %target, "a connection from the workspace");

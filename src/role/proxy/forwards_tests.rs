@@ -4,6 +4,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 
 use super::*;
+use crate::role::changes::Change;
 use crate::role::proxy::tunnel_state::Told;
 
 /// How long anything may take here.
@@ -13,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn forwards() -> (Forwards, TaskTracker) {
     let (_, current) = watch::channel(None);
     let tasks = TaskTracker::new();
-    let opener = TunnelOpener::new(current, &Told::default());
+    let opener = TunnelOpener::new(current, &Told::default(), tokio::sync::watch::channel(Change::default()).1);
     (Forwards::new(opener, tasks.clone(), CancellationToken::new(), false), tasks)
 }
 
@@ -99,7 +100,7 @@ async fn an_address_that_is_not_there_is_refused_to_who_begins_and_waited_for_wh
 async fn on_one_machine_no_forward_leads_to_itself() {
     let (_, current) = watch::channel(None);
     let tasks = TaskTracker::new();
-    let opener = TunnelOpener::new(current, &Told::default());
+    let opener = TunnelOpener::new(current, &Told::default(), tokio::sync::watch::channel(Change::default()).1);
     let forwards = Forwards::new(opener, tasks.clone(), CancellationToken::new(), true);
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     for spec in [format!("{free}"), format!("{free}:localhost:{free}"), format!("localhost:{free}:127.0.0.1:{free}")] {

@@ -17,6 +17,7 @@ use super::tunnel_state::{self, Remarks, TunnelState};
 use crate::lifeline::{Ended, LifelineHandle, Route, Standing};
 use crate::session::establish::{Session, SessionError};
 use crate::session::mux::{MuxOpener, MuxStream};
+use crate::session::way::Way;
 use crate::transport::client::ClientError;
 use crate::wire::{Refusal, RefusalCode};
 
@@ -57,7 +58,7 @@ impl<'a> Life<'a> {
     /// Serves the session and has it mended until it is over; gives the reason.
     pub async fn run<F, S>(self: Arc<Self>, session: Session, serve: &F) -> TunnelError
     where
-        F: Fn(MuxStream) -> S,
+        F: Fn(MuxStream, Way) -> S,
         S: Future<Output = ()> + Send + 'static,
     {
         let _alive = self.tunnel.lives.token();
@@ -68,9 +69,10 @@ impl<'a> Life<'a> {
                 self.lifeline.probe().await;
             }
         };
+        let way = Way::of(&self.lifeline);
         let mut broke = false;
         let served = tokio::select! {
-            why = serve_session(session, serve, &self.tunnel.ending, &mut broke) => Ok(why),
+            why = serve_session(session, &way, serve, &self.tunnel.ending, &mut broke) => Ok(why),
             error = self.mend() => Err(error),
             error = self.keep_direct() => Err(error),
             () = probe => Ok("this program is ending".into()),
@@ -169,9 +171,15 @@ fn passing(code: RefusalCode) -> RefusalCode {
 
 /// Serves a session's incoming streams until it ends, or until `ending`; gives the reason, and whether what arrived in it `broke`
 /// it. Streams end with it.
-async fn serve_session<F, S>(mut session: Session, serve: &F, ending: &CancellationToken, broke: &mut bool) -> String
+async fn serve_session<F, S>(
+    mut session: Session,
+    way: &Way,
+    serve: &F,
+    ending: &CancellationToken,
+    broke: &mut bool,
+) -> String
 where
-    F: Fn(MuxStream) -> S,
+    F: Fn(MuxStream, Way) -> S,
     S: Future<Output = ()> + Send + 'static,
 {
     let mut streams = JoinSet::new();
@@ -179,7 +187,7 @@ where
         tokio::select! {
             stream = session.acceptor.accept() => match stream {
                 Some(stream) => {
-                    streams.spawn(serve(stream));
+                    streams.spawn(serve(stream, way.clone()));
                 }
                 None => break,
             },

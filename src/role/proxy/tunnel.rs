@@ -25,6 +25,7 @@ use crate::role::renewal;
 use crate::session::establish::{self, SessionError};
 use crate::session::held::HOLD;
 use crate::session::mux::{MuxOpener, MuxStream};
+use crate::session::way::Way;
 use crate::transport::client::CoordinatorClient;
 use crate::wire::name::WorkspaceName;
 use crate::wire::{Refusal, RefusalCode};
@@ -139,7 +140,7 @@ impl Tunnel {
 
     /// Opens streams on it.
     pub fn opener(&self) -> TunnelOpener {
-        TunnelOpener::new(self.current.subscribe(), &self.told)
+        TunnelOpener::new(self.current.subscribe(), &self.told, self.changes())
     }
 
     /// How it is, as it changes.
@@ -161,7 +162,7 @@ impl Tunnel {
     /// reason, only when trying on is pointless.
     pub async fn run<F, S>(self: Arc<Self>, serve: F, stop: CancellationToken) -> Result<(), TunnelError>
     where
-        F: Fn(MuxStream) -> S + Send + Sync,
+        F: Fn(MuxStream, Way) -> S + Send + Sync,
         S: Future<Output = ()> + Send + 'static,
     {
         let renew = Box::pin(renewal::keep_fresh(&self.client, |fresh| self.profile().save_fresh(fresh)));
@@ -193,7 +194,7 @@ impl Tunnel {
     /// Begins one session after the other. Ends in order when this program hands over; what is open then is retired.
     async fn keep_up<'a, F, S>(&'a self, serve: &'a F, retire: mpsc::Sender<Retired<'a>>) -> Result<(), TunnelError>
     where
-        F: Fn(MuxStream) -> S + Send + Sync,
+        F: Fn(MuxStream, Way) -> S + Send + Sync,
         S: Future<Output = ()> + Send + 'static,
     {
         let mut backoff = Backoff::default();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::tunnel_state::{Told, TunnelState, WaySince};
+use crate::role::changes::Change;
 use crate::session::held::HOLD;
 use crate::session::mux::{MuxOpener, MuxStream};
 use crate::session::opener::Opener;
@@ -17,6 +18,7 @@ pub struct TunnelOpener {
     current: watch::Receiver<Option<MuxOpener>>,
     state: watch::Receiver<TunnelState>,
     way_since: WaySince,
+    changes: watch::Receiver<Change>,
 }
 
 impl Opener for TunnelOpener {
@@ -40,9 +42,14 @@ impl Opener for TunnelOpener {
 }
 
 impl TunnelOpener {
-    /// Of the sessions that stand one after the other in `current`, whose state is what is told.
-    pub(super) fn new(current: watch::Receiver<Option<MuxOpener>>, told: &Told) -> TunnelOpener {
-        TunnelOpener { current, state: told.watch(), way_since: told.way_since() }
+    /// Of the sessions that stand one after the other in `current`, whose state is what is told. `changes` are those of the machine's
+    /// circumstances.
+    pub(super) fn new(
+        current: watch::Receiver<Option<MuxOpener>>,
+        told: &Told,
+        changes: watch::Receiver<Change>,
+    ) -> TunnelOpener {
+        TunnelOpener { current, state: told.watch(), way_since: told.way_since(), changes }
     }
 
     /// Since when there is a way to the workspace; nothing while a session waits for one, and while there is no session.
@@ -60,13 +67,16 @@ impl TunnelOpener {
         })
     }
 
-    /// Waits a moment for a session that is being resumed.
+    /// Waits a moment for a session that is being resumed: from when it was interrupted, or from when the machine woke or had a network
+    /// again, after which a try may well be of use.
     async fn resumed(&self) -> Result<(), Refusal> {
         let since = match &*self.state.borrow() {
             TunnelState::Resuming { since, .. } => *since,
             _ => return Ok(()),
         };
         let down: Duration = (time::OffsetDateTime::now_utc() - since).try_into().unwrap_or_default();
+        let changed = self.changes.borrow().at.map_or(Duration::MAX, |at| at.elapsed());
+        let down = down.min(changed);
         let mut state = self.state.clone();
         let resumed = async { state.wait_for(|state| !matches!(state, TunnelState::Resuming { .. })).await.map(drop) };
         match tokio::time::timeout(HOLD.saturating_sub(down), resumed).await {
@@ -96,5 +106,25 @@ impl TunnelOpener {
             (None, _) => false,
         };
         self.current.wait_for(stands).await.ok().and_then(|current| current.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::proxy::tunnel_state::time_of;
+
+    #[tokio::test]
+    async fn an_interruption_of_old_is_waited_for_again_after_a_change() {
+        let (told, (changes, changed)) = (Told::default(), watch::channel(Change::default()));
+        let (why, since) = ("it broke".to_owned(), time_of(Instant::now()) - Duration::from_secs(3600));
+        told.tell(TunnelState::Resuming { why, since, attempt: 9, last: None, retry_ms: 0, next: None });
+        let opener = TunnelOpener::new(watch::channel(None).1, &told, changed);
+        assert_eq!(opener.resumed().await.unwrap_err().code, RefusalCode::Timeout);
+        changes.send_modify(|change| change.again("the machine slept"));
+        let waits = tokio::time::timeout(HOLD / 10, opener.resumed()).await;
+        assert!(waits.is_err(), "{waits:?}");
+        told.tell(TunnelState::Failed { why: "it is over".into() });
+        opener.resumed().await.unwrap();
     }
 }

@@ -14,7 +14,6 @@ use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
 use crate::lifeline::{Ended, Route, Standing, first_attach};
-use crate::role::changes::Change;
 use crate::session::establish::{self, Session};
 use crate::transport::client::CoordinatorCarrier;
 use crate::wire::RefusalCode;
@@ -141,7 +140,7 @@ impl Stub {
         while let Ok(now) = standing.wait_for(|standing| !is_well(standing)).await.map(|now| now.clone()) {
             let gone = Gone::new(device, &now);
             let what = "the connection of a session does not answer";
-            self.changes.send_modify(|change| *change = Change { count: change.count + 1, what });
+            self.changes.send_modify(|change| change.again(what));
             let Ok(well) = standing.wait_for(is_well).await.map(|well| well.clone()) else { break };
             gone.is_over(&well);
         }

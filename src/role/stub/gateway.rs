@@ -363,11 +363,11 @@ mod tests {
         let gateway = Gateway::bind(&path).await.unwrap();
         tokio::spawn(gateway.run(laptops, bell(dir.path()), calls.clone(), taking.clone(), taking.child_token()));
         let mut begun = Vec::new();
-        for _ in 0..MAX_CALLS {
+        for _ in 0..8 {
             begun.push(begin(&path).await);
         }
-        let refused = begin(&path).await.reader.expect().await.unwrap();
-        assert_eq!((refused.kind, refused.refusal().code), (FrameKind::Refuse, RefusalCode::Busy));
+        tokio::time::sleep(A_WHILE).await;
+        assert_eq!(calls.len(), begun.len(), "each with its permit");
         // One that has said all waits for its answer; the others are killed.
         let mut waits = begun.pop().unwrap();
         waits.writer.close().await.unwrap();
@@ -380,8 +380,6 @@ mod tests {
         .await
         .expect("the others end");
         assert!(tokio::time::timeout(2 * A_WHILE, waits.reader.next()).await.is_err(), "it goes on");
-        let mut next = begin(&path).await;
-        assert!(tokio::time::timeout(2 * A_WHILE, next.reader.next()).await.is_err(), "there is room for it");
         taking.cancel();
     }
 

@@ -117,6 +117,11 @@ impl LaptopStatus {
         let (device, key, state) = (name.to_string(), key.to_string(), state.to_owned());
         LaptopStatus { device, key, since, drains, streams, state, path, round_trip_ms, why, interrupted_s }
     }
+
+    /// Whether its session waits for it to come back.
+    pub fn is_expected(&self) -> bool {
+        ["suspect", "lost"].contains(&self.state.as_str())
+    }
 }
 
 /// What `nexus-stub status` tells.

@@ -1,38 +1,37 @@
 //! The answering side of a call: reads one request from a workspace that may be hostile, serves it from what is
 //! declared, streams what it produces, sends one response.
 //!
-//! Refuses more calls at a time than are bounded, and requests that do not arrive in time. Every call, served or
+//! Refuses more calls at a time than are bounded, and requests that do not arrive in time; time in which the way to the caller
+//! is interrupted does not count. Every call, served or
 //! refused, leaves one line in the audit log: who, what, outcome; never arguments, never values.
 
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use crate::service::call::output::{self, Frames};
+use crate::service::call::output::{self, STALL_TIMEOUT};
 use crate::service::laptop::{Laptop, resource};
 use crate::session::framed::{FrameReader, FrameWriter, FramedStream, Io, StreamError};
+use crate::session::way::Way;
 use crate::wire::call::{Request, Response};
 use crate::wire::limits::{MAX_ANSWER, MAX_MESSAGE, OPEN_TIMEOUT};
 use crate::wire::name::WorkspaceName;
 use crate::wire::open::Accepted;
 use crate::wire::{FrameKind, Refusal, RefusalCode};
 
-/// How long a caller may leave one frame unread. A session that waits for a network may well take minutes; a caller
-/// that never reads must not hold its place for ever.
-const STALL_TIMEOUT: Duration = Duration::from_secs(300);
-
 /// Characters of a resource's name in the audit log. The workspace chose it.
 const MAX_AUDITED: usize = 200;
 
-/// Serves one call on a stream whose open frame has been read. Dropping the future stops what runs for it at once.
-pub async fn serve<S: Io>(stream: FramedStream<S>, laptop: &Laptop, workspace: &WorkspaceName) {
+/// Serves one call on a stream whose open frame has been read, of a session whose way to the caller is `way`. Dropping the future stops
+/// what runs for it at once.
+pub async fn serve<S: Io>(stream: FramedStream<S>, way: &Way, laptop: &Laptop, workspace: &WorkspaceName) {
     let started = Instant::now();
     let mut audit = Audit { method: String::new(), resource: String::new() };
-    let outcome = Box::pin(answer(stream, laptop, workspace, &mut audit)).await;
+    let outcome = Box::pin(answer(stream, way, laptop, workspace, &mut audit)).await;
     let millis = started.elapsed().as_millis() as u64;
     let Audit { method, resource } = audit;
     // As strings, which every format of the log escapes in its own way.
@@ -51,6 +50,7 @@ struct Audit {
 
 async fn answer<S: Io>(
     mut stream: FramedStream<S>,
+    way: &Way,
     laptop: &Laptop,
     workspace: &WorkspaceName,
     audit: &mut Audit,
@@ -58,22 +58,22 @@ async fn answer<S: Io>(
     let _permit = match laptop.permit(workspace) {
         Ok(permit) => permit,
         Err(refusal) => {
-            let _ = tokio::time::timeout(OPEN_TIMEOUT, stream.refuse(&refusal)).await;
+            let _ = way.timeout(OPEN_TIMEOUT, stream.refuse(&refusal)).await;
             return Err(refusal.code);
         }
     };
-    let accepted = tokio::time::timeout(OPEN_TIMEOUT, stream.accepted(&Accepted::default())).await;
+    let accepted = way.timeout(OPEN_TIMEOUT, stream.accepted(&Accepted::default())).await;
     if !matches!(accepted, Ok(Ok(()))) {
         return Err(RefusalCode::Unavailable);
     }
     let FramedStream { mut reader, mut writer } = stream;
-    let request = match tokio::time::timeout(OPEN_TIMEOUT, request(&mut reader)).await {
+    let request = match way.timeout(OPEN_TIMEOUT, request(&mut reader)).await {
         Ok(Ok(request)) => request,
         Ok(Err(StreamError::Io(_) | StreamError::Truncated)) => return Err(RefusalCode::Cancelled),
-        Ok(Err(error)) => return give_up(&mut writer, error.into_refusal()).await,
+        Ok(Err(error)) => return give_up(&mut writer, way, error.into_refusal()).await,
         Err(_) => {
             let refusal = Refusal::new(RefusalCode::Timeout, "no request arrived in time");
-            return give_up(&mut writer, refusal).await;
+            return give_up(&mut writer, way, refusal).await;
         }
     };
     let cut = |text: &str| text.chars().take(MAX_AUDITED).collect();
@@ -91,7 +91,7 @@ async fn answer<S: Io>(
     let mut written = None;
     let mut outcome = None;
     {
-        let mut write = pin!(write(frames, &mut writer));
+        let mut write = pin!(frames.write(&mut writer, way));
         while outcome.is_none() || written.is_none() {
             tokio::select! {
                 done = &mut work, if outcome.is_none() => outcome = Some(done),
@@ -121,7 +121,7 @@ async fn answer<S: Io>(
         writer.send(FrameKind::Message, &response).await?;
         writer.close().await
     };
-    match tokio::time::timeout(STALL_TIMEOUT, sent).await {
+    match way.timeout(STALL_TIMEOUT, sent).await {
         Ok(Ok(())) => code,
         _ => code.and(Err(RefusalCode::Unavailable)),
     }
@@ -137,8 +137,12 @@ async fn request<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>) -> Result<Re
 }
 
 /// Refuses before there is an id to answer to.
-async fn give_up<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, refusal: Refusal) -> Result<(), RefusalCode> {
-    let _ = tokio::time::timeout(OPEN_TIMEOUT, writer.abort(&refusal)).await;
+async fn give_up<W: AsyncWrite + Unpin>(
+    writer: &mut FrameWriter<W>,
+    way: &Way,
+    refusal: Refusal,
+) -> Result<(), RefusalCode> {
+    let _ = way.timeout(OPEN_TIMEOUT, writer.abort(&refusal)).await;
     Err(refusal.code)
 }
 
@@ -146,16 +150,6 @@ async fn give_up<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, refusal: Re
 async fn gone<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>) {
     reader.limit(MAX_ANSWER);
     let _ = reader.next().await;
-}
-
-async fn write<W: AsyncWrite + Unpin>(mut frames: Frames, writer: &mut FrameWriter<W>) -> Result<(), ()> {
-    while let Some((kind, mut buffer)) = frames.recv().await {
-        match tokio::time::timeout(STALL_TIMEOUT, writer.send_buffer(kind, &mut buffer)).await {
-            Ok(Ok(())) => {}
-            _ => return Err(()),
-        }
-    }
-    Ok(())
 }
 
 /// JSON bytes within the bound of a message.

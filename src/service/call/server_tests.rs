@@ -1,6 +1,7 @@
 //! Whole calls, with the real client on the other end of a pipe, and with callers that misbehave.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::service::call::client::call;
@@ -10,9 +11,10 @@ use crate::service::keychain::Keychain;
 use crate::service::laptop::MAX_TOOLS;
 use crate::service::token::{DEFAULT_LIFETIME, Token, TokenSource, TokenSpec};
 use crate::service::tool::{Tool, ToolSpec};
+use crate::session::way::tests::{a_way, way};
 use crate::wire::limits::MAX_CALLS;
 use serde_json::{Value, json};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncReadExt, DuplexStream};
 
 fn workspace() -> WorkspaceName {
     "work".parse().unwrap()
@@ -47,9 +49,13 @@ fn laptop(dir: &tempfile::TempDir) -> Arc<Laptop> {
 }
 
 fn connect(laptop: &Arc<Laptop>) -> (FramedStream<DuplexStream>, tokio::task::JoinHandle<()>) {
+    connect_by(a_way(), laptop)
+}
+
+fn connect_by(way: Way, laptop: &Arc<Laptop>) -> (FramedStream<DuplexStream>, tokio::task::JoinHandle<()>) {
     let (a, b) = tokio::io::duplex(4096);
     let laptop = Arc::clone(laptop);
-    let served = tokio::spawn(async move { serve(FramedStream::new(b), &laptop, &workspace()).await });
+    let served = tokio::spawn(async move { serve(FramedStream::new(b), &way, &laptop, &workspace()).await });
     (FramedStream::new(a), served)
 }
 
@@ -59,6 +65,35 @@ async fn ask(laptop: &Arc<Laptop>, method: &str, params: Value) -> (Result<Value
     let outcome = call(stream, method, params, &mut out, &mut err).await;
     served.await.unwrap();
     (outcome, out, err)
+}
+
+/// A tool may run for a second; what it printed waits for the network for longer.
+#[tokio::test]
+async fn an_interruption_is_not_counted_against_a_tool() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let dir = tempfile::tempdir().unwrap();
+    let mut laptop = laptop(&dir);
+    let argv = ["sh", "-c", "head -c 500000 /dev/zero"].map(str::to_owned).to_vec();
+    let print = Tool::new(ToolSpec { timeout: LIMIT, ..ToolSpec::new("print", argv) }).unwrap();
+    Arc::get_mut(&mut laptop).unwrap().tools.insert("print".into(), Arc::new(print));
+    for interrupted in [true, false] {
+        let (way, set) = way();
+        set(!interrupted);
+        let (stream, served) = connect_by(way, &laptop);
+        // Nothing is read beyond the first bytes, until later.
+        let (out, mut printed) = tokio::io::duplex(1000);
+        let call = tokio::spawn(call(stream, "tool.execute", json!({"name": "print"}), out, tokio::io::sink()));
+        tokio::time::sleep(LIMIT * 3).await;
+        set(true);
+        let mut all = Vec::new();
+        printed.read_to_end(&mut all).await.unwrap();
+        let answer = call.await.unwrap();
+        served.await.unwrap();
+        match interrupted {
+            true => assert_eq!((answer.unwrap()["exit_code"].as_u64(), all.len()), (Some(0), 500_000)),
+            false => assert_eq!(answer.unwrap_err().code, RefusalCode::Timeout, "a caller that does not read"),
+        }
+    }
 }
 
 #[tokio::test]

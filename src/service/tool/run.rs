@@ -43,7 +43,7 @@ pub struct Invocation {
     pub env: BTreeMap<String, Secret>,
     /// Its standard input; none when absent.
     pub stdin: Option<Vec<u8>>,
-    /// How long it may run.
+    /// How long it may run, less the time for which the network kept its output.
     pub timeout: Duration,
     /// Bytes of output, both streams together.
     pub max_output: u64,
@@ -96,7 +96,7 @@ pub async fn run(name: &str, invocation: Invocation, output: &Output) -> Result<
         let pump = Box::pin(pump(&mut child, &group, invocation.stdin, output, invocation.max_output));
         tokio::select! {
             ended = pump => ended,
-            () = tokio::time::sleep(invocation.timeout) => Err(Refusal::new(
+            () = output.expired(invocation.timeout) => Err(Refusal::new(
                 RefusalCode::Timeout,
                 format!(
                     "tool `{name}` was stopped after {}. hint: ask for less, or its owner can raise `timeout`",

@@ -18,7 +18,7 @@ fn shell(script: &str) -> Invocation {
 
 async fn collect(mut frames: Frames) -> (Vec<u8>, Vec<u8>) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    while let Some((kind, buffer)) = frames.recv().await {
+    while let Some((kind, buffer)) = frames.next().await {
         if kind == FrameKind::Data { &mut out } else { &mut err }.extend_from_slice(buffer.payload());
     }
     (out, err)
@@ -138,9 +138,9 @@ async fn one_that_left_the_group_does_not_hang_the_call() {
 async fn a_caller_that_does_not_read_holds_the_program_back_and_loses_nothing() {
     let (output, mut frames) = channel(CancellationToken::new());
     let work = tokio::spawn(async move { run("t", shell("head -c 900000 /dev/zero"), &output).await });
-    let mut total = frames.recv().await.unwrap().1.payload_len();
+    let mut total = frames.next().await.unwrap().1.payload_len();
     assert!(!work.is_finished());
-    while let Some((_, buffer)) = frames.recv().await {
+    while let Some((_, buffer)) = frames.next().await {
         total += buffer.payload_len();
     }
     assert_eq!(total, 900_000);
@@ -161,7 +161,7 @@ async fn cancellation_and_a_dropped_future_leave_nothing() {
     let cancel = CancellationToken::new();
     let (output, mut frames) = channel(cancel.clone());
     let work = tokio::spawn(async move { run("t", shell("sleep 1000 & echo $!; wait"), &output).await });
-    let pid = frames.recv().await.unwrap().1.payload().to_vec();
+    let pid = frames.next().await.unwrap().1.payload().to_vec();
     assert!(alive(&pid));
     cancel.cancel();
     assert_eq!(work.await.unwrap().unwrap_err().code, RefusalCode::Cancelled);
@@ -169,7 +169,7 @@ async fn cancellation_and_a_dropped_future_leave_nothing() {
 
     let (output, mut frames) = channel(CancellationToken::new());
     let work = tokio::spawn(async move { run("t", shell("sleep 1000 & echo $!; wait"), &output).await });
-    let pid = frames.recv().await.unwrap().1.payload().to_vec();
+    let pid = frames.next().await.unwrap().1.payload().to_vec();
     work.abort();
     let _ = work.await;
     until_dead(&pid).await;
