@@ -1,9 +1,10 @@
 //! What programs of the same machine say to one another, and what the kernel says about them: requests of a stub's
-//! successor, changes of the list of devices, forwards that are asked for at the control socket, `/proc/PID/stat`. The first byte
-//! selects which.
+//! successor, changes of the list of devices, forwards that are asked for at the control socket, `/proc/PID/stat`, the tables of
+//! routes. The first byte selects which.
 
 #![no_main]
 
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use arbitrary::Unstructured;
@@ -11,6 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use nexus_proxy::identity::{KeyPin, Role};
 use nexus_proxy::role::files;
 use nexus_proxy::role::proxy::forwards::ForwardRequest;
+use nexus_proxy::role::routes::Routes;
 use nexus_proxy::role::stub::earlier::Earlier;
 use nexus_proxy::role::stub::kin::{self, Kin};
 use nexus_proxy::role::stub::laptops::Laptops;
@@ -51,7 +53,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
-    match bytes.int_in_range(0..=5)? {
+    match bytes.int_in_range(0..=6)? {
         0 => successor(bytes.bytes(bytes.len())?),
         1 => match (request(bytes, &REQUESTS)?, bytes.arbitrary()?) {
             (said, false) => successor(&framed(&said)),
@@ -68,6 +70,7 @@ fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
                 comes_back(&asked, serde_json::from_slice(&again));
             }
         }
+        5 => routes(bytes)?,
         _ => process(bytes)?,
     }
     Ok(())
@@ -177,5 +180,28 @@ fn process(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     let stat = format!("{pid} ({text}) {} {parent} 0 -1 4194560", if ended { "Z" } else { "S" });
     assert_eq!(parse(&stat), Some(Process { pid, parent, ended }), "{stat:?}");
     let _ = parse(&text);
+    Ok(())
+}
+
+const ROUTES_V4: &str = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+    eth0\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+    eth0\t0001A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0\n";
+
+const ROUTES_V6: &str = "20010db8000000000000000000000000 20 00000000000000000000000000000000 00 \
+    fe800000000000000000000000000001 00000400 00000001 00000000 00000003 wlan0\n";
+
+/// Whatever the tables hold: what goes somewhere takes a route of its family, or none; and with none in the tables, none.
+fn routes(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
+    let mut table =
+        |genuine: &str| edited(genuine.as_bytes(), bytes).map(|(text, _)| String::from_utf8_lossy(&text).into_owned());
+    let (v4, v6) = (table(ROUTES_V4)?, table(ROUTES_V6)?);
+    let routes = Routes::parse(&v4, &v6);
+    let targets: [IpAddr; 2] = [bytes.arbitrary::<[u8; 4]>()?.into(), bytes.arbitrary::<[u8; 16]>()?.into()];
+    for (target, table) in targets.into_iter().zip([v4, v6]) {
+        if let Some(route) = routes.toward(target) {
+            assert_eq!(route.next.is_ipv4(), target.is_ipv4(), "{route:?} to {target}");
+            assert!(table.contains(&route.interface), "{route:?} is in no table");
+        }
+    }
     Ok(())
 }

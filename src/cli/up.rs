@@ -450,7 +450,7 @@ async fn show(
             },
             () = tokio::time::sleep(PATIENCE), if waits_for.is_some() => {
                 let text = waits_for.unwrap_or_default();
-                output.line("tunnel", text, &json!({"event": "waiting"}));
+                output.line("tunnel", text, &json!({"event": "waiting", "for": text, "tunnel": now}));
                 if state.changed().await.is_err() {
                     return std::future::pending().await;
                 }

@@ -45,7 +45,8 @@ impl Routes {
         Routes::parse(&v4, &v6)
     }
 
-    fn parse(v4: &str, v6: &str) -> Routes {
+    /// As the two tables say; what is no route in them is left out.
+    pub fn parse(v4: &str, v6: &str) -> Routes {
         Routes(v4.lines().filter_map(route_v4).chain(v6.lines().filter_map(route_v6)).collect())
     }
 

@@ -293,7 +293,9 @@ fn who_has_a_workspace_that_is_removed_is_told(way: Way) {
     world.linked.coordinator.run(&["workspace", "remove", "box"]).ok();
     let began = Instant::now();
     assert_eq!(up.program.ends().code(), Some(REFUSED), "{}", up.program.output());
-    println!("{way:?}: the workspace was removed; `up` ended {:?} after that", began.elapsed());
+    let took = began.elapsed();
+    println!("{way:?}: the workspace was removed; `up` ended {took:?} after that");
+    assert!(took < CUT_AT_LAST, "{took:?}");
     let said = up.program.output();
     assert!(said.contains("the workspace `box` was removed") && said.contains("hint:"), "{said}");
     until("the conversation to end", || talk.program.has_ended());

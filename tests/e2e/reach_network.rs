@@ -1,7 +1,6 @@
 //! The network between: routers that forget, laptops that come while there is no way, and such that come to another network.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nexus_proxy::lifeline::core::LEAST_PATIENCE;
@@ -11,8 +10,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::reliability::lasts;
-use crate::support::program::take_surroundings;
-use crate::support::transfers::{RECOVERY, digest};
+use crate::support::told::Told;
+use crate::support::transfers::RECOVERY;
 use crate::support::wait::{judged, within};
 use crate::support::*;
 
@@ -163,53 +162,8 @@ fn another_network_with_the_same_address_ends_a_long_wait() {
     a_long_wait_ends_with("another network with the same address", |_| (), moves);
 }
 
-/// A program in the workspace that says some megabytes a second, and keeps a copy, until there is a file `enough`.
-const TELLS: &str = "while [ ! -e enough ]; do head -c 300000 /dev/urandom; sleep 0.05; done | tee sent";
-
-/// What that says arrives at the laptop.
-struct Told {
-    sent: PathBuf,
-    enough: PathBuf,
-    arrives: PathBuf,
-    hears: Running,
-}
-
-impl Told {
-    #[track_caller]
-    fn start(world: &World) -> Told {
-        let (laptop, workspace) = (&world.linked.laptop, world.linked.machine.workspace.path());
-        let arrives = laptop.home().join("arrives");
-        let hears = laptop.command(&["exec", "box", "--", "sh", "-c", TELLS]);
-        let mut shell = command("sh", ["-c", &format!("exec \"$0\" \"$@\" > {}", arrives.display())]);
-        shell.arg(hears.get_program()).args(hears.get_args());
-        take_surroundings(&mut shell, &hears);
-        let hears = Running::start(world.laptops_place().run(shell));
-        let told = Told { sent: workspace.join("sent"), enough: workspace.join("enough"), arrives, hears };
-        told.more(0);
-        told
-    }
-
-    /// Waits until more than so many bytes have arrived.
-    #[track_caller]
-    fn more(&self, than: u64) {
-        let more = within(RECOVERY, || (self.arrived() > than).then_some(()));
-        more.unwrap_or_else(|| panic!("{} bytes arrived: {}", self.arrived(), self.hears.output()));
-    }
-
-    fn arrived(&self) -> u64 {
-        std::fs::metadata(&self.arrives).map_or(0, |file| file.len())
-    }
-
-    /// All of it arrived, and as it was sent.
-    #[track_caller]
-    fn ends_well(mut self) {
-        assert!(self.hears.has_ended().is_none(), "what the workspace says broke: {}", self.hears.output());
-        std::fs::write(&self.enough, "").expect("a file of ours");
-        self.hears.completes(RECOVERY);
-        println!("{} bytes came all the while", std::fs::metadata(&self.arrives).map_or(0, |file| file.len()));
-        assert_eq!(digest(&self.arrives), digest(&self.sent), "what arrived is not what was sent");
-    }
-}
+/// Some megabytes a second.
+const TELLS: usize = 300_000;
 
 /// Nothing that the laptop sends could tell it.
 #[track_caller]
@@ -219,7 +173,7 @@ fn a_workspace_at_another_address_is_heard_again(way: &str, soon: Duration) {
     let direct = way == "direct";
     hosts.let_through(direct);
     let up = world.linked.laptop.up(&["box", "--coordinator", &world.url()]);
-    let told = Told::start(&world);
+    let told = Told::start(&world, TELLS);
     let mut address = Hosts::WORKSPACE;
     let took = [77, 78, 79].map(|last| {
         world.until_it_goes(way, direct);
@@ -283,7 +237,7 @@ fn a_laptop_takes_the_direct_way_by_itself_and_takes_it_again_at_another_address
     let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
     let mut talk = Dialogue::with(hosts.laptop.run(Dialogue::socat(port)));
     talk.echo();
-    let told = Told::start(&world);
+    let told = Told::start(&world, TELLS);
     status(world.until_it_goes("direct", true), "directly");
 
     let mut address = Hosts::LAPTOP;

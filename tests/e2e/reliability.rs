@@ -12,8 +12,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::faults::Faults;
-use crate::support::laptop::Laptop;
+use crate::support::laptop::{Laptop, port_in};
 use crate::support::linked::Frozen;
+use crate::support::told::Told;
 use crate::support::transfers::{RECOVERY, Transfers};
 use crate::support::wait::{judged, within};
 use crate::support::*;
@@ -55,8 +56,15 @@ pub fn until_it_moves(what: &str, transfers: &mut Transfers, world: &World) {
     transfers.go_on_until(what, || world.moved() >= goal);
 }
 
+/// Bytes that a process says at a time: half a megabyte a second.
+const TELLS: usize = 25_000;
+
 /// Faults in the usual run.
 const FAULTS: u64 = 30;
+
+/// A connection that comes during a fault is held until the session goes on. A machine that is busy elsewhere may keep one for too long
+/// in so many faults.
+const REFUSES_ONE: usize = 15;
 
 /// Connections that the long run breaks at least. Some faults break none, and how many it takes is up to the seed.
 const BROKEN: u64 = 1000;
@@ -88,7 +96,7 @@ fn transfers_survive(way: Way) {
         transfers.go_on_until("the harm", || !links.iter().any(|link| link.harm_is_due()));
     }
     until_it_moves("bytes after the last fault", &mut transfers, &world);
-    transfers.finish();
+    transfers.finish_refusing(number as usize / REFUSES_ONE);
     println!("{way:?}: {number} faults broke at least {broken:?} connections at the wires, counted from the laptop");
     assert_eq!(up.tunnels(), 1, "one session carried all of it:\n{}", up.program.output());
     for (at, link) in links.into_iter().enumerate() {
@@ -112,22 +120,26 @@ fn transfers_survive_whatever_a_wire_behind_a_balancer_does() {
     transfers_survive(Way::Balanced);
 }
 
-/// A call of a program in the workspace that the laptop works on for as long as its owner likes.
+/// A call of a program in the workspace that the laptop works on for as long as its owner likes, and that prints all the while.
 struct Call {
     program: Running,
     enough: PathBuf,
 }
 
 impl Call {
-    /// Bytes that it answers.
-    const ANSWER: usize = 1_000_000;
+    /// Bytes of a line. There are a few in a second, and so more than anybody keeps while nothing can leave.
+    const LINE: usize = 50_000;
 
     /// What the laptop must declare.
     fn declare(laptop: &Laptop) {
-        let (enough, answer) = (laptop.home().join("enough"), Call::ANSWER);
-        let script =
-            format!("echo begins; until [ -e {} ]; do sleep 0.1; done; yes | head -c {answer}", enough.display());
-        laptop.configure(&format!("version: 1\ntools: {{works: {{argv: [sh, -c, '{script}'], timeout: 1h}}}}\n"));
+        let (enough, line) = (laptop.home().join("enough"), Call::LINE);
+        let script = format!(
+            "echo begins; until [ -e {} ]; do yes | head -c {} | tr -d \"\\n\"; echo; sleep 0.2; done; echo done",
+            enough.display(),
+            2 * line
+        );
+        let tool = format!("{{argv: [sh, -c, '{script}'], timeout: 1h, max_output: 1GiB}}");
+        laptop.configure(&format!("version: 1\ntools: {{works: {tool}}}\n"));
     }
 
     /// Calls, until the laptop works on it.
@@ -150,11 +162,16 @@ impl Call {
         let mut lines = program.lines();
         // That it waits, it says on standard error.
         lines.retain(|line| !line.starts_with("nexus-stub: the connection to the laptop"));
-        assert!(lines.len() == 1 + Call::ANSWER / 2 && lines[1..].iter().all(|line| line == "y"), "{}", lines.len());
+        let whole = |line: &String| line.len() == Call::LINE && line.bytes().all(|byte| byte == b'y');
+        let [first, between @ .., last] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!((first.as_str(), last.as_str()), ("begins", "done"));
+        assert!(!between.is_empty() && between.iter().all(whole), "{:?}", between.iter().map(String::len));
+        println!("a call printed {} bytes meanwhile", between.len() * (Call::LINE + 1));
     }
 }
 
-/// Something happens to each wire of the session, and then to all wires, with transfers, a conversation and a call under way.
+/// Something happens to each wire of the session, and then to all wires, with transfers, conversations from either side, a call and a
+/// process under way.
 #[track_caller]
 fn an_outage_is_survived(way: Way, begin: impl Fn(&Link), time: Duration) {
     let redis = Redis::start();
@@ -163,7 +180,12 @@ fn an_outage_is_survived(way: Way, begin: impl Fn(&Link), time: Duration) {
     Call::declare(&world.linked.laptop);
     let up = world.up();
     let (mut talk, _forward) = talk_to(&redis, &world);
+    let back = format!("0:127.0.0.1:{}", redis.port);
+    let (line, _back) = world.linked.laptop.forward("box", &["-R", &back], "forward");
+    let mut talks_back = Dialogue::redis(port_in(&line));
+    talks_back.echo();
     let call = Call::begin(&world);
+    let told = Told::start(&world, TELLS);
     let mut transfers = Transfers::start(&world.linked, TRANSFER);
     let each = world.wires().into_iter().map(|link| vec![link]);
     for links in each.chain([world.all_wires()]) {
@@ -174,10 +196,14 @@ fn an_outage_is_survived(way: Way, begin: impl Fn(&Link), time: Duration) {
         let began = Instant::now();
         talk.echo_within(RECOVERY);
         println!("{way:?}: out for {time:?} at {} wires; an answer {:?} after that", links.len(), began.elapsed());
+        talks_back.echo_within(RECOVERY);
+        told.more(told.arrived());
         until_it_moves("bytes after the outage", &mut transfers, &world);
     }
     transfers.finish();
     talk.ends_well();
+    talks_back.ends_well();
+    told.ends_well();
     call.ends_well();
     assert_eq!(up.tunnels(), 1, "{}", up.program.output());
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use self::company::Company;
 use self::pace::Pace;
 use self::recent::Recent;
-use self::start::Start;
+use self::start::{Burst, Start};
 use self::way_back::WayBack;
 use super::paced::MOST_BULK;
 
@@ -299,7 +299,7 @@ impl Path {
         let (arrived, round_trip) = (now - late, took - late);
         self.smoothed(took);
         self.measured(round_trip, now);
-        let burst = self.start.as_mut().and_then(|start| start.rate_of_burst(&mark, arrived));
+        let burst = self.start.as_mut().map(|start| start.burst(&mark, self.marks.front(), arrived));
         self.delivered(acked.saturating_sub(mark.acked), burst, now);
         let Some(round) = &mut self.round else {
             let Mark { position, sent, .. } = mark;
@@ -371,10 +371,9 @@ impl Path {
     }
 
     /// So much arrived within one round trip: a new path may hold several times that, unless a burst shows what it holds.
-    fn delivered(&mut self, bytes: u64, burst: Option<f64>, now: Instant) {
-        if self.start.is_none() {
-            return;
-        }
+    fn delivered(&mut self, bytes: u64, burst: Option<Burst>, now: Instant) {
+        let Some(burst) = burst.filter(|burst| *burst != Burst::Arrives || !self.is_long()) else { return };
+        let burst = burst.rate();
         if let Some(rate) = burst.filter(|_| self.is_long()) {
             self.start = None;
             self.pace = Some(Pace::of_burst(rate, now));

@@ -24,12 +24,12 @@ const MOST_GAIN: f64 = 1.05;
 
 /// The same where a path may hold much more: one of which no queue was seen yet, one of which only a burst has told, and at
 /// most one that had no queue for a while.
-const FIRST_GAIN: f64 = 2.0;
-const BURST_GAIN: f64 = 1.25;
+const FIRST_GAIN: f64 = 2.5;
+const BURST_GAIN: f64 = 1.5;
 const SEARCH_GAIN: f64 = 1.25;
 
 /// A round in which so many times what a burst told arrives shows that the burst told little.
-const BURST_WAS_SLOW: f64 = 1.1;
+const BURST_WAS_SLOW: f64 = 1.05;
 
 /// The share of the rate below which a sender with little to send says nothing of the path: what was late of it was late by
 /// itself.
@@ -228,8 +228,9 @@ impl Pace {
             self.idle += 1;
         }
         self.tell_theirs(&round, queue, aim);
-        if self.is_fresh() && round.arrived > self.rate * BURST_WAS_SLOW {
-            self.fresh = Some(FIRST_GAIN);
+        if self.fresh.is_some_and(|gain| gain < FIRST_GAIN) && round.arrived > self.rate * BURST_WAS_SLOW {
+            // What more is sent from here on shows a round later.
+            (self.fresh, self.stale) = (Some(FIRST_GAIN), (0, round.arrived));
         }
         let shown = round.arrived.min(round.sent * MOST_DRAINED);
         if self.is_fresh() && queued && round.arrived < round.sent * FULL_SHARE {
@@ -239,6 +240,10 @@ impl Pace {
             self.settles = SETTLING_ROUNDS;
         } else if self.is_fresh() && self.is_stale(&round) {
             self.fresh = None;
+            // A burst may have arrived faster than the path is, where it had waited for whoever counts.
+            if queued && before > aim {
+                self.rate = self.rate.min(round.arrived);
+            }
         } else if shown > self.rate {
             self.rate += (shown - self.rate) / if self.is_fresh() { 1.0 } else { 2.0 };
         } else if (queued && grows && !self.is_fresh()) || self.is_held_back(&round, aim) {
@@ -283,7 +288,7 @@ impl Pace {
         let (rounds, before) = self.stale;
         self.stale = match round.arrived > before * GROWTH {
             true => (0, round.arrived),
-            false => (rounds + u32::from(round.limited), before),
+            false => (rounds + u32::from(round.whole), before),
         };
         self.stale.0 >= FRESH_ROUNDS
     }

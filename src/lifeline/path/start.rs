@@ -1,6 +1,6 @@
 //! The start of a path: what a burst tells of it, and when nothing more is to be found out. Pure.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{LEAST_SIGN, Mark};
 
@@ -10,6 +10,10 @@ const START_PATIENCE: u32 = 2;
 
 /// Bytes of a burst of which the arrival tells a rate.
 const TRAIN: u64 = 160 * 1024;
+
+/// Between two marks that left or arrived at once. The end of a burst is waited for while it arrives so, and in any case for this long.
+const SAME_BURST: Duration = Duration::from_millis(1);
+const ARRIVES_FOR: Duration = Duration::from_millis(12);
 
 /// What the start has shown.
 #[derive(Debug, Default)]
@@ -25,21 +29,50 @@ struct Train {
     position: u64,
     sent: Instant,
     arrived: Instant,
+    /// When the last of them did.
+    last: Instant,
+}
+
+/// What the arrival of a burst tells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Burst {
+    /// Nothing: it was too short, or no burst.
+    Nothing,
+    /// More of it is about to arrive, and will tell more.
+    Arrives,
+    /// So many bytes in a second.
+    Rate(f64),
+}
+
+impl Burst {
+    /// Of one that told it.
+    pub fn rate(self) -> Option<f64> {
+        if let Burst::Rate(rate) = self { Some(rate) } else { None }
+    }
 }
 
 impl Start {
-    /// What left in one burst arrives as fast as the path lets it: so many bytes in a second.
-    pub fn rate_of_burst(&mut self, mark: &Mark, now: Instant) -> Option<f64> {
-        let next = || Train { position: mark.position, sent: mark.sent, arrived: now };
-        let train = self.train.get_or_insert_with(next);
+    /// What left in one burst arrives as fast as the path lets it, or slower, where a machine stood still meanwhile: the longer it is, the
+    /// less that counts. `next` left behind this mark.
+    pub fn burst(&mut self, mark: &Mark, next: Option<&Mark>, now: Instant) -> Burst {
+        let begins = || Train { position: mark.position, sent: mark.sent, arrived: now, last: now };
+        let train = self.train.get_or_insert_with(begins);
         let (sent, arrived) =
             (mark.sent.saturating_duration_since(train.sent), now.saturating_duration_since(train.arrived));
+        let more = next.is_some_and(|next| next.sent.saturating_duration_since(mark.sent) <= SAME_BURST);
+        let at_once = now.saturating_duration_since(std::mem::replace(&mut train.last, now)) < SAME_BURST;
+        if more && (at_once || arrived < ARRIVES_FOR) {
+            return Burst::Arrives;
+        }
         if arrived < sent * 2 {
-            *train = next();
-            return None;
+            *train = begins();
+            return Burst::Nothing;
         }
         let bytes = mark.position - train.position;
-        (arrived >= LEAST_SIGN && bytes >= TRAIN).then(|| bytes as f64 / arrived.as_secs_f64())
+        match arrived >= LEAST_SIGN && bytes >= TRAIN {
+            true => Burst::Rate(bytes as f64 / arrived.as_secs_f64()),
+            false => Burst::Nothing,
+        }
     }
 
     /// A round showed this rate, in bytes per second: was it the last one of the start?

@@ -22,6 +22,7 @@ pub mod program;
 pub mod redis;
 pub mod squid;
 pub mod ssh;
+pub mod told;
 pub mod transfers;
 pub mod udp;
 pub mod wait;
