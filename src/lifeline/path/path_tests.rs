@@ -306,6 +306,34 @@ fn a_queue_on_the_way_back_is_not_taken_for_ones_own() {
     }
 }
 
+/// On two cores that is the rule: others have a turn while the first burst arrives.
+#[test]
+fn a_receiver_that_stands_still_while_the_first_burst_arrives_does_not_make_a_path_slow() {
+    const RATE: f64 = 125_000_000.0;
+    let stands: [fn(u64) -> Duration; 3] = [
+        |n| Duration::from_millis(if n > 1 && n <= 16 { 5 } else { 0 }),
+        |n| Duration::from_millis(if n > 2 && n <= 16 { 8 } else { 0 }),
+        |n| {
+            Duration::from_millis(if n <= 1 {
+                0
+            } else if n <= 8 {
+                5
+            } else if n <= 16 {
+                10
+            } else {
+                0
+            })
+        },
+    ];
+    for round_trip in [60, 150] {
+        for (which, late) in stands.into_iter().enumerate() {
+            let sent = run(&Wire { late, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 4);
+            let share: Vec<f64> = sent.delivered.iter().map(|bytes| *bytes as f64 / RATE).collect();
+            assert!(share[0] > 0.5 && share[1] > 0.9, "{round_trip} ms, machine {which}: {share:.2?}");
+        }
+    }
+}
+
 /// The other end may say what it likes, and one of another make may have no clock to read.
 #[test]
 fn what_is_no_clock_is_not_believed() {
