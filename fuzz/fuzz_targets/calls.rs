@@ -19,6 +19,7 @@ use nexus_proxy::service::laptop::Laptop;
 use nexus_proxy::service::token::{Token, TokenSource, TokenSpec};
 use nexus_proxy::service::tool::{Tool, ToolSpec};
 use nexus_proxy::session::framed::FramedStream;
+use nexus_proxy::session::way::Way;
 use nexus_proxy::wire::call::{METHODS, Request, Response};
 use nexus_proxy::wire::limits::FRAME_HEADER;
 use nexus_proxy::wire::open::Accepted;
@@ -131,7 +132,7 @@ fn call(said: &[u8]) {
     // Who says nothing more is still there to hear the answer.
     pipe.with(|ends| (ends.inward, ends.room) = (said.to_vec(), usize::MAX));
     let workspace = "box".parse().expect("a name");
-    runtime().block_on(serve(FramedStream::new(pipe.clone()), &LAPTOP, &workspace));
+    runtime().block_on(serve(FramedStream::new(pipe.clone()), &Way::steady(), &LAPTOP, &workspace));
     let answered = pipe.with(|ends| std::mem::take(&mut ends.outward));
     let asked = frame(said).filter(|(kind, ..)| *kind == FrameKind::Message);
     let more = asked.is_some_and(|(.., rest)| !rest.is_empty());

@@ -21,6 +21,11 @@ impl Way {
         Way(lifeline.standing())
     }
 
+    /// One that nothing interrupts, as between two programs on one machine.
+    pub fn steady() -> Way {
+        Way(watch::channel(Standing::Beginning).1)
+    }
+
     /// Since when it is interrupted.
     pub fn interrupted(&self) -> Option<Instant> {
         self.0.borrow().interrupted()
@@ -79,11 +84,6 @@ pub mod tests {
             sender.send_replace(if there { attached() } else { lost() });
         };
         (Way(standing), set)
-    }
-
-    /// One that is never interrupted.
-    pub fn a_way() -> Way {
-        way().0
     }
 
     /// In real time.

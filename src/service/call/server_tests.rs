@@ -11,7 +11,7 @@ use crate::service::keychain::Keychain;
 use crate::service::laptop::MAX_TOOLS;
 use crate::service::token::{DEFAULT_LIFETIME, Token, TokenSource, TokenSpec};
 use crate::service::tool::{Tool, ToolSpec};
-use crate::session::way::tests::{a_way, way};
+use crate::session::way::tests::way;
 use crate::wire::limits::MAX_CALLS;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, DuplexStream};
@@ -49,7 +49,7 @@ fn laptop(dir: &tempfile::TempDir) -> Arc<Laptop> {
 }
 
 fn connect(laptop: &Arc<Laptop>) -> (FramedStream<DuplexStream>, tokio::task::JoinHandle<()>) {
-    connect_by(a_way(), laptop)
+    connect_by(Way::steady(), laptop)
 }
 
 fn connect_by(way: Way, laptop: &Arc<Laptop>) -> (FramedStream<DuplexStream>, tokio::task::JoinHandle<()>) {
