@@ -50,6 +50,28 @@ const NOT_IN_WIRE: [&[&str]; 14] = [
     &["std", "::", "env"],
 ];
 
+/// Rooms that decide: times come in, and nothing goes out but what is returned. A simulation runs them with a clock of its own.
+const PURE: [&str; 8] = [
+    "src/lifeline/core/",
+    "src/lifeline/path/",
+    "src/lifeline/replay.rs",
+    "src/lifeline/key.rs",
+    "src/role/backoff.rs",
+    "src/role/proxy/climb.rs",
+    "src/session/mux/schedule.rs",
+    "src/session/mux/window.rs",
+];
+
+/// What they do not touch.
+const NOT_IN_PURE: [&[&str]; 6] = [
+    &["tokio"],
+    &["Instant", "::", "now"],
+    &["SystemTime", "::", "now"],
+    &["now_utc"],
+    &["std", "::", "fs"],
+    &["std", "::", "env"],
+];
+
 #[test]
 fn the_source_keeps_to_the_architecture() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -107,6 +129,13 @@ fn check(file: &str, source: &str) -> Vec<String> {
         for banned in NOT_IN_WIRE {
             if all.windows(banned.len()).any(|w| w == banned) {
                 faults.push(format!("{file}: `{}` in wire, which has no runtime, I/O or clock", banned.concat()));
+            }
+        }
+    }
+    if PURE.iter().any(|room| file.starts_with(room)) {
+        for banned in NOT_IN_PURE {
+            if body.windows(banned.len()).any(|w| w == banned) {
+                faults.push(format!("{file}: `{}` where only decisions are made; times come in", banned.concat()));
             }
         }
     }
@@ -460,6 +489,10 @@ mod on_made_up_sources {
         fails("src/cli/up.rs", "use tokio::task::spawn;", "bare `tokio::spawn`");
         passes("src/cli/up.rs", "fn f() { set.spawn(async {}); tokio::task::spawn_blocking(g); }");
         passes("src/cli/up.rs", "#[cfg(test)]\nmod tests { fn f() { tokio::spawn(async {}); } }");
+        let clock = "fn f() { let now = Instant::now(); }";
+        fails("src/lifeline/core/x.rs", clock, "only decisions are made");
+        passes("src/lifeline/x.rs", clock);
+        passes("src/lifeline/core/x.rs", &format!("#[cfg(test)]\nmod tests {{ {clock} }}"));
     }
 
     #[test]

@@ -399,6 +399,7 @@ fn refusal_codes() {
         RefusalCode::Unavailable,
         RefusalCode::TakenOver,
         RefusalCode::Cancelled,
+        RefusalCode::Misdirected,
         RefusalCode::Internal,
         RefusalCode::Other,
     ];
@@ -419,6 +420,7 @@ fn refusal_codes() {
             | RefusalCode::Unavailable
             | RefusalCode::TakenOver
             | RefusalCode::Cancelled
+            | RefusalCode::Misdirected
             | RefusalCode::Internal
             | RefusalCode::Other => {}
         }

@@ -93,7 +93,7 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
         let code = match refusal.code {
             RefusalCode::Unavailable => UNAVAILABLE,
-            RefusalCode::NotDeclared | RefusalCode::Denied => REFUSED,
+            RefusalCode::NotDeclared | RefusalCode::Denied | RefusalCode::Misdirected => REFUSED,
             RefusalCode::InvalidArguments => USAGE,
             _ => FAILED,
         };

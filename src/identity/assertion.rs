@@ -37,6 +37,17 @@ pub struct Purpose<'a> {
     pub audience: &'a str,
 }
 
+/// Whose fault it is that an assertion is not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The clocks': they are set right, some day.
+    Time,
+    /// What is between both sides, or how it is set up.
+    Way,
+    /// Whoever asks.
+    Client,
+}
+
 /// Why an assertion is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AssertionError {
@@ -74,9 +85,16 @@ pub enum AssertionError {
 }
 
 impl AssertionError {
-    /// Whether the next assertion of the same client may be accepted: clocks are set right, some day.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, AssertionError::Expired | AssertionError::NotYetValid)
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            AssertionError::Expired | AssertionError::NotYetValid => Fault::Time,
+            AssertionError::WrongAudience { .. } | AssertionError::WrongRequest => Fault::Way,
+            AssertionError::Malformed(_)
+            | AssertionError::BadTime
+            | AssertionError::Certificate(_)
+            | AssertionError::BadSignature => Fault::Client,
+        }
     }
 }
 

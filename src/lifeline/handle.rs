@@ -90,7 +90,7 @@ impl LifelineHandle {
         self.drain.clone()
     }
 
-    /// Whether the carrier in use was asked by [`probe`](Self::probe) and has not answered yet.
+    /// Whether the carrier in use is being asked whether it lives, and [`probe`](Self::probe) was called not long ago.
     pub fn doubt(&self) -> watch::Receiver<bool> {
         self.doubt.clone()
     }

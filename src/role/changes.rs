@@ -39,22 +39,11 @@ const MAX_NAMES: u64 = 64 * 1024;
 /// Addresses of the next hop whose routes are looked at. One of each family says where the others lead as well.
 const MAX_TOWARD: usize = 4;
 
-/// What happened last, and how often something has.
+/// The change that was noticed last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Counts.
-    pub count: u64,
-    /// In words.
-    pub what: &'static str,
-    /// When the last one was noticed.
+    /// When that was.
     pub at: Option<Instant>,
-}
-
-impl Change {
-    /// Something happened once more.
-    pub fn again(&mut self, what: &'static str) {
-        *self = Change { count: self.count + 1, what, at: Some(Instant::now()) };
-    }
 }
 
 /// Looks for as long as it is polled. `toward` says where the connections go, as far as that is known.
@@ -69,7 +58,7 @@ pub async fn notice(toward: impl Fn() -> Vec<SocketAddr>, changes: watch::Sender
         let now = Look::now(toward(), Some(&before));
         if let Some(what) = before.changed(&now) {
             tracing::info!(what, told, "a change");
-            changes.send_modify(|change| change.again(what));
+            changes.send_replace(Change { at: Some(Instant::now()) });
         }
         before = now;
     }

@@ -31,6 +31,9 @@ const SPLICE_CHUNK: usize = 16 * 1024;
 /// Chunks that [`splice`] moves in one direction before it lets other tasks run.
 const SPLICE_TURNS: usize = 32;
 
+/// Frames that are taken before other tasks run: empty ones cost the other end nothing.
+const FRAME_TURNS: usize = 64;
+
 /// Bytes that went each way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -273,7 +276,7 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     /// Ready when the peer has ended and so have we. Until then it goes on reading, because a peer that gives up
     /// after its own `End` says so there.
     fn poll(&mut self, cx: &mut Context<'_>, local: &Socket, sent_all: bool, meter: &Meter) -> Poll<Result<(), Fault>> {
-        loop {
+        for _ in 0..FRAME_TURNS {
             while !self.unwritten.is_empty() {
                 ready!(local.poll_write_ready(cx)).map_err(Fault::Local)?;
                 match local.try_write(&self.unwritten) {
@@ -293,6 +296,8 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             let frame = ready!(self.reader.poll_next(cx)).and_then(|frame| frame.ok_or(StreamError::Truncated));
             frame.and_then(|frame| self.take(frame, local, meter)).map_err(Fault::Stream)?;
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn take(&mut self, frame: Frame, local: &Socket, meter: &Meter) -> Result<(), StreamError> {

@@ -195,9 +195,13 @@ impl<T: Io> Carrier<T> {
         std::future::poll_fn(|cx| self.poll_arrival(cx)).await
     }
 
-    /// Sends a control message.
+    /// Sends a control message. Whoever does not read is waited for as long as for an answer.
     pub async fn send_control(&mut self, control: &Control) -> io::Result<()> {
-        self.ws.send(Message::text(control.to_text())).await.map_err(io_error)
+        let sending = self.ws.send(Message::text(control.to_text()));
+        match tokio::time::timeout(PONG, sending).await {
+            Ok(sent) => sent.map_err(io_error),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Sends a message of the lifeline.
@@ -374,7 +378,7 @@ pub(super) mod tests {
 
     /// In real time, all of it at once: the one that is silent ends, and the others are there when it has.
     #[tokio::test]
-    async fn who_does_not_answer_pings_is_given_up_and_who_does_is_kept() {
+    async fn who_does_not_answer_or_read_is_given_up_and_who_does_is_kept() {
         let began = Instant::now();
         let silent = async {
             let (mut a, _b) = ends(false).await;
@@ -388,6 +392,13 @@ pub(super) mod tests {
             let idle = tokio::time::timeout(PING + PONG * 2, async { tokio::join!(a.arrival(), b.arrival()) });
             assert!(idle.await.is_err(), "a carrier whose other end answers was given up");
         };
-        tokio::join!(silent, kept);
+        let unread = async {
+            let (mut a, _b) = ends(false).await;
+            while tokio::time::timeout(PONG / 8, a.send(Bytes::from(vec![0; 1 << 16]))).await.is_ok() {}
+            let began = Instant::now();
+            assert_eq!(a.send_control(&Control::Parked {}).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert!(began.elapsed() >= PONG, "{:?}", began.elapsed());
+        };
+        tokio::join!(silent, kept, unread);
     }
 }

@@ -71,9 +71,12 @@ impl ClientError {
 }
 
 impl ClientError {
-    /// Whether something answered in the coordinator's place, as the networks of hotels do. They are left again.
-    pub fn is_impostor(&self) -> bool {
+    /// Whether it is the fault of something between here and the coordinator: it answered in its place, as the networks of hotels
+    /// do, or it is a load balancer that is set up wrongly. The first is left again, the second mended.
+    pub fn is_between(&self) -> bool {
+        let misdirected = |refusal: &Refusal| refusal.code == RefusalCode::Misdirected;
         matches!(self, ClientError::Identity(_))
+            || matches!(self, ClientError::Refused(refusal) if misdirected(refusal))
     }
 
     /// Whether it is for a name that there is no way. Name servers come back without a word, and asking them costs little.

@@ -38,6 +38,8 @@ pub enum RefusalCode {
     TakenOver,
     /// The caller took it back.
     Cancelled,
+    /// It came by a way on which it cannot be served: something between both sides is set up wrongly.
+    Misdirected,
     /// A fault on this side.
     Internal,
     /// A code from a newer version.

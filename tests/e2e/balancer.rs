@@ -229,6 +229,48 @@ fn what_is_revoked_is_cut_through_it_and_does_not_come_back() {
 }
 
 #[test]
+fn a_balancer_that_is_set_up_wrongly_for_a_while_ends_nothing() {
+    let world = World::new(&[]);
+    let (laptop, machine, mut stub) = world.members();
+    for (options, remark) in [(&["--no-direct"][..], "last"), (&[], "standby_why")] {
+        let up = laptop.up(&[&["box", "--coordinator", &world.url()], options].concat());
+        let mut talk = Dialogue::with(laptop.command(&["exec", "box", "--", "cat"]));
+        let tunnel = || laptop.workspace_status()["tunnel"].clone();
+        until("all ways", || (options.len() == 1 || tunnel()["standby"] == true).then_some(()));
+        for (right, wrong, hint) in [
+            (
+                "proxy_set_header Upgrade $http_upgrade;",
+                "proxy_set_header Upgrade '';",
+                "the load balancer must pass it on",
+            ),
+            ("proxy_set_header Host $host;", "proxy_set_header Nexus-Assertion '';", "this needs an assertion"),
+        ] {
+            talk.ask(PATIENCE, str::to_owned);
+            world.balancer.edit(right, wrong);
+            until(hint, || {
+                let told = tunnel()[remark].as_str().is_some_and(|why| why.contains(hint));
+                // Until the operator's change is in effect, they come back.
+                (told || {
+                    world.near.reset();
+                    false
+                })
+                .then_some(())
+            });
+            let waits = until("the stub to wait", || {
+                let text = machine.status();
+                text.contains(hint).then_some(text)
+            });
+            assert!(stub.has_ended().is_none(), "{waits}{}", stub.output());
+            world.balancer.edit(wrong, right);
+            until("what was to be", || (tunnel()["state"] == "up" && tunnel()[remark].is_null()).then_some(()));
+            talk.ask(PATIENCE, str::to_owned);
+        }
+        talk.ends_well();
+        assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+    }
+}
+
+#[test]
 fn a_balancer_is_known_by_the_rules_of_the_web() {
     let world = World::new(&[]);
     let (url, code) = world.invitation(&["invite"]);

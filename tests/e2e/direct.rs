@@ -166,6 +166,55 @@ fn a_direct_session_needs_no_coordinator_and_finds_it_again() {
     talk.ends_well();
 }
 
+/// The coordinator is away, and the direct connection breaks, in every way that it can: another one leads to where the first did.
+#[test]
+fn a_direct_session_that_breaks_while_there_is_no_coordinator_goes_on() {
+    let redis = Redis::start();
+    let mut world = World::by(Way::Direct);
+    let url = world.linked.near.url();
+    let laptop = world.linked.laptop.twin();
+    let up = laptop.up(&["box", "--coordinator", &url]);
+    let (line, _forward) = laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
+    let mut talk = Dialogue::redis(laptop::port_in(&line));
+    let tunnel = || laptop.workspace_status()["tunnel"].clone();
+    let goes = |standby: bool| {
+        until("the direct way", || {
+            let tunnel = tunnel();
+            (tunnel["state"] == "up" && tunnel["path"] == "direct" && tunnel["standby"] == standby).then_some(())
+        });
+    };
+    goes(true);
+    world.linked.coordinator.kill();
+    goes(false);
+    let way = world.direct.as_ref().expect("that is the way");
+    let refuses = || {
+        way.refuse();
+        way.reset();
+        until("nothing to go on", || (tunnel()["state"] == "resuming").then_some(()));
+        way.heal();
+    };
+    let troubles: [(&str, &dyn Fn()); 5] = [
+        ("it is reset", &|| way.reset()),
+        ("it is forgotten without a word", &|| way.forget_present()),
+        ("it is refused for a while", &refuses),
+        ("it is reset", &|| way.reset()),
+        ("it is reset soon again", &|| way.reset()),
+    ];
+    for (what, trouble) in troubles {
+        talk.echo();
+        trouble();
+        let began = Instant::now();
+        talk.echo();
+        println!("{what}: an answer after {:?}", began.elapsed());
+        goes(false);
+    }
+    world.linked.coordinator.start_again();
+    goes(true);
+    talk.echo();
+    talk.ends_well();
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+}
+
 #[test]
 fn why_a_session_does_not_go_directly_is_told_and_when_that_is_tried_again() {
     let world = World::by(Way::Direct);

@@ -169,6 +169,33 @@ fn a_client_that_gives_up_lets_the_server_know() {
 }
 
 #[test]
+fn a_stub_that_is_killed_is_no_complete_download_and_is_told_of() {
+    for way in [Way::Relay, Way::Direct] {
+        let mut world = World::by(way);
+        let url = world.url();
+        let laptop = world.linked.laptop.twin();
+        let mut up = laptop.up(&["box", "--coordinator", &url]);
+        let service = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (line, _forward) =
+            laptop.forward("box", &["-L", &format!("0:{}", service.local_addr().unwrap())], "forward");
+        let download = format!("http://127.0.0.1:{}/", laptop::port_in(&line));
+        let mut curl = Running::start(curl(&["-v", "-o", "/dev/null", &download]));
+        let (mut served, _) = service.accept().unwrap();
+        assert_ne!(served.read(&mut [0; 4096]).unwrap(), 0, "the request");
+        served.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\npart of it").unwrap();
+        curl.says("200 OK");
+        world.linked.stub.stop(Signal::SIGKILL);
+        world.linked.stub = world.linked.machine.stub(None);
+        // What the session was is gone with the process; the next one knows that, and says so.
+        up.program.says("its stub was restarted; a new session begins");
+        let status = curl.ends();
+        assert!(!status.success(), "{status}: {}", curl.output());
+        until("the next session", || (up.tunnels() == 2).then_some(()));
+        assert_eq!(laptop.exec("box", &["echo", "hi"]).ok(), "hi\n");
+    }
+}
+
+#[test]
 fn an_up_that_is_killed_is_no_complete_download() {
     let laptop = Laptop::new();
     let service = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -54,9 +54,11 @@ const DRAINS: f64 = 0.97;
 const DRAINED: f64 = 1.03;
 
 /// Rounds that leave no queue, though one was aimed at, after which more is tried: so much more, then twice that in each
-/// round that leaves none either. A search that finds nothing leaves no more than its first step.
+/// round that leaves none either. A search that finds nothing leaves no more than its first two steps: what they are shows a
+/// round later, so the first is no more than such a queue.
 const SEARCH_AFTER: u32 = 5;
 const SEARCH_STEP: f64 = 0.05;
+const SEARCH_QUEUE: Duration = Duration::from_millis(5);
 
 /// Such rounds after which nothing is known of the path any more: it may have become a thousand times faster.
 const FRESH_AFTER: u32 = SEARCH_AFTER + 4;
@@ -261,7 +263,8 @@ impl Pace {
             self.idle = 0;
         }
         let left = self.left_of(queue, &round);
-        self.gain = self.fresh.or_else(|| self.search()).unwrap_or_else(|| regulated(aim, left, round.took));
+        self.gain =
+            self.fresh.or_else(|| self.search(round.shortest)).unwrap_or_else(|| regulated(aim, left, round.took));
     }
 
     /// What is left of a queue that a round showed: it is a round trip old, and draining what has drained would swing. What is
@@ -274,9 +277,10 @@ impl Pace {
     }
 
     /// How much more is tried, after a while without a queue.
-    fn search(&self) -> Option<f64> {
-        let step = self.idle.checked_sub(SEARCH_AFTER)?;
-        Some((1.0 + SEARCH_STEP * f64::from(2u32.saturating_pow(step))).min(SEARCH_GAIN))
+    fn search(&self, round_trip: Duration) -> Option<f64> {
+        let times = self.idle.checked_sub(SEARCH_AFTER)?;
+        let step = (SEARCH_QUEUE.as_secs_f64() / round_trip.as_secs_f64().max(1e-6)).min(SEARCH_STEP);
+        Some((1.0 + step * f64::from(2u32.saturating_pow(times))).min(SEARCH_GAIN))
     }
 
     /// Whether the window held back more than the pace does, though a queue stands, whosever it is: the path became slower.

@@ -153,6 +153,7 @@ fn status(code: RefusalCode) -> StatusCode {
         RefusalCode::Unavailable | RefusalCode::TakenOver | RefusalCode::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
         RefusalCode::TargetRefused | RefusalCode::TargetUnreachable => StatusCode::BAD_GATEWAY,
         RefusalCode::AddressInUse => StatusCode::CONFLICT,
+        RefusalCode::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         RefusalCode::Internal | RefusalCode::Other => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

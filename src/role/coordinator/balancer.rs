@@ -10,7 +10,7 @@ use hyper::header::HeaderName;
 use hyper::{HeaderMap, Method, StatusCode, Uri};
 
 use super::replays::Replays;
-use crate::identity::assertion::Judge;
+use crate::identity::assertion::{Fault, Judge};
 use crate::identity::certificate::PeerCertificate;
 use crate::identity::{IdentityError, Trust};
 use crate::transport::address::CoordinatorUrl;
@@ -110,16 +110,20 @@ impl Balancer {
             (Some(header), None) => header,
             (None, _) => {
                 let text = "this needs an assertion, because TLS ends before the coordinator. hint: pair or enrol with the address that `nexus-coordinator invite` prints";
-                return Err(refuse(RefusalCode::Denied, text.into()));
+                return Err(refuse(RefusalCode::Misdirected, text.into()));
             }
             (Some(_), Some(_)) => {
                 let text = "more than one assertion. hint: something between adds headers";
-                return Err(refuse(RefusalCode::Malformed, text.into()));
+                return Err(refuse(RefusalCode::Misdirected, text.into()));
             }
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let proved = self.judge.load().judge(header.as_bytes(), method.as_str(), path, now).map_err(|error| {
-            let code = if error.is_passing() { RefusalCode::Unavailable } else { RefusalCode::Denied };
+            let code = match error.fault() {
+                Fault::Time => RefusalCode::Unavailable,
+                Fault::Way => RefusalCode::Misdirected,
+                Fault::Client => RefusalCode::Denied,
+            };
             refuse(code, error.to_string())
         })?;
         self.replays.take(&proved, now).map_err(|refusal| (StatusCode::UNAUTHORIZED, refusal))?;

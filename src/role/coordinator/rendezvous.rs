@@ -61,6 +61,14 @@ enum Claimed<T> {
     Stopping,
 }
 
+/// A place among those of a workspace: with the last that has to do with it, the workspace is forgotten.
+struct Place<'a, T> {
+    rendezvous: &'a Rendezvous<T>,
+    workspace: &'a WorkspaceName,
+    /// Of what is parked.
+    id: Option<u64>,
+}
+
 #[derive(Debug)]
 struct Slot<T> {
     waiting: VecDeque<Parked<T>>,
@@ -119,6 +127,7 @@ impl<T: Io> Rendezvous<T> {
         let id = rand::random();
         let (newer, mut asked) = mpsc::channel(MAX_PARKED);
         let (asks, mut older) = mpsc::channel(MAX_PARKED);
+        let place = Place { rendezvous: self, workspace: &workspace, id: Some(id) };
         let mut claimed = self.enter(&workspace, key, id, &newer, Some(asks));
         let (mut welcome, mut open) = (false, false);
         let came = Instant::now();
@@ -145,12 +154,14 @@ impl<T: Io> Rendezvous<T> {
                 }
                 () = tokio::time::sleep_until(came + if open { PONG } else { ANSWER }), if !welcome => {
                     // An older one may only be slow to say that it is gone. Nobody waits for that any longer.
-                    welcome = open && carrier.send_control(&Control::Parked {}).await.is_ok();
+                    let told = !open || carrier.send_control(&Control::Parked {}).await.is_ok();
                     if !open {
                         self.renewed(&workspace);
                     }
-                    open = true;
-                    continue;
+                    welcome = std::mem::replace(&mut open, true);
+                    if told {
+                        continue;
+                    }
                 }
                 pins = news(&mut revoked) => {
                     for pins in pins.chunks(MAX_REVOKED) {
@@ -219,7 +230,7 @@ impl<T: Io> Rendezvous<T> {
             }
             break;
         }
-        self.leave(&workspace, Some(id));
+        drop(place);
         // In a box, so that a parked connection does not hold room for its own end.
         Box::pin(carrier.close()).await;
     }
@@ -255,6 +266,7 @@ impl<T: Io> Rendezvous<T> {
     /// Joins a laptop's connection to one that the workspace parked, and copies until either ends, or, once everything is
     /// to stop, until its time is over.
     pub async fn connect(&self, workspace: WorkspaceName, device: DeviceName, mut laptop: Carrier<T>) {
+        let _place = Place { rendezvous: self, workspace: &workspace, id: None };
         let session = uuid::Uuid::now_v7().simple().to_string();
         let (found, mut silent) = watch::channel(None);
         let claimed = {
@@ -303,7 +315,6 @@ impl<T: Io> Rendezvous<T> {
         let doubt =
             Doubt { reasons: self.renewals(&workspace), patience: patience(stub.round_trip()).max(JOINED_ANSWER) };
         let (relayed, outcome) = relay(laptop.into_websocket(), stub.into_websocket(), drain, doubt).await;
-        self.leave(&workspace, None);
         let (up, down) = (relayed.forth, relayed.back);
         match outcome {
             Ok(()) => tracing::info!(%workspace, %device, session, up, down, "parted"),
@@ -373,23 +384,25 @@ impl<T: Io> Rendezvous<T> {
             parked.get(workspace).into_iter().for_each(|slot| slot.renewals.notify_waiters());
         });
     }
+}
 
-    /// Forgets a parked connection, and the workspace with the last that has to do with it.
-    fn leave(&self, workspace: &WorkspaceName, id: Option<u64>) {
-        self.with(|parked| {
-            if let Some(slot) = parked.get_mut(workspace) {
-                slot.waiting.retain(|p| Some(p.id) != id);
-                if slot.waiting.is_empty()
-                    && [&slot.arrivals, &slot.renewals].iter().all(|held| Arc::strong_count(held) == 1)
-                {
-                    parked.remove(workspace);
-                }
-            }
-        });
-    }
-
+impl<T> Rendezvous<T> {
     fn with<R>(&self, f: impl FnOnce(&mut HashMap<WorkspaceName, Slot<T>>) -> R) -> R {
         f(&mut self.parked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<T> Drop for Place<'_, T> {
+    fn drop(&mut self) {
+        let Place { rendezvous, workspace, id } = *self;
+        rendezvous.with(|parked| {
+            let Some(slot) = parked.get_mut(workspace) else { return };
+            slot.waiting.retain(|parked| Some(parked.id) != id);
+            let is_held = |held: &Arc<Notify>| Arc::strong_count(held) > 1;
+            if slot.waiting.is_empty() && !is_held(&slot.arrivals) && !is_held(&slot.renewals) {
+                parked.remove(workspace);
+            }
+        });
     }
 }
 

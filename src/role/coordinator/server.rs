@@ -258,7 +258,7 @@ async fn connection(
 fn stranger(peer: SocketAddr) -> Response<Body> {
     tracing::info!(%peer, "refused: not a load balancer's address");
     let text = "only the load balancer speaks here without TLS. hint: use the coordinator's public address; if you are the load balancer, `serve --trusted-proxy` has to name your address";
-    refuse(StatusCode::FORBIDDEN, &Refusal::new(RefusalCode::Denied, text))
+    refuse(StatusCode::FORBIDDEN, &Refusal::new(RefusalCode::Misdirected, text))
 }
 
 fn too_many() -> Response<Body> {

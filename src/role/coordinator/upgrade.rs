@@ -82,13 +82,16 @@ pub(super) async fn admit(
         }
     };
     let accept = accept_key(request.method(), headers).ok_or_else(|| {
-        let text = match proof {
-            Proof::Handshake(_) => "this address takes WebSocket upgrades only (RFC 6455, version 13)",
-            Proof::Assertion(_) => {
-                "no WebSocket upgrade arrived (RFC 6455, version 13). hint: the load balancer must pass it on, with HTTP/1.1"
+        let (code, text) = match proof {
+            Proof::Handshake(_) => {
+                (RefusalCode::Malformed, "this address takes WebSocket upgrades only (RFC 6455, version 13)")
             }
+            Proof::Assertion(_) => (
+                RefusalCode::Misdirected,
+                "no WebSocket upgrade arrived (RFC 6455, version 13). hint: the load balancer must pass it on, with HTTP/1.1",
+            ),
         };
-        refusal(StatusCode::UPGRADE_REQUIRED, RefusalCode::Malformed, text)
+        refusal(StatusCode::UPGRADE_REQUIRED, code, text)
     })?;
     let version = text_of(headers, SEC_WEBSOCKET_PROTOCOL.as_str()).and_then(Version::choose).ok_or_else(|| {
         let text =

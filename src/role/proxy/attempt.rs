@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use governor::clock::{Clock, DefaultClock};
+
 use super::profile::ProfileError;
 use super::tunnel::Tunnel;
 use super::tunnel_state::Doing;
@@ -69,9 +71,9 @@ impl TunnelError {
         }
     }
 
-    /// Whether something answered in the coordinator's place, as the networks of hotels do. It is left again.
-    pub(super) fn is_impostor(&self) -> bool {
-        matches!(self, TunnelError::Coordinator(error) if error.is_impostor())
+    /// Whether it is the fault of something between here and the coordinator, which may be gone the next time.
+    pub(super) fn is_between(&self) -> bool {
+        matches!(self, TunnelError::Coordinator(error) if error.is_between())
     }
 
     /// Whether it is for a name that there is no way.
@@ -87,6 +89,9 @@ impl TunnelError {
 impl Tunnel {
     /// A connection that the coordinator has joined to one of the workspace's.
     pub(super) async fn join(&self) -> Result<CoordinatorCarrier, TunnelError> {
+        while let Err(early) = self.dials.check() {
+            tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
+        }
         Box::pin(renewal::before_dialling(self.client(), |fresh| self.profile().save_fresh(fresh))).await?;
         let carrier = self.client().connect(self.workspace()).await?;
         self.doing(Doing::WaitsForStub);

@@ -25,6 +25,8 @@ pub const WORTH: u64 = 1 << 20;
 #[derive(Debug, Clone)]
 struct Taken {
     since: Instant,
+    /// Which of the session's connections it is.
+    number: u64,
     /// Bytes that had moved by then.
     moved: u64,
     /// Nothing was heard on it in time.
@@ -55,9 +57,13 @@ impl Climb {
     /// is over that did not last.
     pub fn sees(&mut self, standing: &Standing, moved: u64, now: Instant, random: f64) -> Option<Duration> {
         match standing {
-            Standing::Attached { route: Route::Direct, .. } => {
+            Standing::Attached { route: Route::Direct, moves, .. } => {
+                // The session found its way back to it without another one between.
+                if let Some(before) = self.taken.take_if(|taken| taken.ended.is_some() && taken.number != *moves) {
+                    self.is_over(&before, moved, now, random);
+                }
                 // One that was suspected and answers lasts.
-                let begun = Taken { since: now, moved, silent: false, ended: None, excused: false };
+                let begun = Taken { since: now, number: *moves, moved, silent: false, ended: None, excused: false };
                 let taken = self.taken.get_or_insert(begun);
                 (taken.silent, taken.ended) = (false, None);
                 None
@@ -246,6 +252,19 @@ mod tests {
         assert_eq!(world.sees(&Standing::Lost { since: world.now, why: "it broke".into() }), None);
         world.now += STEADY;
         assert_eq!(world.sees(&attached(Route::Relay)), Some(FIRST));
+    }
+
+    #[test]
+    fn a_way_that_is_taken_again_at_once_did_not_last() {
+        let mut world = World::new();
+        for moves in 0..3 {
+            let direct = Standing::Attached { route: Route::Direct, round_trip: None, standby: false, moves };
+            assert_eq!(world.sees(&direct), None, "it is in use");
+            assert_eq!(world.climb.failures() as u64, moves);
+            world.now += SOON;
+            world.sees(&Standing::Lost { since: world.now, why: "it broke".into() });
+        }
+        assert!(world.sees(&attached(Route::Relay)).is_some_and(|wait| wait > FIRST));
     }
 
     #[test]

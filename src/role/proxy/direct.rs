@@ -1,6 +1,7 @@
 //! The direct way: tries the addresses that the workspace names, moves the session there, keeps the way through the
 //! coordinator ready, and climbs back up after a fall.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,10 @@ use crate::wire::limits::MAX_DIRECT;
 
 /// Longest wait between two tries for a direct way. A network change ends the wait.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// How long a direct way that did not last is left to the one through the coordinator, while the session has none: that one may be out
+/// for longer.
+const LEFT_TO_THE_OTHER: Duration = Duration::from_secs(2);
 
 /// Why a way that was taken is left alone. What broke it each time is in the log.
 const LEFT_ALONE: &str = "the direct way did not last";
@@ -72,6 +77,7 @@ impl Life<'_> {
                 });
             }
             let left_alone = self.climb().wait(Instant::now());
+            let before = way(&now);
             let next = match now {
                 Standing::Attached { route: Route::Relay, .. } if !left_alone.is_zero() => left_alone,
                 Standing::Attached { route: Route::Relay, .. } if self.tunnel.wants_direct() => {
@@ -102,11 +108,20 @@ impl Life<'_> {
                         let attached = lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Standby);
                         attached.await.map(drop).map_err(TunnelError::resume)
                     };
-                    let outcome = standby.await;
+                    let outcome = tokio::select! {
+                        outcome = standby => outcome,
+                        // What was dialled went with the network before.
+                        _ = changes.changed() => {
+                            backoff.reset();
+                            self.climb().network_changed();
+                            continue;
+                        }
+                        _ = standing.wait_for(|s| way(s) != before) => continue,
+                    };
                     let wait = backoff.next(rand::random());
                     match outcome {
                         Ok(()) => {}
-                        Err(error) if !error.is_passing() && !error.is_impostor() => return error,
+                        Err(error) if !error.is_passing() && !error.is_between() => return error,
                         Err(error) => {
                             tracing::debug!(%error, "no way through the coordinator to fall back on yet");
                             self.alone(error.to_string(), wait);
@@ -121,7 +136,6 @@ impl Life<'_> {
                 Standing::Ended(_) => return std::future::pending().await,
                 Standing::Beginning | Standing::Suspect { .. } | Standing::Lost { .. } => LONGEST,
             };
-            let before = way(&now);
             tokio::select! {
                 () = tokio::time::sleep(next) => {}
                 _ = changes.changed() => {
@@ -152,9 +166,39 @@ impl Life<'_> {
         self.remark(|remarks| (remarks.standby_why, remarks.standby_next) = (Some(why), Some(time_in(wait))));
     }
 
-    /// One try: the first address that answers as this session's other end.
+    /// Tries the addresses that are known for as long as the session has no way, beside whoever dials the coordinator.
+    pub(super) async fn resume_directly(&self) -> Infallible {
+        if !self.tunnel.wants_direct() {
+            return std::future::pending().await;
+        }
+        let mut changes = self.tunnel.changes();
+        let mut backoff = Backoff::default();
+        let mut wait = self.climb().wait(Instant::now()).min(LEFT_TO_THE_OTHER);
+        loop {
+            let tried = async {
+                tokio::time::sleep(wait).await;
+                self.reach_directly().await
+            };
+            wait = tokio::select! {
+                tried = tried => match tried {
+                    // The workspace is asked to go over, and its answer is a round trip away.
+                    Ok(()) => ATTACH_PATIENCE,
+                    Err(why) => {
+                        tracing::debug!(why, "the session could not be resumed directly yet");
+                        backoff.next(rand::random())
+                    }
+                },
+                _ = changes.changed() => {
+                    backoff.reset();
+                    Duration::ZERO
+                }
+            };
+        }
+    }
+
+    /// One try at the addresses that the workspace names now.
     async fn try_direct(&self) -> Result<(), String> {
-        let (lifeline, here) = (&self.lifeline, self.tunnel.client().url().is_loopback());
+        let here = self.tunnel.client().url().is_loopback();
         // A session that drains cannot ask any more; the way it knows may still lead there.
         if !self.opener.is_draining() {
             let accepted = hello(&self.opener, self.tunnel.instance()).await.map_err(|refusal| refusal.to_string())?;
@@ -162,7 +206,12 @@ impl Life<'_> {
             let may = |address: &SocketAddr| direct::may_dial(*address, here);
             self.set_addresses(addresses.into_iter().take(MAX_DIRECT).filter(may).collect());
         }
-        let addresses = self.addresses();
+        self.reach_directly().await
+    }
+
+    /// One try at those that are known: the first that answers as this session's other end is asked to go on there.
+    async fn reach_directly(&self) -> Result<(), String> {
+        let (lifeline, addresses) = (&self.lifeline, self.addresses());
         let mut tries: FuturesUnordered<_> = addresses.iter().map(|address| direct::dial(*address)).collect();
         let mut why = "the workspace names no address that could be dialled from here".to_owned();
         while let Some(dialed) = tries.next().await {

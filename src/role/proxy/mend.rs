@@ -174,6 +174,7 @@ impl Life<'_> {
             tracing::debug!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
             let resumed = tokio::select! {
                 outcome = self.resume(&interrupted, wait, ahead.take()) => outcome,
+                never = self.resume_directly() => match never {},
                 // It answers again, or the lifeline helped itself to another way.
                 _ = standing.wait_for(is_well) => Ok(()),
             };
@@ -251,7 +252,7 @@ impl Life<'_> {
             self.publish(interrupted.state(backoff.failures(), &last, wait));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = changes.changed() => {}
+                _ = changes.changed() => backoff.reset(),
             }
             changes.borrow_and_update();
             self.publish(interrupted.state(backoff.failures() + 1, &last, Duration::ZERO));
@@ -272,7 +273,7 @@ impl Life<'_> {
                     last = Some("the coordinator is restarting".to_owned());
                     continue;
                 }
-                Ok(Err(error)) if !error.is_passing() && !error.is_impostor() => return Err(error),
+                Ok(Err(error)) if !error.is_passing() && !error.is_between() => return Err(error),
                 Ok(Err(error)) if error.is_name() => (error.to_string(), LONGEST_FOR_A_NAME),
                 Ok(Err(error)) => (error.to_string(), LONGEST),
                 Err(_) => (format!("no connection within {} s", ATTEMPT.as_secs()), LONGEST),

@@ -2,11 +2,13 @@
 //!
 //! Services hold a [`TunnelOpener`], which is whatever session stands at the moment; they outlive every session.
 
+use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +44,13 @@ const AGREE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long sessions may take to say goodbye when this program ends: a little longer than each of them takes for it.
 const GOODBYES: Duration = Duration::from_millis(1500);
 
+/// Connections to the workspace that are dialled in a second, after a burst. However often they break, and whoever breaks
+/// them: each costs the coordinator a handshake, and behind a balancer the device one of its assertions.
+const DIALS: NonZeroU32 = NonZeroU32::new(8).expect("not zero");
+
+/// The burst.
+const DIALS_AT_ONCE: NonZeroU32 = NonZeroU32::new(40).expect("not zero");
+
 /// Sessions on their way to those that are kept until they are done. Taken out as soon as they are in: begun sessions are
 /// further apart.
 const RETIRING: usize = 1;
@@ -75,6 +84,8 @@ pub struct Tunnel {
     climb: Mutex<Climb>,
     was_up: bool,
     earlier: Earlier,
+    /// Of connections to the workspace.
+    pub(super) dials: DefaultDirectRateLimiter,
     /// Cancelled when another program takes the workspace over.
     leaving: CancellationToken,
     /// Cancelled when this program ends; and the sessions that say so to the workspace.
@@ -97,6 +108,7 @@ impl Tunnel {
             climb: Mutex::default(),
             was_up: false,
             earlier: Earlier::default(),
+            dials: RateLimiter::direct(Quota::per_second(DIALS).allow_burst(DIALS_AT_ONCE)),
             leaving: CancellationToken::new(),
             ending: CancellationToken::new(),
             lives: TaskTracker::new(),
@@ -266,7 +278,7 @@ impl Tunnel {
                 }
                 Err(error) => error,
             };
-            if !(error.is_passing() || was_up && error.is_impostor()) {
+            if !(error.is_passing() || was_up && error.is_between()) {
                 self.publish(TunnelState::Failed { why: error.to_string() });
                 return Err(error);
             }

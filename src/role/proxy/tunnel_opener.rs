@@ -74,7 +74,8 @@ impl TunnelOpener {
             TunnelState::Resuming { since, .. } => *since,
             _ => return Ok(()),
         };
-        let down: Duration = (time::OffsetDateTime::now_utc() - since).try_into().unwrap_or_default();
+        // Of a clock that was set back meanwhile, the change tells more.
+        let down = (time::OffsetDateTime::now_utc() - since).try_into().unwrap_or(Duration::MAX);
         let changed = self.changes.borrow().at.map_or(Duration::MAX, |at| at.elapsed());
         let down = down.min(changed);
         let mut state = self.state.clone();
@@ -121,7 +122,7 @@ mod tests {
         told.tell(TunnelState::Resuming { why, since, attempt: 9, last: None, retry_ms: 0, next: None });
         let opener = TunnelOpener::new(watch::channel(None).1, &told, changed);
         assert_eq!(opener.resumed().await.unwrap_err().code, RefusalCode::Timeout);
-        changes.send_modify(|change| change.again("the machine slept"));
+        changes.send_replace(Change { at: Some(Instant::now()) });
         let waits = tokio::time::timeout(HOLD / 10, opener.resumed()).await;
         assert!(waits.is_err(), "{waits:?}");
         told.tell(TunnelState::Failed { why: "it is over".into() });

@@ -13,7 +13,7 @@ use super::status::Gone;
 use crate::identity::error::IdentityError;
 use crate::identity::uri::Role;
 use crate::identity::verify::{ClientAuth, Expect, server_config};
-use crate::lifeline::{Ended, Route, Standing, first_attach};
+use crate::lifeline::{Ended, LifelineHandle, Route, Standing, first_attach};
 use crate::session::establish::{self, Session};
 use crate::transport::client::CoordinatorCarrier;
 use crate::wire::RefusalCode;
@@ -110,7 +110,7 @@ impl Stub {
     ) {
         let watched = established.lifeline.standing();
         let (opener, lifeline) = (established.opener.clone(), established.lifeline.clone());
-        let ending = lifeline.clone();
+        let (ending, asked) = (lifeline.clone(), lifeline.clone());
         let entered = self.sessions.laptops.enter(established.peer.pin, device.clone(), opener, lifeline).await;
         let (id, end) = match entered {
             Ok(entered) => entered,
@@ -128,6 +128,7 @@ impl Stub {
                 tracing::info!(session, %device, ?outcome, "session over");
             }
             () = self.doubt(watched, device) => {}
+            () = self.alert(&asked) => {}
         }
         self.sessions.laptops.leave(id);
         (self.events)(StubEvent::SessionEnded(device.to_string()));
@@ -139,13 +140,25 @@ impl Stub {
         // What the lifeline tells is copied: whoever writes the log does not hold it up meanwhile.
         while let Ok(now) = standing.wait_for(|standing| !is_well(standing)).await.map(|now| now.clone()) {
             let gone = Gone::new(device, &now);
-            let what = "the connection of a session does not answer";
-            self.changes.send_modify(|change| change.again(what));
+            self.changes.send_modify(|_| {});
             let Ok(well) = standing.wait_for(is_well).await.map(|well| well.clone()) else { break };
             gone.is_over(&well);
         }
         // Whoever serves the session sees its end.
         std::future::pending().await
+    }
+
+    /// What happens to this machine often costs connections without a word: answers get less time for a while.
+    async fn alert(&self, lifeline: &LifelineHandle) {
+        let mut changes = self.changes.subscribe();
+        let mut last = changes.borrow_and_update().at;
+        while changes.changed().await.is_ok() {
+            let at = changes.borrow_and_update().at;
+            // That a session is in doubt is no change.
+            if std::mem::replace(&mut last, at) != at {
+                lifeline.probe().await;
+            }
+        }
     }
 
     /// The inner TLS server: devices on the list only, checked anew for each session.

@@ -1,7 +1,7 @@
 //! The laptops that are connected now. A new session of a device takes the place of its old one at once, unless that one
 //! drains: then it stays until what runs in it is done. Calls go to the laptop that came last, never to a session that drains.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +30,10 @@ const HANDOVER: Duration = Duration::from_secs(5);
 /// Sessions that were ended here that are remembered, so that their laptops are told why when they come back.
 const MAX_REMEMBERED: usize = 256;
 
+/// For how long a device that was revoked is not let in: longer than a handshake that had begun before may take. One that begins later
+/// does not get through the coordinator.
+const SHUT_OUT: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 struct Connected {
     id: u64,
@@ -48,6 +52,8 @@ pub struct Laptops {
     replaced: Mutex<VecDeque<(LifelineId, Refusal)>>,
     count: watch::Sender<usize>,
     draining: AtomicBool,
+    /// Devices that were revoked a moment ago, and when that was said.
+    revoked: Mutex<HashMap<KeyPin, Instant>>,
 }
 
 impl Default for Laptops {
@@ -57,6 +63,7 @@ impl Default for Laptops {
             replaced: Mutex::default(),
             count: watch::Sender::new(0),
             draining: AtomicBool::new(false),
+            revoked: Mutex::default(),
         }
     }
 }
@@ -75,7 +82,13 @@ impl Laptops {
         let id = rand::random();
         let end = CancellationToken::new();
         let (mut replaced, mut entered) = (Vec::new(), true);
+        let (mut barred, now) = (false, Instant::now());
         self.change(|connected| {
+            // Whoever revokes notes it before sessions are ended: this one is seen by one of the two.
+            barred = self.is_shut_out(device, now);
+            if barred {
+                return;
+            }
             let taken = connected.extract_if(.., |old| old.device == device && !old.opener.is_draining());
             replaced.extend(taken.map(|old| (old, taken_over())));
             let draining = connected.iter().filter(|old| old.device == device).count();
@@ -104,7 +117,23 @@ impl Laptops {
         for (old, refusal) in replaced {
             self.end(old, refusal).await;
         }
-        if entered { Ok((id, end)) } else { Err(full()) }
+        match (barred, entered) {
+            (true, _) => Err(revoked()),
+            (false, true) => Ok((id, end)),
+            (false, false) => Err(full()),
+        }
+    }
+
+    /// Lets these devices in no more, until what they had begun is over.
+    pub fn shut_out(&self, devices: &[KeyPin], now: Instant) {
+        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        revoked.retain(|_, at| now.saturating_duration_since(*at) < SHUT_OUT);
+        revoked.extend(devices.iter().map(|device| (*device, now)));
+    }
+
+    fn is_shut_out(&self, device: KeyPin, now: Instant) -> bool {
+        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        revoked.get(&device).is_some_and(|at| now.saturating_duration_since(*at) < SHUT_OUT)
     }
 
     /// The session whose lifeline has this name; if that was ended here, why.
@@ -294,6 +323,12 @@ pub fn unknown() -> Refusal {
     Refusal::new(RefusalCode::NotFound, text)
 }
 
+/// What a device is told that was revoked.
+pub(super) fn revoked() -> Refusal {
+    let text = "this device was revoked at the coordinator. hint: pair it again with a new key";
+    Refusal::new(RefusalCode::Denied, text)
+}
+
 fn taken_over() -> Refusal {
     let text = "a new login of this device took over this workspace. hint: only one `nexus-proxy up` of a device serves \
                 a workspace at a time";
@@ -356,6 +391,21 @@ pub(super) mod tests {
         laptops.enter(device(MAX_SESSIONS), name(), opener, lifeline).await.unwrap();
         assert_eq!(laptops.lifeline(its.id()).unwrap_err(), Some(made_room()));
         assert!(ends[1..].iter().all(|end| !end.is_cancelled()));
+    }
+
+    #[tokio::test]
+    async fn who_was_revoked_while_it_was_coming_in_stays_out() {
+        let laptops = Laptops::default();
+        let (opener, lifeline, _kept) = session().await;
+        let now = Instant::now();
+        laptops.shut_out(&[device(0)], now);
+        let refused = laptops.enter(device(0), name(), opener.clone(), lifeline.clone()).await.unwrap_err();
+        assert_eq!((refused.code, *laptops.count().borrow()), (RefusalCode::Denied, 0));
+        laptops.enter(device(1), name(), opener, lifeline).await.unwrap();
+        // It is not kept for ever: the coordinator is who knows.
+        assert!(!laptops.is_shut_out(device(0), now + SHUT_OUT));
+        laptops.shut_out(&[device(2)], now + SHUT_OUT);
+        assert_eq!(laptops.revoked.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -129,7 +129,7 @@ impl Stub {
                     continue;
                 }
                 // What goes on here is not worse off for a failure that may pass.
-                let may_pass = error.is_passing() || error.is_impostor();
+                let may_pass = error.is_passing() || error.is_between();
                 if may_pass && (!taken.is_empty() || orphans::are_left(self.others().await.as_ref())) {
                     tracing::warn!(%error, "the workspace is not served, and is tried again");
                     continue;

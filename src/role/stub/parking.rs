@@ -1,20 +1,21 @@
 //! The one connection that is parked at the coordinator at all times: what it becomes, what is said on it, and the next.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::laptops::revoked;
 use super::run::{Stub, StubEvent};
 use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
 use crate::role::renewal;
 use crate::transport::carrier::{Arrival, Heartbeat};
 use crate::transport::client::{ClientError, CoordinatorCarrier};
 use crate::transport::http::UPGRADE_TIMEOUT;
+use crate::wire::Refusal;
 use crate::wire::control::Control;
 use crate::wire::limits::MAX_REVOKED;
-use crate::wire::{Refusal, RefusalCode};
 
 impl Stub {
     /// Keeps a connection parked until `taking` is cancelled. Each that is joined becomes a task of `tasks`, until `stop`.
@@ -51,7 +52,7 @@ impl Stub {
                     ("the coordinator is restarting".into(), told.max(backoff.next(rand::random())))
                 }
                 Ok(Parked::Ended) => ("the connection to the coordinator broke".into(), backoff.next(rand::random())),
-                Err(error) if !(error.is_passing() || parked_once && error.is_impostor()) => return Err(error),
+                Err(error) if !(error.is_passing() || parked_once && error.is_between()) => return Err(error),
                 Err(error) => {
                     let longest = if error.is_name() { LONGEST_FOR_A_NAME } else { LONGEST };
                     (error.to_string(), backoff.next_up_to(longest, rand::random()))
@@ -98,6 +99,7 @@ impl Stub {
                 }
                 Ok(Some(Arrival::Control(Control::Revoked { pins }))) => {
                     let pins: Vec<_> = pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()).collect();
+                    self.sessions.laptops.shut_out(&pins, Instant::now());
                     self.sessions.end_devices(&pins, &revoked()).await;
                 }
                 Ok(Some(Arrival::Control(Control::Authorities {}))) => {
@@ -123,9 +125,4 @@ enum Parked {
     Joined { carrier: Box<CoordinatorCarrier>, session: String },
     Drain(Duration),
     Ended,
-}
-
-fn revoked() -> Refusal {
-    let text = "this device was revoked at the coordinator. hint: pair it again with a new key";
-    Refusal::new(RefusalCode::Denied, text)
 }

@@ -210,7 +210,7 @@ async fn live(
         }
         // Whether it was asked to end, or may not serve this workspace any more. Whoever answers in the coordinator's place
         // decides nothing of what earlier ones have.
-        if !outcome.as_ref().is_err_and(ClientError::is_impostor) {
+        if !outcome.as_ref().is_err_and(ClientError::is_between) {
             stub.sessions.earlier.end().await;
         }
         outcome

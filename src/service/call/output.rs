@@ -107,19 +107,27 @@ impl Frames {
         Ok(())
     }
 
-    /// What `sending` comes to. When it meets an interruption, the time from there to its end is one in which nothing could leave.
+    /// What `sending` comes to. The time of each interruption that it meets is one in which nothing could leave.
     async fn noting<F: Future>(&self, way: &Way, sending: F) -> F::Output {
         let mut sending = std::pin::pin!(sending);
-        tokio::select! {
-            biased;
-            sent = &mut sending => return sent,
-            () = way.lost() => lock(&self.held).since = Some(Instant::now()),
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return sent,
+                () = way.lost() => lock(&self.held).since = Some(Instant::now()),
+            }
+            let sent = tokio::select! {
+                biased;
+                sent = &mut sending => Some(sent),
+                () = way.there() => None,
+            };
+            let mut held = lock(&self.held);
+            let since = held.since.take();
+            held.before += since.map_or(Duration::ZERO, |since| since.elapsed());
+            if let Some(sent) = sent {
+                return sent;
+            }
         }
-        let sent = sending.await;
-        let mut held = lock(&self.held);
-        let since = held.since.take();
-        held.before += since.map_or(Duration::ZERO, |since| since.elapsed());
-        sent
     }
 }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
+use nix::sys::signal::Signal;
+
 use super::program::{Running, command, is_root};
 
 /// How an operator configures it.
@@ -20,7 +22,7 @@ pub struct Balancer {
     pub ca: PathBuf,
     /// The process.
     pub program: Running,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Balancer {
@@ -66,7 +68,17 @@ impl Balancer {
             nginx.arg("-p").arg(place("")).arg("-c").arg(place("nginx.conf"));
             nginx
         });
-        Balancer { port, ca: place("ca.pem"), program, _folder: folder }
+        Balancer { port, ca: place("ca.pem"), program, folder }
+    }
+
+    /// Its operator writes `to` where its configuration has `from`, and reloads it. Connections that are there stay as they are.
+    #[track_caller]
+    pub fn edit(&self, from: &str, to: &str) {
+        let place = self.folder.path().join("nginx.conf");
+        let text = fs::read_to_string(&place).expect("a file of ours");
+        assert_eq!(text.matches(from).count(), 1, "`{from}` in the configuration");
+        fs::write(&place, text.replace(from, to)).expect("a file of ours");
+        self.program.signal(Signal::SIGHUP);
     }
 }
 
