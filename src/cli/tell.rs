@@ -164,6 +164,9 @@ fn remarked(before: &Remarks, now: &Remarks) -> Vec<String> {
         let next = next_attempt(now.standby_next);
         lines.push(format!("up, with no way through the coordinator behind it: {} ({next})", within_line(why)));
     }
+    if before.standby_why.is_some() && now.standby_why.is_none() {
+        lines.push("up, with a way through the coordinator again".to_owned());
+    }
     lines
 }
 
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn why_a_way_is_not_taken_is_told_when_that_begins() {
+    fn why_a_way_is_not_taken_is_told_when_that_begins_and_ends() {
         let mut told = Told::default();
         let not = |why: &str| Remarks { direct_why: Some(why.to_owned()), ..Remarks::default() };
         let alone = |why: &str| Remarks { standby_why: Some(why.to_owned()), ..Remarks::default() };
@@ -246,6 +249,10 @@ mod tests {
         assert_eq!(
             lines(&mut told, &up(Route::Direct, 1, alone("it is away"))),
             ["up, with no way through the coordinator behind it: it is away (an attempt is under way)"]
+        );
+        assert_eq!(
+            lines(&mut told, &up(Route::Direct, 1, Remarks::default())),
+            ["up, with a way through the coordinator again"]
         );
     }
 

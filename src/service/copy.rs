@@ -34,6 +34,9 @@ const SPLICE_TURNS: usize = 32;
 /// Frames that are taken before other tasks run: empty ones cost the other end nothing.
 const FRAME_TURNS: usize = 64;
 
+/// Such turns in which the reason of a peer that stopped reading is looked for.
+const REASON_TURNS: usize = 16;
+
 /// Bytes that went each way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -188,9 +191,8 @@ pub async fn relay_metered<L: Into<Socket>, S: Io>(
         poll_fn(|cx| {
             if !sent_all && let Poll::Ready(result) = outgoing.as_mut().poll(cx) {
                 if let Err(Fault::Stream(_)) = &result
-                    && let Poll::Ready(Err(reason)) = incoming.poll(cx, &local, false, meter)
+                    && let Some(reason) = incoming.reason(cx, &local, meter)
                 {
-                    // Who stopped reading may have said why before.
                     return Poll::Ready(Err(reason));
                 }
                 result?;
@@ -298,6 +300,14 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// What the peer has said before it stopped reading, if that is why it did; behind as much as it may have sent until then.
+    fn reason(&mut self, cx: &mut Context<'_>, local: &Socket, meter: &Meter) -> Option<Fault> {
+        (0..REASON_TURNS).find_map(|_| match self.poll(cx, local, false, meter) {
+            Poll::Ready(outcome) => outcome.err(),
+            Poll::Pending => None,
+        })
     }
 
     fn take(&mut self, frame: Frame, local: &Socket, meter: &Meter) -> Result<(), StreamError> {

@@ -103,8 +103,12 @@ pub async fn upgrade<T: Io>(io: T, host: &str, path: &str, assertion: Option<&st
     if accept != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
         return Err(broken("the WebSocket handshake is wrong; something in between tampers with it"));
     }
-    let spoken = text_of(headers, SEC_WEBSOCKET_PROTOCOL.as_str()).and_then(Version::choose);
-    if spoken.is_none() {
+    let chosen = text_of(headers, SEC_WEBSOCKET_PROTOCOL.as_str());
+    if chosen.is_none() && assertion.is_some() {
+        let text = "the answer has no Sec-WebSocket-Protocol. hint: the load balancer must pass it on";
+        return Err(Refusal::new(RefusalCode::Misdirected, text));
+    }
+    if chosen.and_then(Version::choose).is_none() {
         let text = "the coordinator speaks no version that this program speaks. hint: bring both to the same release";
         return Err(Refusal::new(RefusalCode::Unsupported, text));
     }

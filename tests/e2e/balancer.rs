@@ -244,6 +244,16 @@ fn a_balancer_that_is_set_up_wrongly_for_a_while_ends_nothing() {
                 "the load balancer must pass it on",
             ),
             ("proxy_set_header Host $host;", "proxy_set_header Nexus-Assertion '';", "this needs an assertion"),
+            (
+                "proxy_set_header Host $host;",
+                "proxy_set_header Sec-WebSocket-Protocol '';",
+                "no Sec-WebSocket-Protocol arrived",
+            ),
+            (
+                "proxy_next_upstream off;",
+                "proxy_next_upstream off; rewrite ^ /nexus$uri break;",
+                "must not rewrite paths",
+            ),
         ] {
             talk.ask(PATIENCE, str::to_owned);
             world.balancer.edit(right, wrong);
@@ -258,7 +268,11 @@ fn a_balancer_that_is_set_up_wrongly_for_a_while_ends_nothing() {
             });
             let waits = until("the stub to wait", || {
                 let text = machine.status();
-                text.contains(hint).then_some(text)
+                let told = text.contains(hint);
+                told.then_some(text).or_else(|| {
+                    world.near.reset();
+                    None
+                })
             });
             assert!(stub.has_ended().is_none(), "{waits}{}", stub.output());
             world.balancer.edit(wrong, right);

@@ -257,14 +257,14 @@ impl Core {
             self.end(Ended::Position(text));
             return Err(Fault::Over);
         }
-        self.active = Some(id);
+        let was = self.active.replace(id);
         self.path = Path::beginning_at(self.replay.acked());
         self.marked = (0, None);
         self.asked = None;
         self.answered = Some(now);
         self.trouble = None;
         self.suspect = false;
-        self.moves += 1;
+        self.moves += u64::from(was != Some(id));
         self.room_made += 1;
         let Some(route) = self.member(id).map(|member| {
             member.heard = now;

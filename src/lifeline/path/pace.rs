@@ -55,9 +55,10 @@ const DRAINED: f64 = 1.03;
 
 /// Rounds that leave no queue, though one was aimed at, after which more is tried: so much more, then twice that in each
 /// round that leaves none either. A search that finds nothing leaves no more than its first two steps: what they are shows a
-/// round later, so the first is no more than such a queue.
+/// round later, so the first makes no more than such a queue, where it is of any use.
 const SEARCH_AFTER: u32 = 5;
 const SEARCH_STEP: f64 = 0.05;
+const LEAST_STEP: f64 = 0.025;
 const SEARCH_QUEUE: Duration = Duration::from_millis(5);
 
 /// Such rounds after which nothing is known of the path any more: it may have become a thousand times faster.
@@ -279,7 +280,7 @@ impl Pace {
     /// How much more is tried, after a while without a queue.
     fn search(&self, round_trip: Duration) -> Option<f64> {
         let times = self.idle.checked_sub(SEARCH_AFTER)?;
-        let step = (SEARCH_QUEUE.as_secs_f64() / round_trip.as_secs_f64().max(1e-6)).min(SEARCH_STEP);
+        let step = (SEARCH_QUEUE.as_secs_f64() / round_trip.as_secs_f64().max(1e-6)).clamp(LEAST_STEP, SEARCH_STEP);
         Some((1.0 + step * f64::from(2u32.saturating_pow(times))).min(SEARCH_GAIN))
     }
 

@@ -366,6 +366,13 @@ fn a_long_path_that_changes_its_rate_is_followed() {
             assert!(share.iter().all(|share| *share > 0.9), "{round_trip} ms, {times} times: {share:?}");
         }
     }
+    // Where a round is long, and a search has to begin small.
+    for round_trip in [300, 600] {
+        let meanwhile = Some((Duration::from_secs(6), Duration::MAX, RATE * 5.0));
+        let sent = run(&Wire { late, meanwhile, ..Wire::new(RATE, Duration::from_millis(round_trip)) }, 60);
+        let share: Vec<f64> = sent.delivered[40..].iter().map(|bytes| *bytes as f64 / RATE / 5.0).collect();
+        assert!(share.iter().all(|share| *share > 0.8), "{round_trip} ms: {share:?}");
+    }
 }
 
 /// Calls beside bulk meet no queue that a person would feel, also when bulk pauses and goes on.

@@ -81,7 +81,8 @@ async fn health() -> Json<Health> {
 
 async fn not_found(uri: Uri) -> Response {
     let path: String = uri.path().chars().take(100).collect();
-    refused(&Refusal::new(RefusalCode::NotFound, format!("there is nothing at {path}. hint: check the address")))
+    let text = format!("there is nothing at {path}. hint: check the address; a load balancer must not rewrite paths");
+    (StatusCode::NOT_FOUND, Json(Refusal::new(RefusalCode::Misdirected, text))).into_response()
 }
 
 async fn wrong_method() -> Response {
@@ -211,7 +212,7 @@ mod tests {
             ("POST", PAIR_PATH, b"{".to_vec(), StatusCode::BAD_REQUEST, RefusalCode::Malformed),
             ("POST", ENROLL_PATH, vec![b'x'; 20_000], StatusCode::PAYLOAD_TOO_LARGE, RefusalCode::TooLarge),
             ("GET", RENEW_PATH, vec![], StatusCode::METHOD_NOT_ALLOWED, RefusalCode::Unsupported),
-            ("GET", "/v2/pair", vec![], StatusCode::NOT_FOUND, RefusalCode::NotFound),
+            ("GET", "/v2/pair", vec![], StatusCode::NOT_FOUND, RefusalCode::Misdirected),
         ];
         for (method, path, body, expected, code) in cases {
             let (status, answer) = ask(&mut router, method, path, body).await;

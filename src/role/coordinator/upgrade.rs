@@ -93,7 +93,12 @@ pub(super) async fn admit(
         };
         refusal(StatusCode::UPGRADE_REQUIRED, code, text)
     })?;
-    let version = text_of(headers, SEC_WEBSOCKET_PROTOCOL.as_str()).and_then(Version::choose).ok_or_else(|| {
+    let offered = text_of(headers, SEC_WEBSOCKET_PROTOCOL.as_str());
+    if offered.is_none() && matches!(proof, Proof::Assertion(_)) {
+        let text = "no Sec-WebSocket-Protocol arrived. hint: the load balancer must pass it on";
+        return Err(refusal(StatusCode::BAD_REQUEST, RefusalCode::Misdirected, text));
+    }
+    let version = offered.and_then(Version::choose).ok_or_else(|| {
         let text =
             format!("this coordinator speaks {}. hint: bring both programs to the same release", Version::offer());
         refusal(StatusCode::BAD_REQUEST, RefusalCode::Unsupported, &text)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::climb::Climb;
 use super::life::Life;
@@ -26,9 +26,9 @@ use crate::wire::limits::MAX_DIRECT;
 /// Longest wait between two tries for a direct way. A network change ends the wait.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// How long a direct way that did not last is left to the one through the coordinator, while the session has none: that one may be out
-/// for longer.
-const LEFT_TO_THE_OTHER: Duration = Duration::from_secs(2);
+/// How long a direct way that did not last is left to the one through the coordinator, while the session has none and no attempt there
+/// has failed: longer than one takes whose name servers are silent.
+const LEFT_TO_THE_OTHER: Duration = Duration::from_secs(10);
 
 /// Why a way that was taken is left alone. What broke it each time is in the log.
 const LEFT_ALONE: &str = "the direct way did not last";
@@ -116,7 +116,8 @@ impl Life<'_> {
                             self.climb().network_changed();
                             continue;
                         }
-                        _ = standing.wait_for(|s| way(s) != before) => continue,
+                        // In trouble it is of use all the more.
+                        _ = standing.wait_for(|s| way(s) != before && !matches!(s, Standing::Suspect { .. } | Standing::Lost { .. })) => continue,
                     };
                     let wait = backoff.next(rand::random());
                     match outcome {
@@ -167,13 +168,20 @@ impl Life<'_> {
     }
 
     /// Tries the addresses that are known for as long as the session has no way, beside whoever dials the coordinator.
-    pub(super) async fn resume_directly(&self) -> Infallible {
+    /// `failed` is told of each attempt there that came to nothing.
+    pub(super) async fn resume_directly(&self, failed: &Notify) -> Infallible {
         if !self.tunnel.wants_direct() {
             return std::future::pending().await;
         }
         let mut changes = self.tunnel.changes();
         let mut backoff = Backoff::default();
-        let mut wait = self.climb().wait(Instant::now()).min(LEFT_TO_THE_OTHER);
+        let left_alone = self.climb().wait(Instant::now()).min(LEFT_TO_THE_OTHER);
+        tokio::select! {
+            () = tokio::time::sleep(left_alone) => {}
+            () = failed.notified() => {}
+            _ = changes.changed() => {}
+        }
+        let mut wait = Duration::ZERO;
         loop {
             let tried = async {
                 tokio::time::sleep(wait).await;

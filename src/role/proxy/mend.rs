@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Fuse, FusedFuture, MaybeDone, maybe_done};
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::life::Life;
 use super::tunnel::TunnelError;
@@ -172,9 +172,10 @@ impl Life<'_> {
             }
             let interrupted = Interrupted { why, since, time: time_of(since) };
             tracing::debug!(why = interrupted.why, "the connection is interrupted; the session waits for another one");
+            let failed = Notify::new();
             let resumed = tokio::select! {
-                outcome = self.resume(&interrupted, wait, ahead.take()) => outcome,
-                never = self.resume_directly() => match never {},
+                outcome = self.resume(&interrupted, wait, ahead.take(), &failed) => outcome,
+                never = self.resume_directly(&failed) => match never {},
                 // It answers again, or the lifeline helped itself to another way.
                 _ = standing.wait_for(is_well) => Ok(()),
             };
@@ -237,12 +238,13 @@ impl Life<'_> {
     }
 
     /// Tries until the session has a new connection, for the first time after `wait`; without a wait that is the one that is
-    /// being dialled already.
+    /// being dialled already. `failed` is told of each attempt that comes to nothing.
     async fn resume(
         &self,
         interrupted: &Interrupted,
         mut wait: Duration,
         ahead: Option<Ahead<'_>>,
+        failed: &Notify,
     ) -> Result<(), TunnelError> {
         let mut ahead = ahead.filter(|_| wait.is_zero());
         let mut changes = self.tunnel.changes();
@@ -271,6 +273,7 @@ impl Life<'_> {
                 Ok(Err(TunnelError::Drain(told))) => {
                     wait = told.max(backoff.next(rand::random()));
                     last = Some("the coordinator is restarting".to_owned());
+                    failed.notify_one();
                     continue;
                 }
                 Ok(Err(error)) if !error.is_passing() && !error.is_between() => return Err(error),
@@ -280,6 +283,7 @@ impl Life<'_> {
             };
             // What waited for the stub at the coordinator has waited: it would be there when the stub is.
             wait = backoff.next_up_to(longest, rand::random()).saturating_sub(began.elapsed());
+            failed.notify_one();
             tracing::info!(error, ?wait, "the session could not be resumed yet");
             last = Some(error);
         }

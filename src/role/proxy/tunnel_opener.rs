@@ -62,7 +62,7 @@ impl TunnelOpener {
         let next = tokio::time::timeout(HOLD, self.clone().session_after(Some(last))).await;
         next.ok().flatten().ok_or_else(|| {
             let text =
-                "the session was handed over, and the next one has not begun. hint: `nexus-proxy status` says more";
+                "the session takes nothing new any more, and the next one has not begun. hint: `nexus-proxy status` says more";
             Refusal::new(RefusalCode::Unavailable, text)
         })
     }

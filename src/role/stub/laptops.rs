@@ -34,6 +34,9 @@ const MAX_REMEMBERED: usize = 256;
 /// does not get through the coordinator.
 const SHUT_OUT: Duration = Duration::from_secs(60);
 
+/// Such devices that are known at a time, whatever the coordinator says: a few megabytes.
+const MAX_SHUT_OUT: usize = 1 << 16;
+
 #[derive(Debug)]
 struct Connected {
     id: u64,
@@ -128,7 +131,8 @@ impl Laptops {
     pub fn shut_out(&self, devices: &[KeyPin], now: Instant) {
         let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
         revoked.retain(|_, at| now.saturating_duration_since(*at) < SHUT_OUT);
-        revoked.extend(devices.iter().map(|device| (*device, now)));
+        let room = MAX_SHUT_OUT.saturating_sub(revoked.len());
+        revoked.extend(devices.iter().take(room).map(|device| (*device, now)));
     }
 
     fn is_shut_out(&self, device: KeyPin, now: Instant) -> bool {

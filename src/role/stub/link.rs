@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -127,7 +127,9 @@ pub async fn serve(stream: UnixStream, kin: &Kin, laptops: &Laptops, end: &Cance
         RESUME => return resume(stream, &request, laptops).await,
         END_DEVICES => match parsed::<EndDevices>(&request) {
             Ok(EndDevices { pins, refusal }) => {
-                for pin in pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()) {
+                let pins: Vec<_> = pins.iter().take(MAX_REVOKED).filter_map(|pin| pin.parse().ok()).collect();
+                laptops.shut_out(&pins, Instant::now());
+                for pin in pins {
                     laptops.end_device(pin, &refusal).await;
                 }
                 Ok(json!({}))
