@@ -182,7 +182,7 @@ fn run(bytes: &mut Unstructured<'_>) -> arbitrary::Result<()> {
                 }
                 Err(error) => {
                     assert!(changed, "{error}");
-                    let _ = error.is_passing();
+                    let _ = error.fault();
                 }
             }
             let _ = genuine.judge.judge(bytes.bytes(bytes.len())?, "GET", "/v1/park", now());
