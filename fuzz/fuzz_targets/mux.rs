@@ -520,9 +520,11 @@ impl Ledger {
             self.suspect |= self.opened.len() > MAX_OPENED;
         }
         if self.refused.contains(&id) {
-            // Whatever it says on it: nobody listens, and too much of it may count as breaking the protocol.
+            // Whatever it says on it later: nobody listens, and too much of it may count as breaking the protocol.
             self.suspect |= flags & SYN == 0;
             if kind == DATA {
+                // That it will be refused does not widen its window.
+                self.suspect |= u64::from(length) > WINDOW;
                 self.payload = Some((id, length, false));
             }
             return;

@@ -2,6 +2,7 @@
 
 use super::header::{Flags, Header};
 use super::peer::{Raw, in_time};
+use super::window::FIRST_WINDOW;
 use super::*;
 use crate::session::opener::Opener;
 use crate::wire::limits::FRAME_HEADER;
@@ -202,6 +203,27 @@ async fn a_stream_that_crossed_the_word_is_taken_and_a_later_one_refused() {
     raw.send(WORD, &[]).await;
     assert_eq!(in_time(raw.io.read(&mut [0; 1])).await.unwrap(), 0);
     Side { opener: raw.opener, acceptor: raw.acceptor, driver: raw.driver }.ends().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_has_room_for_a_first_window_and_no_more() {
+    for (length, accused) in [(FIRST_WINDOW, false), (FIRST_WINDOW + 1, true)] {
+        let mut raw = Raw::new(End::Workspace, 1 << 20);
+        let held = raw.opener.open().await.unwrap();
+        raw.opener.drain();
+        assert_eq!(raw.frame().await.0, WORD);
+        raw.send(WORD, &[]).await;
+        raw.send(Header::data(1, Flags::SYN, length), &vec![7; length as usize]).await;
+        if accused {
+            let error = raw.outcome().await.unwrap_err();
+            assert!(error.to_string().contains(&format!("room for {FIRST_WINDOW}")), "{error}");
+            continue;
+        }
+        let (header, _) = raw.frame().await;
+        assert_eq!((header.stream, header.flags), (1, Flags::ACK.with(Flags::FIN)));
+        assert!(!raw.driver.is_finished());
+        drop(held);
+    }
 }
 
 #[tokio::test]
