@@ -124,6 +124,10 @@ fn tunnel(status: &Status) -> String {
             format!("up since {since}, {way}{rest}{notice}")
         }
         Some("resuming") => {
+            let next = match tunnel["doing"].as_str() {
+                Some(_) => format!("{next}: {}", doing(tunnel)),
+                None => next,
+            };
             let last = tunnel["last"].as_str().map(|last| format!("; {}", within_line(last))).unwrap_or_default();
             // The one that is under way is said beside it.
             let under_way = u64::from(tunnel["retry_ms"] == 0);

@@ -261,7 +261,7 @@ mod tests {
         let mut told = Told::default();
         let resuming = |last: Option<&str>| {
             let (why, last) = ("it broke".to_owned(), last.map(str::to_owned));
-            TunnelState::Resuming { why, since: SINCE, attempt: 0, last, retry_ms: 200, next: None }
+            TunnelState::Resuming { why, since: SINCE, attempt: 0, doing: None, last, retry_ms: 200, next: None }
         };
         told.news(&up(Route::Relay, 0, Remarks::default()));
         let text = "interrupted: it broke; everything waits for another connection since 1970-01-01T00:00:00Z (next attempt in 0.2 s)";
@@ -293,6 +293,7 @@ mod tests {
             // It is told with fractions of its own each time.
             since: SINCE + Duration::from_nanos(u64::from(attempt)),
             attempt,
+            doing: None,
             last: refused.clone().filter(|_| (attempt, retry_ms) > (1, 0)),
             retry_ms,
             next: None,

@@ -136,11 +136,11 @@ fn a_direct_way_that_changes_bytes_does_not_keep_a_laptop_from_working() {
 fn a_direct_session_needs_no_coordinator_and_finds_it_again() {
     let redis = Redis::start();
     let mut world = World::by(Way::Direct);
-    let url = world.linked.near.url();
+    // What the world changes must not be borrowed meanwhile.
     let laptop = world.linked.laptop.twin();
-    let up = laptop.up(&["box", "--coordinator", &url]);
-    let (line, _forward) = laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = Dialogue::redis(laptop::port_in(&line));
+    let up = laptop.up(&["box", "--coordinator", &world.linked.near.url()]);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
     let tunnel = || laptop.workspace_status()["tunnel"].clone();
     until("the direct way, and another behind it", || {
         let tunnel = tunnel();
@@ -171,11 +171,11 @@ fn a_direct_session_needs_no_coordinator_and_finds_it_again() {
 fn a_direct_session_that_breaks_while_there_is_no_coordinator_goes_on() {
     let redis = Redis::start();
     let mut world = World::by(Way::Direct);
-    let url = world.linked.near.url();
+    // What the world changes must not be borrowed meanwhile.
     let laptop = world.linked.laptop.twin();
-    let up = laptop.up(&["box", "--coordinator", &url]);
-    let (line, _forward) = laptop.forward("box", &["-L", &format!("0:127.0.0.1:{}", redis.port)], "forward");
-    let mut talk = Dialogue::redis(laptop::port_in(&line));
+    let up = laptop.up(&["box", "--coordinator", &world.linked.near.url()]);
+    let (port, _forward) = laptop.forward_to(format!("127.0.0.1:{}", redis.port));
+    let mut talk = Dialogue::redis(port);
     let tunnel = || laptop.workspace_status()["tunnel"].clone();
     let goes = |standby: bool| {
         until("the direct way", || {

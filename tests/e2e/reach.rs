@@ -133,6 +133,28 @@ fn what_is_mended_is_not_told_any_more() {
     talk.ends_well();
 }
 
+/// The laptop reaches the coordinator, and nobody is there for it: that is what it waits for.
+#[test]
+fn who_waits_for_a_workspace_that_is_cut_off_is_told_so() {
+    let world = Linked::new();
+    let mut up = Linked::up(&world.near, &world.laptop);
+    world.far.refuse();
+    world.far.reset();
+    let tunnel = || world.laptop.workspace_status()["tunnel"].clone();
+    let told = until("what is waited for", || Some(tunnel()).filter(|tunnel| tunnel["doing"] == "waits_for_stub"));
+    assert_eq!((&told["state"], &told["next"]), (&"resuming".into(), &Value::Null), "{told}");
+    let text = until("`status` to say it", || {
+        let text = world.laptop.run(&["status"]).ok();
+        text.contains("it waits for the workspace's stub at the coordinator").then_some(text)
+    });
+    assert!(text.contains("interrupted since"), "{text}");
+    world.far.heal();
+    up.program.says("  goes on after ");
+    let well = until("the session to go on", || Some(tunnel()).filter(|tunnel| tunnel["state"] == "up"));
+    assert!(well["doing"].is_null(), "{well}");
+    assert_eq!(up.tunnels(), 1, "{}", up.program.output());
+}
+
 #[test]
 fn a_code_that_is_not_needed_is_said_to_be_ignored() {
     let mut world = Linked::new();

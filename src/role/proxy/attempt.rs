@@ -9,7 +9,7 @@ use governor::clock::{Clock, DefaultClock};
 
 use super::profile::ProfileError;
 use super::tunnel::Tunnel;
-use super::tunnel_state::Doing;
+use super::tunnel_state::{Doing, Step};
 use crate::identity::KeyPin;
 use crate::identity::verify::{Expect, client_config};
 use crate::lifeline::Route;
@@ -23,6 +23,12 @@ use crate::wire::{Refusal, RefusalCode};
 
 /// How long the coordinator may take to join us: more than it waits for a stub.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Hears how an attempt goes.
+pub(super) type Tell<'a> = &'a (dyn Fn(Step) + Send + Sync);
+
+/// Nobody waits for what the attempt may bring.
+pub(super) const UNHEARD: Tell<'static> = &|_| {};
 
 /// Why the tunnel could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -87,22 +93,22 @@ impl TunnelError {
 }
 
 impl Tunnel {
-    /// A connection that the coordinator has joined to one of the workspace's.
-    pub(super) async fn join(&self) -> Result<CoordinatorCarrier, TunnelError> {
+    /// A connection that the coordinator has joined to one of the workspace's. `tell` hears how that goes.
+    pub(super) async fn join(&self, tell: Tell<'_>) -> Result<CoordinatorCarrier, TunnelError> {
         while let Err(early) = self.dials.check() {
             tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
         }
         Box::pin(renewal::before_dialling(self.client(), |fresh| self.profile().save_fresh(fresh))).await?;
         let carrier = self.client().connect(self.workspace()).await?;
-        self.doing(Doing::WaitsForStub);
+        tell(Step::Doing(Doing::WaitsForStub));
         let late = |_| ClientError::Dial("the coordinator did not join us to the workspace in time".into());
-        tokio::time::timeout(JOIN_TIMEOUT, self.joined(carrier)).await.map_err(late)?
+        tokio::time::timeout(JOIN_TIMEOUT, self.joined(carrier, tell)).await.map_err(late)?
     }
 
     /// A session, and what the workspace said of itself.
     pub(super) async fn connect(&self) -> Result<(Session, Greeting), TunnelError> {
-        let carrier = self.join().await?;
-        self.doing(Doing::Verifies);
+        let carrier = self.join(&|step| self.step(step)).await?;
+        self.step(Step::Doing(Doing::Verifies));
         let pin = self.profile().pin(self.workspace());
         let expect = Expect::Workspace { name: self.workspace().clone(), pin };
         let credential = self.client().credential();
@@ -124,7 +130,11 @@ impl Tunnel {
     }
 
     /// Waits until the coordinator has joined the carrier to the workspace's.
-    async fn joined(&self, mut carrier: CoordinatorCarrier) -> Result<CoordinatorCarrier, TunnelError> {
+    async fn joined(
+        &self,
+        mut carrier: CoordinatorCarrier,
+        tell: Tell<'_>,
+    ) -> Result<CoordinatorCarrier, TunnelError> {
         let broken = |why: String| TunnelError::Coordinator(ClientError::Dial(why));
         let mut waits = false;
         loop {
@@ -142,7 +152,7 @@ impl Tunnel {
                 }
                 // Once is enough: what it says is logged.
                 Ok(Some(Arrival::Control(Control::Waiting { message }))) if !std::mem::replace(&mut waits, true) => {
-                    self.waits(Refusal::new(RefusalCode::Unavailable, message).message);
+                    tell(Step::Waits(Refusal::new(RefusalCode::Unavailable, message).message));
                 }
                 Ok(Some(Arrival::Control(_))) => {}
                 Ok(Some(Arrival::Bytes(_))) => return Err(broken("the coordinator sent bytes before a join".into())),

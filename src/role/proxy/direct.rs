@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 
+use super::attempt::UNHEARD;
 use super::climb::Climb;
 use super::life::Life;
 use super::tunnel::TunnelError;
@@ -104,7 +105,7 @@ impl Life<'_> {
                     let standby = async {
                         tokio::time::sleep(asked.unwrap_or_default()).await;
                         self.remark(|remarks| remarks.standby_next = None);
-                        let carrier = self.tunnel.join().await?;
+                        let carrier = self.tunnel.join(UNHEARD).await?;
                         let attached = lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Standby);
                         attached.await.map(drop).map_err(TunnelError::resume)
                     };

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::climb::Climb;
 use super::tunnel::{Tunnel, TunnelError};
-use super::tunnel_state::{self, Remarks, TunnelState};
+use super::tunnel_state::{self, Remarks, Step, TunnelState};
 use crate::lifeline::{Ended, LifelineHandle, Route, Standing};
 use crate::session::establish::{Session, SessionError};
 use crate::session::mux::{MuxOpener, MuxStream};
@@ -113,6 +113,13 @@ impl<'a> Life<'a> {
     pub(super) fn publish(&self, state: TunnelState) {
         if !self.retired.load(Ordering::Relaxed) {
             self.tunnel.publish(state);
+        }
+    }
+
+    /// Says how the attempt goes that it waits for, if this is the session that stands.
+    pub(super) fn step(&self, step: Step) {
+        if !self.retired.load(Ordering::Relaxed) {
+            self.tunnel.step(step);
         }
     }
 

@@ -15,6 +15,7 @@ use futures::future::{BoxFuture, Fuse, FusedFuture, MaybeDone, maybe_done};
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
+use super::attempt::UNHEARD;
 use super::life::Life;
 use super::tunnel::TunnelError;
 use super::tunnel_state::{TunnelState, time_in, time_of};
@@ -222,7 +223,8 @@ impl Life<'_> {
     /// Dials another connection beside one in doubt that has this round trip.
     fn dial_ahead(&self, round_trip: Option<Duration>) -> Ahead<'_> {
         let answer = (round_trip.unwrap_or_default() * ANSWER_TRIPS).min(LONGEST_ANSWER);
-        let dialing = Box::pin(maybe_done(self.tunnel.join().boxed()));
+        let dialing = async { self.tunnel.join(&|step| self.step(step)).await };
+        let dialing = Box::pin(maybe_done(dialing.boxed()));
         Ahead { dialing, answer_by: tokio::time::Instant::now() + answer }
     }
 
@@ -300,7 +302,7 @@ impl Life<'_> {
         };
         let carrier = match dialed {
             Some(dialed) => dialed?,
-            None => self.tunnel.join().await?,
+            None => self.tunnel.join(&|step| self.step(step)).await?,
         };
         self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
         Ok(())
@@ -308,7 +310,7 @@ impl Life<'_> {
 
     /// The same for a session that goes on: where it goes directly, the new connection only stands by.
     async fn bring_beside(&self, attaching: &watch::Sender<bool>) -> Result<(), TunnelError> {
-        let carrier = self.tunnel.join().await?;
+        let carrier = self.tunnel.join(UNHEARD).await?;
         let direct = matches!(*self.lifeline.standing().borrow(), Standing::Attached { route: Route::Direct, .. });
         let mode = if direct { AttachMode::Standby } else { AttachMode::Move };
         attaching.send_replace(true);
@@ -375,6 +377,7 @@ impl Interrupted {
             why: self.why.clone(),
             since: self.time,
             attempt,
+            doing: None,
             last: last.clone(),
             retry_ms: wait.as_millis() as u64,
             next: (!wait.is_zero()).then(|| time_in(wait)),

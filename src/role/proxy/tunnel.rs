@@ -20,7 +20,7 @@ use super::life::Life;
 use super::profile::Profile;
 pub use super::tunnel_opener::TunnelOpener;
 pub use super::tunnel_state::TunnelState;
-use super::tunnel_state::{self, Doing, Remarks, Told, time_in};
+use super::tunnel_state::{self, Doing, Remarks, Step, Told, time_in};
 use crate::role::backoff::{Backoff, LONGEST_FOR_A_NAME};
 use crate::role::changes::{self, Change};
 use crate::role::renewal;
@@ -385,14 +385,9 @@ impl Tunnel {
         self.changes.subscribe()
     }
 
-    /// Says what an attempt waits for.
-    pub(super) fn doing(&self, what: Doing) {
-        self.told.doing(what);
-    }
-
-    /// Says why an attempt waits for longer than usual.
-    pub(super) fn waits(&self, why: String) {
-        self.told.waits(why);
+    /// Says how the attempt goes that everything waits for.
+    pub(super) fn step(&self, step: Step) {
+        self.told.step(step);
     }
 
     /// Says what there is to say of the session that stands.

@@ -119,7 +119,7 @@ mod tests {
     async fn an_interruption_of_old_is_waited_for_again_after_a_change() {
         let (told, (changes, changed)) = (Told::default(), watch::channel(Change::default()));
         let (why, since) = ("it broke".to_owned(), time_of(Instant::now()) - Duration::from_secs(3600));
-        told.tell(TunnelState::Resuming { why, since, attempt: 9, last: None, retry_ms: 0, next: None });
+        told.tell(TunnelState::Resuming { why, since, attempt: 9, doing: None, last: None, retry_ms: 0, next: None });
         let opener = TunnelOpener::new(watch::channel(None).1, &told, changed);
         assert_eq!(opener.resumed().await.unwrap_err().code, RefusalCode::Timeout);
         changes.send_replace(Change { at: Some(Instant::now()) });

@@ -59,6 +59,9 @@ pub enum TunnelState {
         since: OffsetDateTime,
         /// Attempts to resume so far.
         attempt: u32,
+        /// What the one that is under way waits for, where that is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        doing: Option<Doing>,
         /// What became of the last one, or why it waits for longer than usual.
         #[serde(skip_serializing_if = "Option::is_none")]
         last: Option<String>,
@@ -129,6 +132,15 @@ pub enum Doing {
     WaitsForStub,
     /// The proof of who is at the other end.
     Verifies,
+}
+
+/// How an attempt goes.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// What it waits for from here on.
+    Doing(Doing),
+    /// Why it waits for longer than usual.
+    Waits(String),
 }
 
 /// A session that stands: what its state says of it in every `Up`.
@@ -218,16 +230,23 @@ impl Told {
         self.way_since.clone()
     }
 
-    /// What an attempt waits for from here on. Nothing, while a session stands.
-    pub fn doing(&self, what: Doing) {
+    /// How the attempt goes that everything waits for. Nothing, while a session stands.
+    pub fn step(&self, step: Step) {
+        match step {
+            Step::Doing(what) => self.doing(what),
+            Step::Waits(why) => self.waits(why),
+        }
+    }
+
+    fn doing(&self, what: Doing) {
         self.state.send_if_modified(|state| match state {
             TunnelState::Connecting { doing, .. } => std::mem::replace(doing, what) != what,
+            TunnelState::Resuming { doing, next: None, .. } => doing.replace(what) != Some(what),
             _ => false,
         });
     }
 
-    /// Why an attempt waits for longer than usual. Nothing, while a session stands.
-    pub fn waits(&self, text: String) {
+    fn waits(&self, text: String) {
         let why = text.clone();
         let is_news = self.state.send_if_modified(|state| {
             let (TunnelState::Connecting { why: said, .. } | TunnelState::Resuming { last: said, .. }) = state else {
@@ -326,7 +345,7 @@ mod tests {
         told.tell(up());
         let first = way.get().unwrap();
         let (why, since) = ("it broke".to_owned(), OffsetDateTime::UNIX_EPOCH);
-        told.tell(TunnelState::Resuming { why, since, attempt: 0, last: None, retry_ms: 0, next: None });
+        told.tell(TunnelState::Resuming { why, since, attempt: 0, doing: None, last: None, retry_ms: 0, next: None });
         assert_eq!(way.get(), None);
         told.tell(up());
         assert!(way.get().unwrap() > first);
@@ -350,9 +369,18 @@ mod tests {
         told.waits("silent".into());
         assert_eq!((&says()["attempt"], &says()["why"]), (&3.into(), &"silent".into()));
         let why = "it broke".to_owned();
-        told.tell(TunnelState::Resuming { why, since, attempt: 1, last: None, retry_ms: 0, next: None });
+        let resuming = |next| {
+            let (why, last) = (why.clone(), None);
+            TunnelState::Resuming { why, since, attempt: 1, doing: None, last, retry_ms: 0, next }
+        };
+        told.tell(resuming(None));
+        told.doing(Doing::WaitsForStub);
         told.waits("silent".into());
         assert_eq!((&says()["why"], &says()["last"]), (&"it broke".into(), &"silent".into()));
+        assert_eq!(says()["doing"], "waits_for_stub");
+        told.tell(resuming(Some(since)));
+        told.doing(Doing::WaitsForStub);
+        assert!(says()["doing"].is_null(), "no attempt is under way");
         told.tell(up());
         told.doing(Doing::WaitsForStub);
         told.waits("silent".into());
