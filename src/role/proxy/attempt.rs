@@ -130,11 +130,7 @@ impl Tunnel {
     }
 
     /// Waits until the coordinator has joined the carrier to the workspace's.
-    async fn joined(
-        &self,
-        mut carrier: CoordinatorCarrier,
-        tell: Tell<'_>,
-    ) -> Result<CoordinatorCarrier, TunnelError> {
+    async fn joined(&self, mut carrier: CoordinatorCarrier, tell: Tell<'_>) -> Result<CoordinatorCarrier, TunnelError> {
         let broken = |why: String| TunnelError::Coordinator(ClientError::Dial(why));
         let mut waits = false;
         loop {
