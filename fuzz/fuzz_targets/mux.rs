@@ -18,7 +18,6 @@ use std::time::Duration;
 use arbitrary::Unstructured;
 use libfuzzer_sys::fuzz_target;
 use nexus_proxy::session::mux::{End, MuxAcceptor, MuxOpener, MuxStream, Violation, multiplex};
-use nexus_proxy::session::opener::Opener;
 use nexus_proxy_fuzz::{Flag, Pipe, runtime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;

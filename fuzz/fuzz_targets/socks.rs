@@ -11,6 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use nexus_proxy::service::socks::SocksForward;
 use nexus_proxy::session::framed::FramedStream;
 use nexus_proxy::session::opener::Opener;
+use nexus_proxy::session::way::Way;
 use nexus_proxy::wire::{Endpoint, Refusal, RefusalCode, StreamRequest};
 use nexus_proxy_fuzz::edited;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -37,6 +38,10 @@ impl Opener for Workspace {
             stream.refuse(&Refusal::new(RefusalCode::TargetRefused, "nobody listens there")).await;
         });
         Ok(here)
+    }
+
+    fn way(&self) -> Way {
+        Way::steady()
     }
 }
 

@@ -17,6 +17,7 @@ use crate::service::stats::ForwardStats;
 use crate::service::udp::{UdpForward, serve_udp_at};
 use crate::session::framed::{FrameReader, FramedStream, Io, StreamError};
 use crate::session::opener::Opener;
+use crate::session::way::Way;
 use crate::wire::limits::OPEN_TIMEOUT;
 use crate::wire::open::Accepted;
 use crate::wire::{Endpoint, FrameKind, Open, Refusal, RefusalCode, StreamRequest};
@@ -121,7 +122,7 @@ impl<S: Io> RemoteForward<S> {
             let accepted = control.answer().await.map_err(StreamError::into_refusal)?;
             Ok((with_port(bind, accepted.bound.as_ref()), RemoteForward { control }))
         };
-        tokio::time::timeout(OPEN_TIMEOUT, ask).await.unwrap_or_else(|_| {
+        opener.way().timeout(OPEN_TIMEOUT, ask).await.unwrap_or_else(|_| {
             let message = format!("the workspace did not say within {OPEN_TIMEOUT:?} whether it listens on {bind}");
             Err(Refusal::new(RefusalCode::Timeout, message))
         })
@@ -148,16 +149,17 @@ impl<S: Io> RemoteForward<S> {
     }
 }
 
-/// The laptop's end of an `Accepted` stream: dials the target that the laptop chose for this listener, and relays.
+/// The laptop's end of an `Accepted` stream, which came by `way`: dials the target that the laptop chose for this listener, and relays.
 /// Counted in `stats`, which are those of the listener.
 pub async fn serve_accepted<S: Io>(
     stream: FramedStream<S>,
+    way: &Way,
     target: &Endpoint,
     stats: &Arc<ForwardStats>,
 ) -> Result<(), Refusal> {
     let _open = stats.begin();
     let served = match target {
-        Endpoint::Udp { .. } => serve_udp_at(stream, target, Place::Laptop, &stats.meter).await,
+        Endpoint::Udp { .. } => serve_udp_at(stream, way, target, Place::Laptop, &stats.meter).await,
         _ => dial_and_relay(stream, target, Path::new(""), Place::Laptop, &stats.meter).await,
     };
     served.map_err(|error| {

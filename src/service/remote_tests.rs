@@ -40,7 +40,7 @@ async fn laptop(mut streams: UnboundedReceiver<DuplexStream>, target: Endpoint) 
             assert!(
                 matches!(&open.request, StreamRequest::Accepted { listener: 7, peer } if peer.contains("127.0.0.1"))
             );
-            let _ = serve_accepted(stream, &target, &Arc::default()).await;
+            let _ = serve_accepted(stream, &Way::steady(), &target, &Arc::default()).await;
         });
     }
 }

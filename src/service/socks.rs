@@ -180,7 +180,7 @@ async fn connect<O: Opener>(
 /// A stream that the workspace has accepted.
 async fn opened<O: Opener>(opener: &O, open: &Open) -> Result<FramedStream<O::Io>, Refusal> {
     let mut stream = open_patiently(opener, open).await?;
-    match timeout(ANSWER_TIMEOUT, stream.answer()).await {
+    match opener.way().timeout(ANSWER_TIMEOUT, stream.answer()).await {
         Ok(Ok(_)) => Ok(stream),
         Ok(Err(error)) => Err(error.into_refusal()),
         Err(_) => Err(Refusal::new(RefusalCode::Timeout, "the workspace did not answer in time")),

@@ -4,6 +4,7 @@ use super::*;
 use crate::service::forward::serve_connect;
 use crate::service::testing::{echo_service, free_port, loopback, pipes, port_of};
 use crate::service::udp_associate::serve_udp_associate;
+use crate::session::way::Way;
 use tokio_util::sync::CancellationToken;
 
 async fn socks() -> (u16, Arc<ForwardStats>) {
@@ -15,7 +16,7 @@ async fn socks() -> (u16, Arc<ForwardStats>) {
                 let (open, stream) = FramedStream::accept(io).await.unwrap();
                 match open.request {
                     StreamRequest::Connect { target } => drop(serve_connect(stream, &target, Path::new("/")).await),
-                    StreamRequest::UdpAssociate {} => drop(serve_udp_associate(stream).await),
+                    StreamRequest::UdpAssociate {} => drop(serve_udp_associate(stream, &Way::steady()).await),
                     other => panic!("{other:?}"),
                 }
             });

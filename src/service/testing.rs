@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::session::opener::Opener;
+use crate::session::way::Way;
 use crate::wire::{Endpoint, Refusal, RefusalCode};
 
 /// Bytes that a pipe holds before its writer waits.
@@ -19,11 +20,13 @@ pub(crate) struct PipeOpener {
     ends: mpsc::UnboundedSender<DuplexStream>,
     /// How many more times it says that there is no session.
     pub(crate) unavailable: Arc<AtomicUsize>,
+    /// The way that its pipes take.
+    pub(crate) way: Way,
 }
 
 pub(crate) fn pipes() -> (PipeOpener, mpsc::UnboundedReceiver<DuplexStream>) {
     let (ends, other_ends) = mpsc::unbounded_channel();
-    (PipeOpener { ends, unavailable: Arc::default() }, other_ends)
+    (PipeOpener { ends, unavailable: Arc::default(), way: Way::steady() }, other_ends)
 }
 
 impl Opener for PipeOpener {
@@ -37,6 +40,10 @@ impl Opener for PipeOpener {
         let (here, there) = tokio::io::duplex(PIPE);
         self.ends.send(there).map_err(|_| gone())?;
         Ok(here)
+    }
+
+    fn way(&self) -> Way {
+        self.way.clone()
     }
 }
 

@@ -1,7 +1,8 @@
 //! UDP: one stream is one flow, between one client address and one target; each datagram is one frame.
 //!
 //! What cannot be delivered is dropped and counted, as UDP does: a flow whose stream is slow holds up no other, and
-//! queues are bounded in datagrams and in bytes. Nothing waits for a datagram for ever: an idle flow ends.
+//! queues are bounded in datagrams and in bytes. Nothing waits for a datagram for ever: an idle flow ends. It is not idle while
+//! nothing can come: what a program has open outlives an interruption, however long that is.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -26,6 +27,7 @@ use crate::service::stats::ForwardStats;
 use crate::service::term::Term;
 use crate::session::framed::{FrameReader, FramedStream, Io, StreamError};
 use crate::session::opener::Opener;
+use crate::session::way::Way;
 use crate::wire::limits::{MAX_DATAGRAM, MAX_UDP_FLOWS, UDP_IDLE};
 use crate::wire::open::Accepted;
 use crate::wire::{Endpoint, FrameKind, Open, Refusal, RefusalCode, StreamRequest};
@@ -42,13 +44,14 @@ const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// How long a client whose flow was refused is ignored, so that each of its datagrams does not ask again.
 const COOL_DOWN: Duration = Duration::from_secs(1);
 
-/// The workspace's end of a `Udp` stream.
-pub async fn serve_udp<S: Io>(stream: FramedStream<S>, target: &Endpoint) -> Result<(), StreamError> {
-    serve_udp_at(stream, target, Place::Workspace, &Meter::default()).await
+/// The workspace's end of a `Udp` stream, which came by `way`.
+pub async fn serve_udp<S: Io>(stream: FramedStream<S>, way: &Way, target: &Endpoint) -> Result<(), StreamError> {
+    serve_udp_at(stream, way, target, Place::Workspace, &Meter::default()).await
 }
 
 pub(crate) async fn serve_udp_at<S: Io>(
     mut stream: FramedStream<S>,
+    way: &Way,
     target: &Endpoint,
     place: Place,
     meter: &Meter,
@@ -86,7 +89,7 @@ pub(crate) async fn serve_udp_at<S: Io>(
         result = outgoing => result,
         result = incoming => result,
         // Dropping the stream ends the flow: between datagrams there is nothing that could be cut.
-        () = activity.idle(UDP_IDLE) => Ok(()),
+        () = activity.idle(UDP_IDLE, way) => Ok(()),
     }
 }
 
@@ -288,6 +291,7 @@ impl FlowTask {
 
     async fn carry<O: Opener>(&mut self, opener: O, open: Open) -> Result<(), StreamError> {
         let stream = open_patiently(&opener, &open).await.map_err(StreamError::Refused)?;
+        let way = opener.way();
         let FramedStream { mut reader, mut writer } = stream;
         let outgoing = async {
             while let Some(datagram) = self.queued.recv().await {
@@ -315,7 +319,7 @@ impl FlowTask {
         tokio::select! {
             result = outgoing => result,
             result = incoming => result,
-            () = self.activity.idle(self.idle) => Ok(()),
+            () = self.activity.idle(self.idle, &way) => Ok(()),
         }
     }
 }
@@ -387,10 +391,21 @@ impl Activity {
         self.start + Duration::from_nanos(self.nanos.load(Relaxed))
     }
 
-    /// Returns when nothing has happened for `time`.
-    pub(crate) async fn idle(&self, time: Duration) {
-        while self.last().elapsed() < time {
-            tokio::time::sleep_until(self.last() + time).await;
+    /// Returns when nothing has happened for `time`, in which there was a way for it to happen.
+    pub(crate) async fn idle(&self, time: Duration, way: &Way) {
+        loop {
+            way.there().await;
+            let back = Instant::now();
+            let last = || self.last().max(back);
+            let idle = async {
+                while last().elapsed() < time {
+                    tokio::time::sleep_until(last() + time).await;
+                }
+            };
+            tokio::select! {
+                () = way.lost() => {}
+                () = idle => return,
+            }
         }
     }
 }

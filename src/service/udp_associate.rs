@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::service::udp::{Activity, MAX_UDP, next_datagram, recv};
 use crate::service::udp_address::{self, Address, MAX_ADDRESS};
 use crate::session::framed::{FramedStream, Io, StreamError};
+use crate::session::way::Way;
 use crate::wire::limits::{MAX_DATAGRAM, UDP_IDLE};
 use crate::wire::open::Accepted;
 use crate::wire::{FrameKind, Refusal, RefusalCode};
@@ -32,8 +33,8 @@ const MAX_LOOKUPS: usize = 32;
 /// How long one lookup may take; a resolver of the system tries two servers in this time.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves one association until the peer ends it or it has been idle for [`UDP_IDLE`].
-pub async fn serve_udp_associate<S: Io>(mut stream: FramedStream<S>) -> Result<(), StreamError> {
+/// Serves one association, whose stream came by `way`, until the peer ends it or it has been idle for [`UDP_IDLE`].
+pub async fn serve_udp_associate<S: Io>(mut stream: FramedStream<S>, way: &Way) -> Result<(), StreamError> {
     let sockets = match Sockets::bind().await {
         Ok(sockets) => sockets,
         Err(error) => {
@@ -87,7 +88,7 @@ pub async fn serve_udp_associate<S: Io>(mut stream: FramedStream<S>) -> Result<(
     tokio::select! {
         result = outgoing => result,
         result = incoming => result,
-        () = activity.idle(UDP_IDLE) => Ok(()),
+        () = activity.idle(UDP_IDLE, way) => Ok(()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::service::testing::{pipes, port_of};
+use crate::session::way::tests::way;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ async fn workspace(mut streams: UnboundedReceiver<DuplexStream>) {
         tasks.spawn(async move {
             let (open, stream) = FramedStream::accept(io).await.unwrap();
             let StreamRequest::Udp { target } = open.request else { panic!("{open:?}") };
-            let _ = serve_udp(stream, &target).await;
+            let _ = serve_udp(stream, &Way::steady(), &target).await;
         });
     }
 }
@@ -93,6 +94,53 @@ async fn an_idle_flow_ends() {
     let (port, stats) = (port_of(forward.bound()), forward.stats());
     tokio::spawn(forward.run(CancellationToken::new()));
     asks(&client(port).await, b"x").await;
+    while stats.open() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// In real time.
+#[tokio::test]
+async fn nothing_is_idle_while_there_is_no_way() {
+    const IDLE: Duration = Duration::from_millis(200);
+    let (way, set) = way();
+    let activity = Activity::default();
+    set(false);
+    let mut idle = Box::pin(activity.idle(IDLE, &way));
+    for _ in 0..3 {
+        assert!(tokio::time::timeout(IDLE * 3, &mut idle).await.is_err(), "nothing could come");
+        set(true);
+        assert!(futures::poll!(&mut idle).is_pending(), "it begins anew");
+        set(false);
+    }
+    set(true);
+    let back = Instant::now();
+    idle.await;
+    assert!(back.elapsed() >= IDLE, "it begins anew");
+    let (idle, began) = (activity.idle(IDLE, &way), Instant::now());
+    let touch = async {
+        sleep(IDLE / 2).await;
+        activity.touch();
+    };
+    tokio::join!(idle, touch);
+    assert!(began.elapsed() >= IDLE / 2 * 3, "something came");
+}
+
+#[tokio::test]
+async fn a_flow_stays_for_as_long_as_there_is_no_way() {
+    let (mut opener, streams) = pipes();
+    let (way, set) = way();
+    opener.way = way;
+    tokio::spawn(workspace(streams));
+    let mut forward = UdpForward::bind(opener, &udp(0), echo().await).await.unwrap();
+    forward.idle = Duration::from_millis(50);
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    set(false);
+    asks(&client(port).await, b"x").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(stats.open(), 1);
+    set(true);
     while stats.open() > 0 {
         tokio::task::yield_now().await;
     }

@@ -15,7 +15,6 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::framed::{FramedStream, StreamError};
 use super::mux::{End, MuxAcceptor, MuxOpener, multiplex};
-use super::opener::Opener;
 use crate::identity::certificate::PeerCertificate;
 use crate::identity::error::IdentityError;
 use crate::lifeline::key::{LABEL, ResumeKey, SECRET};

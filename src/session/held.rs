@@ -3,11 +3,9 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
-
-use super::mux::{MuxOpener, MuxStream};
-use super::opener::Opener;
-use crate::lifeline::{LifelineHandle, Standing};
+use super::mux::MuxStream;
+use super::opener::{Opener, SessionOpener};
+use super::way::Way;
 use crate::wire::{Refusal, RefusalCode};
 
 /// How long after an interruption began a stream that is asked for is held, then refused: a listener that takes
@@ -16,29 +14,26 @@ pub const HOLD: Duration = Duration::from_secs(3);
 
 /// Opens streams on a session whose way to the other end may be interrupted.
 #[derive(Debug, Clone)]
-pub struct HeldOpener {
-    opener: MuxOpener,
-    standing: watch::Receiver<Standing>,
-}
+pub struct HeldOpener(SessionOpener);
 
 impl HeldOpener {
-    /// Of the session with this lifeline.
-    pub fn new(opener: MuxOpener, lifeline: &LifelineHandle) -> HeldOpener {
-        HeldOpener { opener, standing: lifeline.standing() }
+    /// Of this session.
+    pub fn new(session: SessionOpener) -> HeldOpener {
+        HeldOpener(session)
     }
 
     /// Whether the other end is heard.
     pub fn is_attached(&self) -> bool {
-        self.standing.borrow().interrupted().is_none()
+        self.way().interrupted().is_none()
     }
 
     /// Whether the session drains.
     pub fn is_draining(&self) -> bool {
-        self.opener.is_draining()
+        self.0.mux.is_draining()
     }
 
     async fn attached(&self) -> Result<(), Refusal> {
-        if attached_within(HOLD, self.standing.clone()).await {
+        if attached_within(HOLD, &self.way()).await {
             return Ok(());
         }
         let text = "the connection to the laptop is interrupted, and being mended. hint: try again in a while; \
@@ -52,39 +47,42 @@ impl Opener for HeldOpener {
 
     async fn open(&self) -> Result<MuxStream, Refusal> {
         self.attached().await?;
-        self.opener.open().await
+        self.0.open().await
+    }
+
+    fn way(&self) -> Way {
+        self.0.way()
     }
 }
 
 /// Returns whether there is a way, as soon as there is one, or when there has been none for `hold`.
-async fn attached_within(hold: Duration, mut standing: watch::Receiver<Standing>) -> bool {
-    let Some(since) = standing.borrow().interrupted() else { return true };
-    let again = standing.wait_for(|standing| standing.interrupted().is_none());
-    tokio::time::timeout_at((since + hold).into(), again).await.is_ok()
+async fn attached_within(hold: Duration, way: &Way) -> bool {
+    let Some(since) = way.interrupted() else { return true };
+    tokio::time::timeout_at((since + hold).into(), way.there()).await.is_ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
-    use crate::lifeline::Route;
+    use crate::session::way::tests::way;
 
     #[tokio::test]
     async fn an_interruption_is_timed_from_its_beginning_and_forgotten_when_it_is_over() {
         const HELD: Duration = Duration::from_millis(50);
-        let attached = || Standing::Attached { route: Route::Relay, round_trip: None, standby: false, moves: 0 };
-        let suspect = |since| Standing::Suspect { since, why: "silent".into() };
-        let sender = watch::Sender::new(attached());
-        let asks = || attached_within(HELD, sender.subscribe());
+        let (way, set) = way();
+        let asks = || attached_within(HELD, &way);
         assert!(asks().await, "there is a way");
-        let since = std::time::Instant::now();
-        sender.send_replace(suspect(since));
+        let since = Instant::now();
+        set(false);
         assert!(!asks().await);
         assert!(since.elapsed() >= HELD);
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         assert!(!asks().await);
         assert!(began.elapsed() < HELD, "it has been for long enough");
-        sender.send_replace(suspect(began));
-        let (held, _) = tokio::join!(asks(), async { sender.send_replace(attached()) });
+        set(false);
+        let (held, ()) = tokio::join!(asks(), async { set(true) });
         assert!(held, "it is over");
     }
 }

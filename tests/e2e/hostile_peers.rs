@@ -19,7 +19,6 @@ use nexus_proxy::service::call::client;
 use nexus_proxy::session::establish::{self, Session, SessionError};
 use nexus_proxy::session::framed::{Frame, FrameReader, FramedStream, StreamError};
 use nexus_proxy::session::mux::{MuxOpener, MuxStream};
-use nexus_proxy::session::opener::Opener;
 use nexus_proxy::transport::address::CoordinatorUrl;
 use nexus_proxy::transport::carrier::Arrival;
 use nexus_proxy::transport::client::{CoordinatorCarrier, CoordinatorClient};

@@ -28,6 +28,7 @@ mod proxies;
 mod reach;
 mod reach_network;
 mod reliability;
+mod reliability_datagrams;
 mod reliability_drain;
 mod reliability_growth;
 mod reliability_late;

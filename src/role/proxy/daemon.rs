@@ -286,7 +286,7 @@ impl Daemon {
             StreamRequest::Accepted { listener, peer } => match self.forwards.target(listener) {
                 Some((target, stats)) => {
                     tracing::debug!(listener, peer, %target, "a connection from the workspace");
-                    if let Err(error) = Box::pin(serve_accepted(stream, &target, &stats)).await {
+                    if let Err(error) = Box::pin(serve_accepted(stream, &way, &target, &stats)).await {
                         tracing::debug!(%target, error = error.to_string(), "a connection from the workspace ended");
                     }
                 }

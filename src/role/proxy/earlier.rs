@@ -132,7 +132,6 @@ async fn nothing_left(opener: &MuxOpener, look: Duration) {
 mod tests {
     use super::*;
     use crate::session::mux::{End, multiplex};
-    use crate::session::opener::Opener;
     use crate::wire::{Refusal, RefusalCode};
 
     /// A session that nothing drives: streams of it can be counted for as long as its driver is held.

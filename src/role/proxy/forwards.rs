@@ -21,7 +21,7 @@ use crate::service::forward_spec::{DynamicSpec, ForwardSpec, SpecError};
 use crate::service::remote::RemoteForward;
 use crate::service::stats::ForwardStats;
 use crate::service::term::Term;
-use crate::session::mux::MuxOpener;
+use crate::session::opener::SessionOpener;
 use crate::wire::limits::MAX_LISTENERS;
 use crate::wire::{Endpoint, Refusal, RefusalCode};
 
@@ -455,7 +455,7 @@ async fn keep_listening(
                 let ended = tokio::time::timeout(RETRY, gone(&session)).await.is_ok();
                 last = ended.then_some(session);
             }
-            Err(_) if session.is_draining() => last = Some(session),
+            Err(_) if session.mux.is_draining() => last = Some(session),
             Err(refusal) => {
                 // The session before this one may be about to let go of it.
                 let pause = if refusal.code == RefusalCode::AddressInUse { wait } else { RETRY };
@@ -468,10 +468,10 @@ async fn keep_listening(
 }
 
 /// Until nothing can be asked of a session any more.
-async fn gone(session: &MuxOpener) {
+async fn gone(session: &SessionOpener) {
     tokio::select! {
-        () = session.closed() => {}
-        () = session.draining() => {}
+        () = session.mux.closed() => {}
+        () = session.mux.draining() => {}
     }
 }
 

@@ -27,6 +27,7 @@ use crate::role::renewal;
 use crate::session::establish::{self, SessionError};
 use crate::session::held::HOLD;
 use crate::session::mux::{MuxOpener, MuxStream};
+use crate::session::opener::SessionOpener;
 use crate::session::way::Way;
 use crate::transport::client::CoordinatorClient;
 use crate::wire::name::WorkspaceName;
@@ -77,7 +78,7 @@ pub struct Tunnel {
     workspace: WorkspaceName,
     instance: String,
     told: Told,
-    current: watch::Sender<Option<MuxOpener>>,
+    current: watch::Sender<Option<SessionOpener>>,
     changes: watch::Sender<Change>,
     direct: bool,
     /// What the sessions so far have shown of the direct way.
@@ -308,7 +309,7 @@ impl Tunnel {
 
     /// Until the session is over, with the reason, or until it drains.
     async fn stand(&self, life: &Life<'_>, running: &mut BoxFuture<'_, TunnelError>) -> Stood {
-        self.current.send_replace(Some(life.opener.clone()));
+        self.current.send_replace(Some(SessionOpener::new(life.opener.clone(), &life.lifeline)));
         if self.leaving.is_cancelled() {
             life.opener.drain();
         }
@@ -335,7 +336,7 @@ impl Tunnel {
         self.leaving.cancel();
         // Those that the workspace drained, too: it opens nothing in them any more, whatever it said.
         self.earlier.drain();
-        let Some(opener) = self.current.borrow().clone() else { return Ok(()) };
+        let Some(opener) = self.current() else { return Ok(()) };
         opener.drain();
         let known = async {
             tokio::select! {
@@ -355,7 +356,7 @@ impl Tunnel {
 
     /// Whether the workspace answers, if there is a session at all.
     async fn can_hand_over(&self) -> Result<(), Refusal> {
-        let Some(opener) = self.current.borrow().clone() else { return Ok(()) };
+        let Some(opener) = self.current() else { return Ok(()) };
         if opener.is_closed() || opener.is_draining() {
             return Ok(());
         }
@@ -376,8 +377,13 @@ impl Tunnel {
 
     /// Streams that are open in sessions that drain.
     pub fn earlier(&self) -> usize {
-        let current = self.current.borrow().clone().filter(|opener| opener.is_draining());
+        let current = self.current().filter(|opener| opener.is_draining());
         self.earlier.streams(current.as_ref())
+    }
+
+    /// Of the session that stands.
+    fn current(&self) -> Option<MuxOpener> {
+        self.current.borrow().as_ref().map(|session| session.mux.clone())
     }
 
     /// Changes of the machine's circumstances from here on.

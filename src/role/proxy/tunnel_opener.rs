@@ -8,14 +8,15 @@ use tokio::sync::watch;
 use super::tunnel_state::{Told, TunnelState, WaySince};
 use crate::role::changes::Change;
 use crate::session::held::HOLD;
-use crate::session::mux::{MuxOpener, MuxStream};
-use crate::session::opener::Opener;
+use crate::session::mux::MuxStream;
+use crate::session::opener::{Opener, SessionOpener};
+use crate::session::way::Way;
 use crate::wire::{Refusal, RefusalCode};
 
 /// Opens streams on whatever session stands at the moment.
 #[derive(Debug, Clone)]
 pub struct TunnelOpener {
-    current: watch::Receiver<Option<MuxOpener>>,
+    current: watch::Receiver<Option<SessionOpener>>,
     state: watch::Receiver<TunnelState>,
     way_since: WaySince,
     changes: watch::Receiver<Change>,
@@ -27,10 +28,10 @@ impl Opener for TunnelOpener {
     async fn open(&self) -> Result<MuxStream, Refusal> {
         let current = self.current.borrow().clone();
         match current {
-            Some(opener) => {
+            Some(session) => {
                 self.resumed().await?;
-                match opener.open().await {
-                    Err(_) if opener.is_draining() => self.next(&opener).await?.open().await,
+                match session.open().await {
+                    Err(_) if session.mux.is_draining() => self.next(&session).await?.open().await,
                     opened => opened,
                 }
             }
@@ -39,13 +40,18 @@ impl Opener for TunnelOpener {
             }
         }
     }
+
+    /// Of the session that stands: one that drains meanwhile has the same wires.
+    fn way(&self) -> Way {
+        self.current.borrow().as_ref().map_or_else(Way::steady, Opener::way)
+    }
 }
 
 impl TunnelOpener {
     /// Of the sessions that stand one after the other in `current`, whose state is what is told. `changes` are those of the machine's
     /// circumstances.
     pub(super) fn new(
-        current: watch::Receiver<Option<MuxOpener>>,
+        current: watch::Receiver<Option<SessionOpener>>,
         told: &Told,
         changes: watch::Receiver<Change>,
     ) -> TunnelOpener {
@@ -58,7 +64,7 @@ impl TunnelOpener {
     }
 
     /// Waits a moment for the session that takes the place of `last`, which drains.
-    async fn next(&self, last: &MuxOpener) -> Result<MuxOpener, Refusal> {
+    async fn next(&self, last: &SessionOpener) -> Result<SessionOpener, Refusal> {
         let next = tokio::time::timeout(HOLD, self.clone().session_after(Some(last))).await;
         next.ok().flatten().ok_or_else(|| {
             let text =
@@ -96,13 +102,13 @@ impl TunnelOpener {
 
     /// Whether a session stands now.
     pub fn is_up(&self) -> bool {
-        self.current.borrow().as_ref().is_some_and(|opener| !opener.is_closed())
+        self.current.borrow().as_ref().is_some_and(|session| !session.mux.is_closed())
     }
 
     /// Waits until a session stands that is not `last`, and gives it.
-    pub async fn session_after(&mut self, last: Option<&MuxOpener>) -> Option<MuxOpener> {
-        let stands = |current: &Option<MuxOpener>| match (current, last) {
-            (Some(current), Some(last)) => !current.is_same(last),
+    pub async fn session_after(&mut self, last: Option<&SessionOpener>) -> Option<SessionOpener> {
+        let stands = |current: &Option<SessionOpener>| match (current, last) {
+            (Some(current), Some(last)) => !current.mux.is_same(&last.mux),
             (Some(_), None) => true,
             (None, _) => false,
         };

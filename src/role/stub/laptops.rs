@@ -15,7 +15,7 @@ use crate::identity::KeyPin;
 use crate::lifeline::{Ended, LifelineHandle, Standing};
 use crate::session::held::HeldOpener;
 use crate::session::mux::{MuxOpener, MuxStream};
-use crate::session::opener::Opener;
+use crate::session::opener::{Opener, SessionOpener};
 use crate::wire::lifeline::LifelineId;
 use crate::wire::limits::MAX_DRAINING;
 use crate::wire::name::DeviceName;
@@ -259,7 +259,7 @@ impl Laptops {
     fn last(&self) -> Last {
         let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner);
         let open = || connected.iter().rev().filter(|c| !c.opener.is_closed());
-        let held = |c: &Connected| HeldOpener::new(c.opener.clone(), &c.lifeline);
+        let held = |c: &Connected| HeldOpener::new(SessionOpener::new(c.opener.clone(), &c.lifeline));
         let serving: Vec<HeldOpener> = open().filter(|c| !c.opener.is_draining()).map(held).collect();
         // One that is heard goes before a later one that is not.
         match serving.iter().find(|opener| opener.is_attached()).or(serving.first()) {

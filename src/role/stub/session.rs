@@ -13,7 +13,6 @@ use super::direct::Addresses;
 use super::sessions::Sessions;
 use super::state::StubState;
 use crate::identity::KeyPin;
-use crate::lifeline::LifelineHandle;
 use crate::service::forward::serve_connect;
 use crate::service::process::{ProcessDefaults, serve_process};
 use crate::service::remote::serve_listen;
@@ -22,7 +21,8 @@ use crate::service::udp_associate::serve_udp_associate;
 use crate::session::establish::Session;
 use crate::session::framed::FramedStream;
 use crate::session::held::HeldOpener;
-use crate::session::mux::{MuxOpener, MuxStream};
+use crate::session::mux::MuxStream;
+use crate::session::opener::{Opener, SessionOpener};
 use crate::wire::limits::{MAX_CALLS, MAX_LISTENERS};
 use crate::wire::open::Accepted;
 use crate::wire::{Open, Refusal, RefusalCode, StreamRequest};
@@ -44,8 +44,7 @@ struct Shared {
     state: Arc<Mutex<StubState>>,
     sessions: Arc<Sessions>,
     device: KeyPin,
-    opener: MuxOpener,
-    lifeline: LifelineHandle,
+    opener: SessionOpener,
     processes: Arc<Semaphore>,
     listeners: Arc<Semaphore>,
 }
@@ -65,8 +64,7 @@ pub async fn serve(
         state,
         sessions,
         device: session.peer.pin,
-        opener: session.opener.clone(),
-        lifeline: session.lifeline.clone(),
+        opener: SessionOpener::new(session.opener.clone(), &session.lifeline),
         processes: Arc::new(Semaphore::new(MAX_CALLS)),
         listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
     };
@@ -118,13 +116,13 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
         StreamRequest::Connect { target } => {
             Box::pin(serve_connect(stream, &target, &shared.workspace.dir)).await.map(drop)
         }
-        StreamRequest::Udp { target } => Box::pin(serve_udp(stream, &target)).await,
-        StreamRequest::UdpAssociate {} => Box::pin(serve_udp_associate(stream)).await,
+        StreamRequest::Udp { target } => Box::pin(serve_udp(stream, &shared.opener.way(), &target)).await,
+        StreamRequest::UdpAssociate {} => Box::pin(serve_udp_associate(stream, &shared.opener.way())).await,
         StreamRequest::Listen { bind, listener } => match permit(&shared.listeners) {
             Some(_permit) => {
                 let dir = &shared.workspace.dir;
-                let closed = shared.opener.draining();
-                let opener = HeldOpener::new(shared.opener.clone(), &shared.lifeline);
+                let closed = shared.opener.mux.draining();
+                let opener = HeldOpener::new(shared.opener.clone());
                 Box::pin(serve_listen(stream, &bind, listener, opener, dir, closed)).await
             }
             None => return stream.refuse(&busy("listeners")).await,

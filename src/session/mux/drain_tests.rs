@@ -4,7 +4,6 @@ use super::header::{Flags, Header};
 use super::peer::{Raw, in_time};
 use super::window::FIRST_WINDOW;
 use super::*;
-use crate::session::opener::Opener;
 use crate::wire::limits::FRAME_HEADER;
 use crate::wire::{Refusal, RefusalCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};

@@ -10,7 +10,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::hub::{Hub, Stream};
-use crate::session::opener::Opener;
 use crate::wire::{FrameHeader, FrameKind, Refusal, RefusalCode};
 
 /// One stream.
@@ -111,10 +110,9 @@ pub struct MuxOpener {
     pub(super) limit: usize,
 }
 
-impl Opener for MuxOpener {
-    type Io = MuxStream;
-
-    async fn open(&self) -> Result<MuxStream, Refusal> {
+impl MuxOpener {
+    /// A new stream, or why there is none now (`Unavailable`: the session is over or drains; `Busy`: too many streams).
+    pub async fn open(&self) -> Result<MuxStream, Refusal> {
         if self.is_closed() {
             return Err(Refusal::new(RefusalCode::Unavailable, "the session is over"));
         }
@@ -124,9 +122,7 @@ impl Opener for MuxOpener {
         })?;
         Stream::outbound(self.hub.clone(), permit).map(MuxStream::new).ok_or_else(handed_over)
     }
-}
 
-impl MuxOpener {
     /// Whether both open streams on the same session.
     pub fn is_same(&self, other: &MuxOpener) -> bool {
         Arc::ptr_eq(&self.hub, &other.hub)

@@ -2,7 +2,6 @@
 
 use super::header::HEADER;
 use super::*;
-use crate::session::opener::Opener;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};

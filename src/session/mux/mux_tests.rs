@@ -4,7 +4,6 @@ use super::*;
 use crate::session::framed::FramedStream;
 use crate::session::mux::header::Header;
 use crate::session::mux::peer::{in_time, next_frame};
-use crate::session::opener::Opener;
 use crate::wire::open::Accepted;
 use crate::wire::{FrameKind, Open, Refusal, RefusalCode, StreamRequest};
 use std::pin::Pin;

@@ -6,7 +6,6 @@ use super::schedule::QUANTUM;
 use super::window::{FIRST_WINDOW, POOL};
 use super::*;
 use crate::lifeline::paced::MOST_BULK;
-use crate::session::opener::Opener;
 use crate::wire::{FrameHeader, FrameKind, Refusal, RefusalCode};
 use proptest::prelude::*;
 use std::pin::Pin;
