@@ -21,6 +21,7 @@ use nexus_proxy::role::stub::sessions::Sessions;
 use nexus_proxy::role::stub::state::StubState;
 use nexus_proxy::role::stub::{devices, link};
 use nexus_proxy::session::framed::FramedStream;
+use nexus_proxy::session::way::Way;
 use nexus_proxy::wire::call::{Request, Response};
 use nexus_proxy::wire::limits::{FRAME_HEADER, MAX_CONTROL, MAX_DEVICES};
 use nexus_proxy::wire::{FrameHeader, FrameKind};
@@ -156,7 +157,8 @@ fn list(said: &[u8]) {
     let sessions = Arc::new(Sessions::new(Earlier::new(&directory("nobody"), KIN.clone()), CancellationToken::new()));
     let pipe = Pipe::default();
     pipe.with(|ends| (ends.inward, ends.ended, ends.room) = (said.to_vec(), true, usize::MAX));
-    let serve = devices::serve(FramedStream::new(pipe), caller(), &STATE, &sessions);
+    let way = Way::steady();
+    let serve = devices::serve(FramedStream::new(pipe), &way, caller(), &STATE, &sessions);
     let _ = runtime().block_on(serve);
     let after = STATE.lock().expect("nothing panicked").devices().clone();
     assert!(after.contains(&caller()) && after.len() <= MAX_DEVICES);

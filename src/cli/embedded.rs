@@ -60,6 +60,11 @@ impl Places {
             log: root.join("stub.log"),
         }
     }
+
+    /// Whether nothing was made there yet.
+    pub fn are_new(&self) -> bool {
+        !self.coordinator.exists()
+    }
 }
 
 /// A coordinator inside this process.

@@ -86,6 +86,10 @@ enum Command {
         /// later connections.
         #[arg(long)]
         ca_file: Option<PathBuf>,
+        /// Makes another key where this laptop is paired there already, as after a revocation. Workspaces know the former one: one by
+        /// one they have to be told, with `nexus-proxy device add`, on a laptop that they know.
+        #[arg(long)]
+        new_key: bool,
     },
     /// Forgets the pinned key of a workspace, after you made that workspace anew.
     Forget {
@@ -222,7 +226,9 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Forward(args) => forward(args, output).await,
         Command::Status { workspace } => status::status(workspace, output).await,
         Command::Down { workspace } => status::down(workspace, output).await,
-        Command::Pair { url, code, name, ca_file } => pair(url, code, name, ca_file.as_deref(), output).await,
+        Command::Pair { url, code, name, ca_file, new_key } => {
+            pair(url, code, name, ca_file.as_deref(), new_key, output).await
+        }
         Command::Forget { workspace, coordinator } => {
             let dir = profile::directory(&Home::find()?.data.join("coordinators"), &coordinator);
             let mut profile = Profile::load(&dir, &coordinator).await.map_err(|e| Failure::new(failure::USAGE, e))?;
@@ -345,9 +351,17 @@ async fn pair(
     code: String,
     name: Option<DeviceName>,
     ca_file: Option<&Path>,
+    new_key: bool,
     output: Output,
 ) -> Result<u8, Failure> {
     let dir = profile::directory(&Home::find()?.data.join("coordinators"), &url);
+    let former = match Profile::load(&dir, &url).await {
+        Ok(paired) if !new_key => return Err(Failure::new(failure::USAGE, paired_already(&paired, &url))),
+        Ok(paired) => Some(paired.credential.key.pin()),
+        Err(error @ profile::ProfileError::Held { .. }) => return Err(Failure::new(failure::FAILED, error)),
+        // What is damaged is made anew.
+        Err(_) => None,
+    };
     super::ca_file::keep(&dir, &url, ca_file)?;
     let device = name.unwrap_or_else(up::device_name);
     let code = match code.as_str() {
@@ -368,14 +382,30 @@ async fn pair(
         Failure::new(code, error)
     })?;
     let pin = profile.credential.key.pin();
+    let next = match former {
+        None => format!("next: nexus-proxy up WORKSPACE --coordinator {url}"),
+        Some(former) => format!(
+            "its key was: {former}\nnext: nexus-proxy device add WORKSPACE {pin}, on a laptop that the workspace knows, for each that \
+             this one uses"
+        ),
+    };
     let text = format!(
-        "paired with {url} as device `{}`, authority {}\nthis device's key: {pin}\nnext: nexus-proxy up WORKSPACE --coordinator {url}",
+        "paired with {url} as device `{}`, authority {}\nthis device's key: {pin}\n{next}",
         profile.device(),
         profile.trust.domain
     );
     output.plain(
         &text,
-        &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain, "pin": pin}),
+        &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain, "pin": pin, "former_pin": former}),
     );
     Ok(0)
+}
+
+/// What is said to who would pair a laptop anew without meaning to.
+fn paired_already(paired: &Profile, url: &CoordinatorUrl) -> String {
+    format!(
+        "this laptop is paired with {url} already, as device `{}`, and with another key its workspaces would not know it. hint: `nexus-proxy \
+         up WORKSPACE --coordinator {url}` goes on with the one that it has; --new-key makes another one all the same, as after a revocation",
+        paired.device()
+    )
 }

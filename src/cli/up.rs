@@ -365,6 +365,16 @@ enum Over {
 async fn embed(up: &Up, home: &Home, output: Output, local: &mut Local) -> Result<(Profile, CoordinatorUrl), Failure> {
     use super::embedded::{Embedded, Places};
     let places = Places::new(home, &up.workspace);
+    if places.are_new()
+        && let Some(url) = profile::met_at(&home.data.join("coordinators"), &up.workspace)
+    {
+        let text = format!(
+            "without --coordinator a directory on this laptop becomes a workspace `{0}`, and there is one of that name at {url}. hint: \
+             `nexus-proxy up {0} --coordinator {url}` is for that one; give a new one another name",
+            up.workspace
+        );
+        return Err(Failure::new(failure::USAGE, text));
+    }
     let embedded = Embedded::start(&places).await?;
     let url = embedded.url.clone();
     let json = json!({"event": "coordinator", "url": url, "embedded": true});

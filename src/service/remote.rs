@@ -67,9 +67,10 @@ pub async fn serve_listen<S: Io, O: Opener>(
         () = work => {}
         () = closed => {}
     }
-    // The port is closed: `work` is dropped.
-    stream.writer.end().await?;
-    stream.writer.close().await?;
+    // The port is closed: `work` is dropped. What it accepted goes on, whether or not anybody waits to hear that it is.
+    if stream.writer.end().await.is_ok() {
+        let _ = stream.writer.close().await;
+    }
     while tasks.join_next().await.is_some() {}
     Ok(())
 }
@@ -139,7 +140,9 @@ impl<S: Io> RemoteForward<S> {
     /// Closes the port; returns when the workspace says that it has. Connections that are open go on.
     pub async fn close(mut self) -> Result<(), Refusal> {
         let close = async {
+            // Complete from here on: one that is not waited for must not look as if it was cut.
             self.control.writer.end().await?;
+            self.control.writer.close().await?;
             control_over(&mut self.control.reader).await
         };
         match tokio::time::timeout(CLOSE_TIMEOUT, close).await {

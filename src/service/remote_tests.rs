@@ -137,3 +137,19 @@ async fn a_session_that_drains_closes_the_port_and_what_is_open_goes_on() {
     drop((client, served));
     workspace.await.unwrap();
 }
+
+/// As where the answer could not come in the time of one.
+#[tokio::test]
+async fn what_is_open_goes_on_though_nobody_waits_to_hear_that_the_port_is_closed() {
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = loopback(service.local_addr().unwrap().port());
+    let (bound, mut forward, workspace) = remote(&loopback(0), target).await;
+    let mut client = TcpStream::connect(("127.0.0.1", port_of(&bound))).await.unwrap();
+    let (mut served, _) = service.accept().await.unwrap();
+    forward.control.writer.end().await.unwrap();
+    drop(forward);
+    while TcpStream::connect(("127.0.0.1", port_of(&bound))).await.is_ok() {}
+    exchange(&mut client, &mut served).await;
+    drop((client, served));
+    workspace.await.unwrap();
+}

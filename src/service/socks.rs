@@ -158,23 +158,47 @@ async fn reply(client: &mut TcpStream, reply: Result<SocketAddr, ReplyError>) ->
 }
 
 async fn connect<O: Opener>(
-    mut client: TcpStream,
+    client: TcpStream,
     target: Endpoint,
     opener: &O,
     stats: &ForwardStats,
 ) -> Result<(), Refusal> {
     let open = Open::new(StreamRequest::Connect { target });
-    let stream = match opened(opener, &open).await {
-        Ok(stream) => stream,
+    let (mut client, stream) = opened_for(client, opener, &open).await?;
+    reply(&mut client, Ok(NOWHERE)).await.map_err(|e| went_away(&e.to_string()))?;
+    relay_metered(client, stream, Answer::Given, &stats.meter).await.map_err(StreamError::into_refusal)
+}
+
+/// A stream that the workspace has accepted, for a client that is there until then; one that is there and has none is told why.
+async fn opened_for<O: Opener>(
+    mut client: TcpStream,
+    opener: &O,
+    open: &Open,
+) -> Result<(TcpStream, FramedStream<O::Io>), Refusal> {
+    let outcome = tokio::select! {
+        outcome = opened(opener, open) => outcome,
+        // On a way that is interrupted it could be waited for as long as the session lives.
+        () = hung_up(&client) => return Err(went_away("it hung up before it had an answer")),
+    };
+    match outcome {
+        Ok(stream) => Ok((client, stream)),
         Err(refusal) => {
             let _ = reply(&mut client, Err(reply_code(refusal.code))).await;
             close_cleanly(client).await;
-            return Err(refusal);
+            Err(refusal)
         }
-    };
-    let io_refusal = |e: io::Error| Refusal::new(RefusalCode::Cancelled, format!("the SOCKS client went away: {e}"));
-    reply(&mut client, Ok(NOWHERE)).await.map_err(io_refusal)?;
-    relay_metered(client, stream, Answer::Given, &stats.meter).await.map_err(StreamError::into_refusal)
+    }
+}
+
+fn went_away(why: &str) -> Refusal {
+    Refusal::new(RefusalCode::Cancelled, format!("the SOCKS client went away: {why}"))
+}
+
+/// Returns when a client hangs up that waits for its reply. What it says too early stays where it is.
+async fn hung_up(client: &TcpStream) {
+    if client.peek(&mut [0]).await.is_ok_and(|n| n > 0) {
+        std::future::pending().await
+    }
 }
 
 /// A stream that the workspace has accepted.
@@ -199,16 +223,9 @@ fn reply_code(code: RefusalCode) -> ReplyError {
     }
 }
 
-async fn associate<O: Opener>(mut client: TcpStream, opener: &O, stats: &ForwardStats) -> Result<(), Refusal> {
+async fn associate<O: Opener>(client: TcpStream, opener: &O, stats: &ForwardStats) -> Result<(), Refusal> {
     let internal = |e: io::Error| Refusal::new(RefusalCode::Internal, format!("the SOCKS association failed: {e}"));
-    let stream = match opened(opener, &Open::new(StreamRequest::UdpAssociate {})).await {
-        Ok(stream) => stream,
-        Err(refusal) => {
-            let _ = reply(&mut client, Err(reply_code(refusal.code))).await;
-            close_cleanly(client).await;
-            return Err(refusal);
-        }
-    };
+    let (mut client, stream) = opened_for(client, opener, &Open::new(StreamRequest::UdpAssociate {})).await?;
     let client_ip = client.peer_addr().map_err(internal)?.ip();
     let socket = UdpSocket::bind((client.local_addr().map_err(internal)?.ip(), 0)).await.map_err(internal)?;
     reply(&mut client, Ok(socket.local_addr().map_err(internal)?)).await.map_err(internal)?;

@@ -49,6 +49,28 @@ async fn command(proxy: u16, command: u8, address: &[u8]) -> (TcpStream, u8, u16
     (client, reply[1], u16::from_be_bytes([reply[8], reply[9]]))
 }
 
+/// On a way that is interrupted there is no answer for as long as the session lives.
+#[tokio::test]
+async fn a_client_that_hangs_up_before_it_has_an_answer_is_not_kept() {
+    let (opener, mut streams) = pipes();
+    let forward = SocksForward::bind(opener, &loopback(0)).await.unwrap();
+    let (port, stats) = (port_of(forward.bound()), forward.stats());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    for asks in [[5, 1, 0, 1, 127, 0, 0, 1, 0, 9], [5, 3, 0, 1, 0, 0, 0, 0, 0, 0]] {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        client.write_all(&[&[5, 1, 0], &asks[..]].concat()).await.unwrap();
+        let _unanswered = streams.recv().await.unwrap();
+        assert_eq!(stats.open(), 1);
+        drop(client);
+        let ended = async {
+            while stats.open() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), ended).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn connects_by_name_and_by_address() {
     let (proxy, _) = socks().await;

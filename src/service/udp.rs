@@ -393,20 +393,12 @@ impl Activity {
 
     /// Returns when nothing has happened for `time`, in which there was a way for it to happen.
     pub(crate) async fn idle(&self, time: Duration, way: &Way) {
-        loop {
-            way.there().await;
-            let back = Instant::now();
-            let last = || self.last().max(back);
-            let idle = async {
-                while last().elapsed() < time {
-                    tokio::time::sleep_until(last() + time).await;
-                }
-            };
-            tokio::select! {
-                () = way.lost() => {}
-                () = idle => return,
-            }
-        }
+        let mut seen = self.last();
+        let happened = || {
+            let last = self.last();
+            std::mem::replace(&mut seen, last) != last
+        };
+        way.idle(time, happened).await;
     }
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 
+use super::way::Way;
 pub use crate::transport::Io;
 use crate::wire::frame::FrameError;
 use crate::wire::limits::{FRAME_HEADER, MAX_DATA, OPEN_TIMEOUT};
@@ -338,16 +339,29 @@ impl<S: Io> FramedStream<S> {
     /// As [`accept`](Self::accept), with a time of the caller's.
     pub async fn accept_within(io: S, time: Duration) -> Result<(Open, FramedStream<S>), StreamError> {
         let mut stream = FramedStream::new(io);
-        let refusal = match tokio::time::timeout(time, stream.reader.expect_kind(FrameKind::Open)).await {
-            Err(_) => Refusal::new(RefusalCode::Timeout, "no open frame arrived in time"),
-            Ok(Err(error @ (StreamError::Io(_) | StreamError::Truncated))) => return Err(error),
-            Ok(Err(error)) => error.into_refusal(),
-            Ok(Ok(frame)) => match Open::parse(&frame.payload) {
-                Ok(open) => return Ok((open, stream)),
+        let opened = tokio::time::timeout(time, stream.reader.expect_kind(FrameKind::Open)).await;
+        stream.opened(opened.ok()).await
+    }
+
+    /// As [`accept`](Self::accept), of a stream that came by `way`: interruptions do not count.
+    pub async fn accept_by(io: S, way: &Way) -> Result<(Open, FramedStream<S>), StreamError> {
+        let mut stream = FramedStream::new(io);
+        let opened = way.timeout(OPEN_TIMEOUT, stream.reader.expect_kind(FrameKind::Open)).await;
+        stream.opened(opened.ok()).await
+    }
+
+    /// Goes on with the frame that was waited for, if it came in time.
+    async fn opened(self, frame: Option<Result<Frame, StreamError>>) -> Result<(Open, FramedStream<S>), StreamError> {
+        let refusal = match frame {
+            None => Refusal::new(RefusalCode::Timeout, "no open frame arrived in time"),
+            Some(Err(error @ (StreamError::Io(_) | StreamError::Truncated))) => return Err(error),
+            Some(Err(error)) => error.into_refusal(),
+            Some(Ok(frame)) => match Open::parse(&frame.payload) {
+                Ok(open) => return Ok((open, self)),
                 Err(refusal) => refusal,
             },
         };
-        stream.refuse(&refusal).await;
+        self.refuse(&refusal).await;
         Err(StreamError::Refused(refusal))
     }
 

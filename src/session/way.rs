@@ -1,11 +1,15 @@
 //! Whether the other end of a session is heard, for who gives it so much time and no more: while nothing can come from it,
-//! time does not count against it.
+//! time does not count against it. Nor does the time for which this program stood still, as in a machine that sleeps: it has not
+//! seen yet what that interrupted.
 
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::lifeline::{LifelineHandle, Standing};
+
+/// Parts in which time passes that is given: of what this program stands still for, one counts.
+const PARTS: u32 = 8;
 
 /// The way to the other end of a session.
 #[derive(Debug, Clone)]
@@ -45,21 +49,31 @@ impl Way {
         }
     }
 
-    /// What `future` comes to, if it does within `patience`; that begins anew after an interruption.
-    pub async fn timeout<F: Future>(&self, patience: Duration, future: F) -> Result<F::Output, Elapsed> {
-        let mut future = std::pin::pin!(future);
+    /// Ready when there was a way for `time`, or an eighth more, and nothing happened. That begins anew after an interruption.
+    /// `happened` tells whether something has since it was asked last.
+    pub async fn idle(&self, time: Duration, mut happened: impl FnMut() -> bool) {
         loop {
+            self.there().await;
+            let mut left = PARTS;
+            let passes = async {
+                while left > 0 {
+                    tokio::time::sleep(time / PARTS).await;
+                    left = if happened() { PARTS } else { left - 1 };
+                }
+            };
             tokio::select! {
-                biased;
-                done = &mut future => return Ok(done),
-                () = self.there() => {}
-            }
-            tokio::select! {
-                biased;
-                done = &mut future => return Ok(done),
                 () = self.lost() => {}
-                () = tokio::time::sleep(patience) => return Err(Elapsed),
+                () = passes => return,
             }
+        }
+    }
+
+    /// What `future` comes to, if it does while there is a way for `patience`. That begins anew after an interruption.
+    pub async fn timeout<F: Future>(&self, patience: Duration, future: F) -> Result<F::Output, Elapsed> {
+        tokio::select! {
+            biased;
+            done = future => Ok(done),
+            () = self.idle(patience, || false) => Err(Elapsed),
         }
     }
 }
@@ -106,5 +120,20 @@ pub mod tests {
         assert_eq!(way.timeout(Duration::ZERO, async { 1 }).await, Ok(1), "what is there counts");
         drop(set);
         assert_eq!(way.timeout(PATIENCE, pending::<()>()).await, Err(Elapsed), "a session that is over holds nobody");
+    }
+
+    /// As in a machine that sleeps, and has not seen yet what is gone after it.
+    #[tokio::test]
+    async fn time_does_not_count_while_this_program_stands_still() {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let (way, _set) = way();
+        let mut waits = Box::pin(way.timeout(PATIENCE, pending::<()>()));
+        for _ in 0..3 {
+            assert!(futures::poll!(&mut waits).is_pending());
+            std::thread::sleep(PATIENCE);
+        }
+        let goes_on = Instant::now();
+        assert_eq!(waits.await, Err(Elapsed));
+        assert!(goes_on.elapsed() >= PATIENCE / 2, "{:?}", goes_on.elapsed());
     }
 }

@@ -94,9 +94,9 @@ fn a_code_expires() {
 fn a_code_is_for_one_thing_at_one_coordinator() {
     let coordinator = Coordinator::start();
     let url = coordinator.url("127.0.0.1");
+    // A workspace is for a device that is there.
+    Laptop::new().pair(&url, &coordinator.invite(), "first").ok();
     let laptop = Laptop::new();
-    laptop.pair(&url, &coordinator.invite(), "anna").ok();
-
     let code = coordinator.invite();
     let last = if code.ends_with('2') { "3" } else { "2" };
     let typo = format!("{}{last}", &code[..code.len() - 1]);
@@ -112,8 +112,9 @@ fn a_code_is_for_one_thing_at_one_coordinator() {
     let machine = Machine::at(&Place::Here, &url);
     fails(Run::of(machine.command(Some(&code))), USAGE, &["pairing code", "workspace add"]);
     fails(Run::of(machine.command(None)), USAGE, &["not enrolled", "--enroll"]);
-    // None of the attempts used it up.
+    // None of the attempts used one up.
     machine.stub(Some(&enrol));
+    laptop.pair(&url, &code, "anna").ok();
 }
 
 #[test]
@@ -202,7 +203,10 @@ fn certificates_are_renewed_while_a_session_stands() {
 fn an_up_that_runs_leaves_a_device_alone_that_was_paired_anew() {
     let world = World::new(&["--leaf-lifetime", "6s"]);
     let mut up = world.laptop.up(&world.words());
-    world.laptop.pair(&world.url, &world.coordinator.invite(), "renamed").ok();
+    let code = world.coordinator.invite();
+    fails(world.laptop.pair(&world.url, &code, "renamed"), USAGE, &["paired", "as device `anna`", "--new-key"]);
+    let said = world.laptop.run(&["pair", &world.url, &code, "--name", "renamed", "--new-key"]).ok();
+    assert!(said.contains("its key was: ") && said.contains("nexus-proxy device add WORKSPACE "), "{said}");
     // Its next certificate is of the former key.
     up.program.says("paired anew");
     world.laptop.run(&["device", "add", "box", &world.coordinator.pin_of("renamed")]).ok();
@@ -219,6 +223,19 @@ fn what_is_revoked_is_cut_while_it_stands() {
     world.coordinator.run(&["device", "revoke", "anna"]).ok();
     assert_eq!(up.program.ends().code(), Some(REFUSED), "{}", up.program.output());
     assert!(up.program.output().contains("revoked"), "{}", up.program.output());
+}
+
+#[test]
+fn a_coordinator_that_is_not_named_makes_no_second_workspace_of_that_name() {
+    let world = World::new(&[]);
+    drop(world.laptop.up(&world.words()));
+    fails(
+        world.laptop.run(&["up", "box"]),
+        USAGE,
+        &["a workspace `box`", "of that name at https://", "up box --coordinator https://"],
+    );
+    let mut here = world.laptop.up(&["another"]);
+    here.program.says("embedded");
 }
 
 #[test]

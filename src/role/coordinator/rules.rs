@@ -33,7 +33,10 @@ pub(super) async fn check_device(change: &mut Change, name: &DeviceName, pin: Ke
         if holder.revoked.is_some() {
             return refuse(
                 RefusalCode::Denied,
-                format!("this key was revoked, as device `{}`. hint: make a new key and pair again", holder.name),
+                format!(
+                    "this key was revoked, as device `{}`. hint: nexus-proxy pair --new-key makes another one",
+                    holder.name
+                ),
             );
         }
         if holder.name != *name {
@@ -89,7 +92,7 @@ pub(super) fn device_in_force(device: &DeviceRecord) -> Result<(), Refusal> {
         None => Ok(()),
         Some(_) => refuse(
             RefusalCode::Denied,
-            format!("the device `{}` was revoked. hint: pair it again with a new key", device.name),
+            format!("the device `{}` was revoked. hint: pair it again, with --new-key", device.name),
         ),
     }
 }

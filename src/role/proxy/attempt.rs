@@ -27,7 +27,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(45);
 /// Hears how an attempt goes.
 pub(super) type Tell<'a> = &'a (dyn Fn(Step) + Send + Sync);
 
-/// Nobody waits for what the attempt may bring.
+/// The session goes on without what the attempt may bring, or waits for another one.
 pub(super) const UNHEARD: Tell<'static> = &|_| {};
 
 /// Why the tunnel could not be built.
@@ -95,6 +95,7 @@ impl TunnelError {
 impl Tunnel {
     /// A connection that the coordinator has joined to one of the workspace's. `tell` hears how that goes.
     pub(super) async fn join(&self, tell: Tell<'_>) -> Result<CoordinatorCarrier, TunnelError> {
+        tell(Step::Doing(Doing::ReachesCoordinator));
         while let Err(early) = self.dials.check() {
             tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
         }

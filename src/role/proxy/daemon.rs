@@ -280,7 +280,7 @@ impl Daemon {
 
     /// A stream that the workspace opened: a call, or a connection to a port that we asked it to listen on.
     async fn incoming(&self, stream: MuxStream, way: Way) {
-        let Ok((open, stream)) = FramedStream::accept(stream).await else { return };
+        let Ok((open, stream)) = FramedStream::accept_by(stream, &way).await else { return };
         match open.request {
             StreamRequest::Call {} => server::serve(stream, &way, &self.laptop, self.tunnel.workspace()).await,
             StreamRequest::Accepted { listener, peer } => match self.forwards.target(listener) {

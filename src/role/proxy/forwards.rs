@@ -438,7 +438,15 @@ async fn keep_listening(
     let mut last = None;
     let mut wait = FIRST_RETRY;
     while let Some(session) = close.run_until_cancelled(opener.session_after(last.as_ref())).await.flatten() {
-        match RemoteForward::open(&session, &bind, id).await {
+        let opened = tokio::select! {
+            opened = RemoteForward::open(&session, &bind, id) => opened,
+            () = gone(&session) => {
+                last = Some(session);
+                continue;
+            }
+            () = close.cancelled() => return,
+        };
+        match opened {
             Ok((bound, mut listener)) => {
                 bind = bound;
                 wait = FIRST_RETRY;

@@ -8,6 +8,7 @@
 //! session that the workspace does not know any more.
 
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -18,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use super::attempt::UNHEARD;
 use super::life::Life;
 use super::tunnel::TunnelError;
-use super::tunnel_state::{TunnelState, time_in, time_of};
+use super::tunnel_state::{Doing, Step, TunnelState, time_in, time_of};
 use crate::lifeline::{Route, Standing};
 use crate::role::WAY;
 use crate::role::backoff::{Backoff, LONGEST, LONGEST_FOR_A_NAME};
@@ -55,6 +56,8 @@ type Dialing<'a> = BoxFuture<'a, Result<CoordinatorCarrier, TunnelError>>;
 /// Another connection, beside the one that is in doubt.
 struct Ahead<'a> {
     dialing: Pin<Box<MaybeDone<Dialing<'a>>>>,
+    /// How that went so far: nobody is told while the other one is in doubt only.
+    steps: Arc<Mutex<Vec<Step>>>,
     /// When the one in doubt has had time to answer.
     answer_by: tokio::time::Instant,
 }
@@ -223,9 +226,17 @@ impl Life<'_> {
     /// Dials another connection beside one in doubt that has this round trip.
     fn dial_ahead(&self, round_trip: Option<Duration>) -> Ahead<'_> {
         let answer = (round_trip.unwrap_or_default() * ANSWER_TRIPS).min(LONGEST_ANSWER);
-        let dialing = async { self.tunnel.join(&|step| self.step(step)).await };
+        let steps = Arc::<Mutex<Vec<Step>>>::default();
+        let kept = steps.clone();
+        let dialing = async move {
+            let tell = |step: Step| {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).push(step.clone());
+                self.step(step);
+            };
+            self.tunnel.join(&tell).await
+        };
         let dialing = Box::pin(maybe_done(dialing.boxed()));
-        Ahead { dialing, answer_by: tokio::time::Instant::now() + answer }
+        Ahead { dialing, steps, answer_by: tokio::time::Instant::now() + answer }
     }
 
     /// Moves the session to a connection that was there before the one in doubt had answered.
@@ -260,6 +271,10 @@ impl Life<'_> {
             }
             changes.borrow_and_update();
             self.publish(interrupted.state(backoff.failures() + 1, &last, Duration::ZERO));
+            if let Some(ahead) = &ahead {
+                let steps = ahead.steps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                steps.into_iter().for_each(|step| self.step(step));
+            }
             let began = Instant::now();
             let attempt = tokio::select! {
                 outcome = tokio::time::timeout(ATTEMPT, self.bring(ahead.take())) => outcome,
@@ -304,6 +319,7 @@ impl Life<'_> {
             Some(dialed) => dialed?,
             None => self.tunnel.join(&|step| self.step(step)).await?,
         };
+        self.step(Step::Doing(Doing::Verifies));
         self.lifeline.attach(Box::new(carrier), Route::Relay, AttachMode::Move).await.map_err(TunnelError::resume)?;
         Ok(())
     }
@@ -322,7 +338,7 @@ impl Life<'_> {
 /// Returns when a connection that is being dialled, if one is, is there or cannot be had, and the one in doubt has had time to
 /// answer.
 async fn outcome(ahead: &mut Option<Ahead<'_>>) -> Result<CoordinatorCarrier, TunnelError> {
-    let Some(Ahead { dialing, answer_by }) = ahead else { return std::future::pending().await };
+    let Some(Ahead { dialing, answer_by, .. }) = ahead else { return std::future::pending().await };
     tokio::join!(dialing.as_mut(), tokio::time::sleep_until(*answer_by));
     let dialed = dialing.as_mut().take_output();
     *ahead = None;

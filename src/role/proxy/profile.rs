@@ -137,6 +137,14 @@ pub fn directory(root: &Path, url: &CoordinatorUrl) -> PathBuf {
     root.join(url.authority().replace([':', '[', ']', '/'], "_"))
 }
 
+/// A coordinator at which a workspace of this name was met, by the profiles below `root`. What cannot be read says nothing.
+pub fn met_at(root: &Path, workspace: &WorkspaceName) -> Option<CoordinatorUrl> {
+    std::fs::read_dir(root).into_iter().flatten().flatten().find_map(|dir| {
+        let kept: Kept = serde_json::from_str(&files::read(&dir.path().join(PROFILE)).ok()??).ok()?;
+        kept.workspaces.contains_key(workspace).then_some(kept.url)
+    })
+}
+
 impl Profile {
     /// Reads what pairing left in `dir`. Waits for whoever is writing it, for five seconds at the most.
     pub async fn load(dir: &Path, url: &CoordinatorUrl) -> Result<Profile, ProfileError> {

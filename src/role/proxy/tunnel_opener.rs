@@ -41,7 +41,7 @@ impl Opener for TunnelOpener {
         }
     }
 
-    /// Of the session that stands: one that drains meanwhile has the same wires.
+    /// Of the session that stands. A stream that was opened on the one before it a moment ago goes by another.
     fn way(&self) -> Way {
         self.current.borrow().as_ref().map_or_else(Way::steady, Opener::way)
     }

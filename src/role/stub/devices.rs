@@ -11,6 +11,7 @@ use super::sessions::Sessions;
 use super::state::{StateError, StubState};
 use crate::identity::KeyPin;
 use crate::session::framed::{FramedStream, Io};
+use crate::session::way::Way;
 use crate::wire::call::{Request, Response};
 use crate::wire::open::Accepted;
 use crate::wire::{FrameKind, Refusal, RefusalCode};
@@ -23,15 +24,16 @@ struct PinParams {
     pin: KeyPin,
 }
 
-/// Serves one call of the laptop with the key `caller`.
+/// Serves one call of the laptop with the key `caller`, which came by `way`.
 pub async fn serve<S: Io>(
     mut stream: FramedStream<S>,
+    way: &Way,
     caller: KeyPin,
     state: &Mutex<StubState>,
     sessions: &Arc<Sessions>,
 ) -> std::io::Result<()> {
     stream.accepted(&Accepted::default()).await?;
-    let Ok(Ok(frame)) = tokio::time::timeout(REQUEST_TIMEOUT, stream.reader.expect()).await else { return Ok(()) };
+    let Ok(Ok(frame)) = way.timeout(REQUEST_TIMEOUT, stream.reader.expect()).await else { return Ok(()) };
     let response = match (frame.kind, Request::parse(&frame.payload)) {
         (FrameKind::Message, Ok(request)) => {
             tracing::info!(target: "audit", method = request.method, %caller, "device list");

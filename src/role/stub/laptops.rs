@@ -329,7 +329,7 @@ pub fn unknown() -> Refusal {
 
 /// What a device is told that was revoked.
 pub(super) fn revoked() -> Refusal {
-    let text = "this device was revoked at the coordinator. hint: pair it again with a new key";
+    let text = "this device was revoked at the coordinator. hint: pair it again, with --new-key";
     Refusal::new(RefusalCode::Denied, text)
 }
 

@@ -94,7 +94,7 @@ pub async fn serve(
 }
 
 async fn serve_stream(stream: MuxStream, shared: Shared) {
-    let (open, mut stream) = match FramedStream::accept(stream).await {
+    let (open, mut stream) = match FramedStream::accept_by(stream, &shared.opener.way()).await {
         Ok(opened) => opened,
         Err(error) => return tracing::debug!(%error, "a stream did not open"),
     };
@@ -136,7 +136,9 @@ async fn serve_stream(stream: MuxStream, shared: Shared) {
             None => return stream.refuse(&busy("processes")).await,
         },
         StreamRequest::Call {} => {
-            devices::serve(stream, shared.device, &shared.state, &shared.sessions).await.map_err(Into::into)
+            devices::serve(stream, &shared.opener.way(), shared.device, &shared.state, &shared.sessions)
+                .await
+                .map_err(Into::into)
         }
         StreamRequest::Accepted { .. } | StreamRequest::Unknown => {
             let text =
