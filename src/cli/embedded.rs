@@ -63,7 +63,7 @@ impl Places {
 
     /// Whether nothing was made there yet.
     pub fn are_new(&self) -> bool {
-        !self.coordinator.exists()
+        ![&self.coordinator, &self.profile, &self.state, &self.workspace].into_iter().any(|place| place.exists())
     }
 }
 

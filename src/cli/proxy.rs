@@ -23,7 +23,7 @@ use crate::identity::KeyPin;
 use crate::role::proxy::config::Config;
 use crate::role::proxy::control;
 use crate::role::proxy::forwards::{ForwardKind, ForwardRequest, ForwardStatus};
-use crate::role::proxy::profile::{self, Profile};
+use crate::role::proxy::profile::{self, Profile, ProfileError};
 use crate::service;
 use crate::service::call::client;
 use crate::service::keychain::Keychain;
@@ -232,7 +232,7 @@ async fn command(arguments: Arguments) -> Result<u8, Failure> {
         Command::Forget { workspace, coordinator } => {
             let dir = profile::directory(&Home::find()?.data.join("coordinators"), &coordinator);
             let mut profile = Profile::load(&dir, &coordinator).await.map_err(|e| Failure::new(failure::USAGE, e))?;
-            let failed = |e: profile::ProfileError| Failure::new(failure::FAILED, e);
+            let failed = |e: ProfileError| Failure::new(failure::FAILED, e);
             let writing = profile.writing().await.map_err(failed)?;
             let known = profile.forget(&writing, &workspace).map_err(failed)?;
             let text =
@@ -357,10 +357,10 @@ async fn pair(
     let dir = profile::directory(&Home::find()?.data.join("coordinators"), &url);
     let former = match Profile::load(&dir, &url).await {
         Ok(paired) if !new_key => return Err(Failure::new(failure::USAGE, paired_already(&paired, &url))),
-        Ok(paired) => Some(paired.credential.key.pin()),
-        Err(error @ profile::ProfileError::Held { .. }) => return Err(Failure::new(failure::FAILED, error)),
+        Ok(paired) => Some(paired),
         // What is damaged is made anew.
-        Err(_) => None,
+        Err(ProfileError::NotPaired(_) | ProfileError::Damaged { .. }) => None,
+        Err(error) => return Err(Failure::new(failure::FAILED, error)),
     };
     super::ca_file::keep(&dir, &url, ca_file)?;
     let device = name.unwrap_or_else(up::device_name);
@@ -374,20 +374,22 @@ async fn pair(
     };
     let profile = Profile::pair(&dir, &url, &code, device).await.map_err(|error| {
         let code = match &error {
-            profile::ProfileError::Coordinator(error) if error.is_passing() => failure::UNAVAILABLE,
-            profile::ProfileError::Coordinator(_) => failure::REFUSED,
-            profile::ProfileError::Code(_) => failure::USAGE,
+            ProfileError::Coordinator(error) if error.is_passing() => failure::UNAVAILABLE,
+            ProfileError::Coordinator(_) => failure::REFUSED,
+            ProfileError::Code(_) => failure::USAGE,
             _ => failure::FAILED,
         };
         Failure::new(code, error)
     })?;
     let pin = profile.credential.key.pin();
+    let former_pin = former.as_ref().map(|former| former.credential.key.pin());
     let next = match former {
-        None => format!("next: nexus-proxy up WORKSPACE --coordinator {url}"),
-        Some(former) => format!(
-            "its key was: {former}\nnext: nexus-proxy device add WORKSPACE {pin}, on a laptop that the workspace knows, for each that \
-             this one uses"
+        Some(former) if former.trust.shares(&profile.trust) => format!(
+            "its key was: {}\nnext: nexus-proxy device add WORKSPACE {pin}, on a laptop that the workspace knows, for each that this one \
+             uses; where there is none, nexus-coordinator workspace add WORKSPACE --reissue, and enrol it again",
+            former.credential.key.pin()
         ),
+        _ => format!("next: nexus-proxy up WORKSPACE --coordinator {url}"),
     };
     let text = format!(
         "paired with {url} as device `{}`, authority {}\nthis device's key: {pin}\n{next}",
@@ -396,7 +398,7 @@ async fn pair(
     );
     output.plain(
         &text,
-        &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain, "pin": pin, "former_pin": former}),
+        &json!({"coordinator": url, "device": profile.device(), "domain": profile.trust.domain, "pin": pin, "former_pin": former_pin}),
     );
     Ok(0)
 }
@@ -404,8 +406,9 @@ async fn pair(
 /// What is said to who would pair a laptop anew without meaning to.
 fn paired_already(paired: &Profile, url: &CoordinatorUrl) -> String {
     format!(
-        "this laptop is paired with {url} already, as device `{}`, and with another key its workspaces would not know it. hint: `nexus-proxy \
-         up WORKSPACE --coordinator {url}` goes on with the one that it has; --new-key makes another one all the same, as after a revocation",
+        "this laptop is paired with {url} already, as device `{}`, and with another key its workspaces would not know it. hint: \
+         `nexus-proxy up WORKSPACE --coordinator {url}` goes on with the one that it has; where that says that it was revoked, is not known, or \
+         that the authority is another one, --new-key makes another",
         paired.device()
     )
 }

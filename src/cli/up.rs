@@ -369,8 +369,9 @@ async fn embed(up: &Up, home: &Home, output: Output, local: &mut Local) -> Resul
         && let Some(url) = profile::met_at(&home.data.join("coordinators"), &up.workspace)
     {
         let text = format!(
-            "without --coordinator a directory on this laptop becomes a workspace `{0}`, and there is one of that name at {url}. hint: \
-             `nexus-proxy up {0} --coordinator {url}` is for that one; give a new one another name",
+            "without --coordinator a directory on this laptop becomes a workspace `{0}`, and one of that name was met at {url}. hint: \
+             `nexus-proxy up {0} --coordinator {url}` is for that one; give a new one another name, or, when that one is no more, run \
+             `nexus-proxy forget {0} --coordinator {url}`",
             up.workspace
         );
         return Err(Failure::new(failure::USAGE, text));

@@ -80,7 +80,7 @@ pub enum AssertionError {
     #[error("the certificate of the assertion: {0}. hint: {hint}", hint = .0.hint())]
     Certificate(#[from] IdentityError),
     /// It is not signed by the key of its certificate.
-    #[error("the assertion is not signed by the key of its certificate. hint: pair or enrol again")]
+    #[error("the assertion is not signed by the key of its certificate. hint: pair (--new-key) or enrol again")]
     BadSignature,
 }
 

@@ -107,10 +107,10 @@ impl IdentityError {
         match self {
             IdentityError::Malformed(_) => "check that the file or the text is complete",
             IdentityError::WrongAuthority => {
-                "the address may lead to another coordinator, or its data were replaced; pair or enrol again if that was meant"
+                "the address may lead to another coordinator, or its data were replaced; pair (--new-key) or enrol again if that was meant"
             }
             IdentityError::NotVouchedFor => {
-                "something between may have put it there; or the authority was replaced three times while this was off: then pair or enrol again"
+                "something between may have put it there; or the authority was replaced three times while this was off: then pair (--new-key) or enrol again"
             }
             IdentityError::WrongName { .. } => {
                 "check the address and the name; this is another peer than the one asked for"
@@ -201,12 +201,12 @@ fn explain_alert(alert: AlertDescription) -> Option<(&'static str, &'static str)
         }
         AlertDescription::UnknownCA => (
             "the peer does not know the authority that issued our certificate",
-            "its coordinator's data may have been replaced; pair or enrol again",
+            "its coordinator's data may have been replaced; pair (--new-key) or enrol again",
         ),
         AlertDescription::AccessDenied => {
-            ("the peer denies us access", "we may have been revoked; pair or enrol again")
+            ("the peer denies us access", "we may have been revoked; pair (--new-key) or enrol again")
         }
-        AlertDescription::CertificateRevoked => ("our certificate was revoked", "pair or enrol again"),
+        AlertDescription::CertificateRevoked => ("our certificate was revoked", "pair (--new-key) or enrol again"),
         AlertDescription::CertificateRequired => {
             ("the peer asks for a certificate and we have none", "pair this device or enrol this workspace first")
         }

@@ -33,6 +33,7 @@ pub fn outer(dir: &Path, url: &CoordinatorUrl) -> Result<OuterTls, ClientError> 
         return Ok(OuterTls::Coordinator);
     }
     let kept = files::read(&dir.join(FILE));
-    let kept = kept.map_err(|e| ClientError::Identity(format!("{e}. hint: pair or enrol again with --ca-file")))?;
+    let kept =
+        kept.map_err(|e| ClientError::Identity(format!("{e}. hint: pair (--new-key) or enrol again with --ca-file")))?;
     OuterTls::new(url, kept.as_deref())
 }

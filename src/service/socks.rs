@@ -13,10 +13,10 @@ use std::time::Duration;
 use fast_socks5::server::{Socks5ServerProtocol, SocksServerError};
 use fast_socks5::util::target_addr::TargetAddr;
 use fast_socks5::{ReplyError, Socks5Command};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::service::copy::{Answer, Socket, relay_metered};
 use crate::service::dial::Place;
@@ -36,6 +36,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long we wait for the workspace's answer: its own bound, twice over for resolving and dialling, and some way.
 const ANSWER_TIMEOUT: Duration = DIAL_TIMEOUT.saturating_mul(2).saturating_add(Duration::from_secs(5));
+
+/// How often a client that waits is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes read, and time spent, to let a client that speaks something else see an orderly close.
 const DRAIN_BYTES: u64 = 64 * 1024;
@@ -194,10 +197,24 @@ fn went_away(why: &str) -> Refusal {
     Refusal::new(RefusalCode::Cancelled, format!("the SOCKS client went away: {why}"))
 }
 
-/// Returns when a client hangs up that waits for its reply. What it says too early stays where it is.
+/// Returns when a client is gone that waits for its reply. One that has only said all that it will say is given the time of an
+/// answer. What it says too early stays where it is.
 async fn hung_up(client: &TcpStream) {
-    if client.peek(&mut [0]).await.is_ok_and(|n| n > 0) {
-        std::future::pending().await
+    let is_done = async {
+        while !client.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed()) {
+            sleep(LOOK).await;
+        }
+        sleep(ANSWER_TIMEOUT).await;
+    };
+    let is_gone = async {
+        // Also ready when the client is: that is no end.
+        while !client.ready(Interest::WRITABLE).await.is_ok_and(|ready| ready.is_write_closed()) {
+            sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = is_done => {}
+        () = is_gone => {}
     }
 }
 

@@ -51,24 +51,44 @@ async fn command(proxy: u16, command: u8, address: &[u8]) -> (TcpStream, u8, u16
 
 /// On a way that is interrupted there is no answer for as long as the session lives.
 #[tokio::test]
-async fn a_client_that_hangs_up_before_it_has_an_answer_is_not_kept() {
+async fn a_client_that_is_gone_before_it_has_an_answer_is_not_kept() {
     let (opener, mut streams) = pipes();
     let forward = SocksForward::bind(opener, &loopback(0)).await.unwrap();
     let (port, stats) = (port_of(forward.bound()), forward.stats());
     tokio::spawn(forward.run(CancellationToken::new()));
-    for asks in [[5, 1, 0, 1, 127, 0, 0, 1, 0, 9], [5, 3, 0, 1, 0, 0, 0, 0, 0, 0]] {
-        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        client.write_all(&[&[5, 1, 0], &asks[..]].concat()).await.unwrap();
-        let _unanswered = streams.recv().await.unwrap();
-        assert_eq!(stats.open(), 1);
-        drop(client);
-        let ended = async {
-            while stats.open() > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(Duration::from_secs(30), ended).await.unwrap();
+    for early in [&b""[..], b"early"] {
+        for asks in [[5, 1, 0, 1, 127, 0, 0, 1, 0, 9], [5, 3, 0, 1, 0, 0, 0, 0, 0, 0]] {
+            let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            client.write_all(&[&[5, 1, 0], &asks[..], early].concat()).await.unwrap();
+            let _unanswered = streams.recv().await.unwrap();
+            assert_eq!(stats.open(), 1);
+            Socket::Tcp(client).reset();
+            let ended = async {
+                while stats.open() > 0 {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(ANSWER_TIMEOUT / 2, ended).await.unwrap();
+        }
     }
+}
+
+/// As one that wants to hear what a service says first.
+#[tokio::test]
+async fn a_client_that_says_nothing_more_has_its_answer() {
+    let (opener, mut streams) = pipes();
+    let forward = SocksForward::bind(opener, &loopback(0)).await.unwrap();
+    let port = port_of(forward.bound());
+    tokio::spawn(forward.run(CancellationToken::new()));
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    client.write_all(&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1, 0, 9]).await.unwrap();
+    client.shutdown().await.unwrap();
+    let (_, mut stream) = FramedStream::accept(streams.recv().await.unwrap()).await.unwrap();
+    sleep(LOOK * 2).await;
+    stream.accepted(&Default::default()).await.unwrap();
+    let mut answers = [0; 12];
+    client.read_exact(&mut answers).await.unwrap();
+    assert_eq!(answers[..4], [5, 0, 5, 0]);
 }
 
 #[tokio::test]

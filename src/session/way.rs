@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::lifeline::{LifelineHandle, Standing};
 
-/// Parts in which time passes that is given: of what this program stands still for, one counts.
+/// Parts in which time passes that is given. One for which this program stood still does not count.
 const PARTS: u32 = 8;
 
 /// The way to the other end of a session.
@@ -49,7 +49,7 @@ impl Way {
         }
     }
 
-    /// Ready when there was a way for `time`, or an eighth more, and nothing happened. That begins anew after an interruption.
+    /// Ready when there was a way for `time`, give or take an eighth, and nothing happened. That begins anew after an interruption.
     /// `happened` tells whether something has since it was asked last.
     pub async fn idle(&self, time: Duration, mut happened: impl FnMut() -> bool) {
         loop {
@@ -57,11 +57,15 @@ impl Way {
             let mut left = PARTS;
             let passes = async {
                 while left > 0 {
-                    tokio::time::sleep(time / PARTS).await;
-                    left = if happened() { PARTS } else { left - 1 };
+                    let (part, began) = (time / PARTS, Instant::now());
+                    tokio::time::sleep(part).await;
+                    // What waits at the socket since then has still to be read.
+                    let stood_still = began.elapsed() > part * 2;
+                    left = if happened() { PARTS } else { left - u32::from(!stood_still) };
                 }
             };
             tokio::select! {
+                biased;
                 () = self.lost() => {}
                 () = passes => return,
             }
@@ -129,11 +133,12 @@ pub mod tests {
         let (way, _set) = way();
         let mut waits = Box::pin(way.timeout(PATIENCE, pending::<()>()));
         for _ in 0..3 {
-            assert!(futures::poll!(&mut waits).is_pending());
+            let moment = tokio::time::timeout(Duration::from_millis(10), &mut waits);
+            assert!(moment.await.is_err(), "none has had its time");
             std::thread::sleep(PATIENCE);
         }
         let goes_on = Instant::now();
         assert_eq!(waits.await, Err(Elapsed));
-        assert!(goes_on.elapsed() >= PATIENCE / 2, "{:?}", goes_on.elapsed());
+        assert!(goes_on.elapsed() >= PATIENCE / PARTS * (PARTS - 1), "{:?}", goes_on.elapsed());
     }
 }

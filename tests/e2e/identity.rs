@@ -139,7 +139,7 @@ fn another_coordinator_at_the_same_address_is_refused_and_not_taken_for_the_end(
     drop(world.laptop.up(&world.words()));
     world.coordinator.kill();
     world.coordinator.start_anew();
-    world.up_fails(REFUSED, &["another authority", "pair or enrol again"]);
+    world.up_fails(REFUSED, &["another authority", "pair (--new-key) or enrol again"]);
     // What answers in the coordinator's place may be a network that wants a login: nobody is near to start a stub again.
     world.stub.says("another authority");
     assert!(world.stub.has_ended().is_none(), "{}", world.stub.output());
@@ -232,7 +232,7 @@ fn a_coordinator_that_is_not_named_makes_no_second_workspace_of_that_name() {
     fails(
         world.laptop.run(&["up", "box"]),
         USAGE,
-        &["a workspace `box`", "of that name at https://", "up box --coordinator https://"],
+        &["a workspace `box`", "of that name was met at https://", "up box --coordinator https://"],
     );
     let mut here = world.laptop.up(&["another"]);
     here.program.says("embedded");

@@ -52,7 +52,7 @@ pub enum AuthorityError {
     },
     /// The certificate is there and its key is not.
     #[error(
-        "{path} is missing, and without it no certificate can be issued. hint: restore it from a backup; or move the data directory away for a new coordinator, and pair and enrol everything again"
+        "{path} is missing, and without it no certificate can be issued. hint: restore it from a backup; or move the data directory away for a new coordinator, and pair (--new-key) and enrol everything again"
     )]
     KeyMissing {
         /// Where it should be.

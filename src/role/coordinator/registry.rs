@@ -235,7 +235,7 @@ impl Registry {
                 None => {
                     return refuse(
                         RefusalCode::Denied,
-                        "this key is not known here, or another has taken its place. hint: pair this device or enrol this workspace again",
+                        "this key is not known here, or another has taken its place. hint: pair this device (--new-key) or enrol this workspace again",
                     );
                 }
             },

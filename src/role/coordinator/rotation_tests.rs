@@ -209,7 +209,7 @@ async fn one_who_slept_through_all_of_it_follows() {
     }
     let bundle = Bundle::from_pem(world.registry.authorities().bundle()).unwrap();
     let error = first.follow(&bundle, world.now).unwrap_err();
-    assert!(error.hint().contains("pair or enrol again"), "{error}");
+    assert!(error.hint().contains("pair (--new-key) or enrol again"), "{error}");
 }
 
 #[tokio::test]

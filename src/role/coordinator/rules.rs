@@ -43,7 +43,7 @@ pub(super) async fn check_device(change: &mut Change, name: &DeviceName, pin: Ke
             return refuse(
                 RefusalCode::InvalidArguments,
                 format!(
-                    "this key is paired already, as device `{}`. hint: keep that name, or make a new key",
+                    "this key is paired already, as device `{}`. hint: keep that name, or pair with --new-key",
                     holder.name
                 ),
             );
@@ -113,7 +113,9 @@ pub(super) fn same_key(what: &str, name: &dyn Display, found: KeyPin, expected: 
     }
     refuse(
         RefusalCode::Denied,
-        format!("the {what} `{name}` has another key now. hint: if this is still it, pair or enrol it again"),
+        format!(
+            "the {what} `{name}` has another key now. hint: if this is still it, pair (--new-key) or enrol it again"
+        ),
     )
 }
 

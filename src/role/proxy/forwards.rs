@@ -21,7 +21,7 @@ use crate::service::forward_spec::{DynamicSpec, ForwardSpec, SpecError};
 use crate::service::remote::RemoteForward;
 use crate::service::stats::ForwardStats;
 use crate::service::term::Term;
-use crate::session::opener::SessionOpener;
+use crate::session::opener::{Opener, SessionOpener};
 use crate::wire::limits::MAX_LISTENERS;
 use crate::wire::{Endpoint, Refusal, RefusalCode};
 
@@ -438,13 +438,15 @@ async fn keep_listening(
     let mut last = None;
     let mut wait = FIRST_RETRY;
     while let Some(session) = close.run_until_cancelled(opener.session_after(last.as_ref())).await.flatten() {
+        // What was asked for is closed in order, unless there is no way to hear of it.
+        let way = session.way();
         let opened = tokio::select! {
             opened = RemoteForward::open(&session, &bind, id) => opened,
-            () = gone(&session) => {
+            () = async { tokio::join!(gone(&session), way.lost()); } => {
                 last = Some(session);
                 continue;
             }
-            () = close.cancelled() => return,
+            () = async { tokio::join!(close.cancelled(), way.lost()); } => return,
         };
         match opened {
             Ok((bound, mut listener)) => {

@@ -206,8 +206,12 @@ impl Profile {
     async fn begin(&mut self) -> Result<(), ProfileError> {
         let _writing = Writing::begin(&self.dir).await?;
         // Pairing again with the same coordinator is no reason to meet its workspaces for the first time again.
-        let before = Profile::read(&self.dir, &self.kept.url).ok().filter(|before| before.trust.shares(&self.trust));
-        self.kept.workspaces = before.map(|before| before.kept.workspaces).unwrap_or_default();
+        self.kept.workspaces = match Profile::read(&self.dir, &self.kept.url) {
+            Ok(before) if before.trust.shares(&self.trust) => before.kept.workspaces,
+            Ok(_) | Err(ProfileError::NotPaired(_) | ProfileError::Damaged { .. }) => BTreeMap::new(),
+            // What is there may be whole, and cannot be read just now.
+            Err(error) => return Err(error),
+        };
         files::write(&self.dir.join("key.pem"), self.credential.key.to_pem().as_bytes())?;
         files::write(&self.dir.join("ca.pem"), self.trust.to_pem().as_bytes())?;
         files::write(&self.dir.join("chain.pem"), self.credential.to_pem().as_bytes())?;
