@@ -8,14 +8,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nexus_proxy::identity::{Credential, PrivateKey};
 use nexus_proxy::role::coordinator::authority::load_or_create;
 use nexus_proxy::role::coordinator::registry::AddWorkspace;
-use nexus_proxy::role::coordinator::rendezvous::MAX_PARKED;
 use nexus_proxy::role::coordinator::{Registry, Store};
 use nexus_proxy::transport::address::CoordinatorUrl;
-use nexus_proxy::transport::carrier::Arrival;
-use nexus_proxy::transport::client::{CoordinatorCarrier, CoordinatorClient};
+use nexus_proxy::transport::carrier::{Arrival, Heartbeat};
+use nexus_proxy::transport::client::CoordinatorClient;
 use nexus_proxy::wire::control::Control;
 use nexus_proxy::wire::name::WorkspaceName;
 use nexus_proxy::wire::onboarding::{CodeText, EnrollRequest};
+use tokio::task::JoinSet;
 
 use super::distant::Coordinator;
 use super::peers::{self, Route};
@@ -28,6 +28,9 @@ const CONNECTIONS: usize = 2_000;
 
 /// Stubs parked at once.
 const PARKED: usize = 1_000;
+
+/// Those that pay for what is there once.
+const FIRST: usize = 50;
 
 /// How long a program may tidy up before its memory is read.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -80,16 +83,19 @@ fn coordinator(programs: &Programs, report: &Report) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let url = CoordinatorUrl::from(coordinator.address);
-        let clients = enrolled(&coordinator.data(), &url, PARKED / MAX_PARKED + 10).await?;
-        let (first, rest) = clients.split_at(10);
-        let mut held = park(first).await?;
+        let clients = enrolled(&coordinator.data(), &url, PARKED + FIRST).await?;
+        let (first, rest) = clients.split_at(FIRST);
+        let mut held = JoinSet::new();
+        park(first, &mut held).await?;
         tokio::time::sleep(SETTLE).await;
         let before = memory(coordinator.pid())?;
-        let more = park(rest).await?;
+        park(rest, &mut held).await?;
         tokio::time::sleep(SETTLE).await;
-        let each = (memory(coordinator.pid())? - before) / more.len() as f64 / 1e3;
+        let each = (memory(coordinator.pid())? - before) / PARKED as f64 / 1e3;
+        if let Some(ended) = held.try_join_next() {
+            return Err(anyhow!("a stub is not parked any more: {}", ended?));
+        }
         report.row("memory", "per parked stub, at the coordinator", &[figure("KB", each, 1)]);
-        held.extend(more);
         Ok(())
     })
 }
@@ -112,16 +118,22 @@ async fn enrolled(data: &Path, url: &CoordinatorUrl, count: usize) -> Result<Vec
     Ok(clients)
 }
 
-/// As many connections as each workspace may park.
-async fn park(clients: &[CoordinatorClient]) -> Result<Vec<CoordinatorCarrier>> {
-    let mut parked = Vec::new();
+/// A connection of each workspace, as a stub parks it: one that did not answer would not be kept. Each is a task of `held`, which ends
+/// when it is not parked any more, with the reason.
+async fn park(clients: &[CoordinatorClient], held: &mut JoinSet<String>) -> Result<()> {
     for client in clients {
-        for _ in 0..MAX_PARKED {
-            let mut carrier = client.park().await?;
-            let arrival = carrier.arrival().await?.context("the coordinator hung up")?;
-            ensure!(matches!(arrival, Arrival::Control(Control::Parked {})), "not parked: {arrival:?}");
-            parked.push(carrier);
-        }
+        let mut carrier = client.park().await?;
+        let arrival = carrier.arrival().await?.context("the coordinator hung up")?;
+        ensure!(matches!(arrival, Arrival::Control(Control::Parked {})), "not parked: {arrival:?}");
+        carrier.set_heartbeat(Heartbeat::PARKED);
+        held.spawn(async move {
+            loop {
+                match carrier.arrival().await {
+                    Ok(Some(Arrival::Control(Control::Revoked { .. } | Control::Authorities {}))) => {}
+                    other => return format!("{other:?}"),
+                }
+            }
+        });
     }
-    Ok(parked)
+    Ok(())
 }
